@@ -1,0 +1,1 @@
+"""hybridps: a parameter server for huge sparse embedding tables."""

@@ -1,0 +1,242 @@
+//! What a table is: its shape, its live settings, and which of two specs may share one table.
+//!
+//! Shape (dim, dtype, optimizer class and the settings that fill its slots, initializer, seed) is
+//! fixed at creation; all else is live and may be altered. The serde form is the manifest's.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Most columns a row may have.
+pub const DIM_MAX: u32 = 4096;
+/// Smallest byte cap that a table may be given.
+pub const TABLE_DRAM_MIN: u64 = 1 << 20;
+
+/// Optimizer of a table, without its learning rate.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "fields carry the names of the public API")]
+pub enum Optimizer {
+    /// Plain gradient descent.
+    Sgd,
+    /// torch.optim.Adagrad.
+    Adagrad { initial_accumulator: f32, eps: f32 },
+    /// One accumulator a row: the mean of squares (fbgemm).
+    RowWiseAdagrad { initial_accumulator: f32, eps: f32 },
+    /// torch.optim.Adam with a step count per row.
+    Adam { beta1: f64, beta2: f64, eps: f32 },
+}
+
+/// Distribution of initial values.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "fields carry the names of the public API")]
+pub enum Initializer {
+    /// All zero.
+    Zeros,
+    /// All `value`.
+    Constant { value: f32 },
+    /// Uniform in [low, high).
+    Uniform { low: f32, high: f32 },
+    /// Normal.
+    Normal { mean: f32, std: f32 },
+    /// Normal, cut at two standard deviations.
+    TruncatedNormal { mean: f32, std: f32 },
+}
+
+/// One table's definition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableSpec {
+    /// Unique in the store; `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`.
+    pub name: String,
+    /// Columns of a row, 1 to 4096.
+    pub dim: u32,
+    /// Rule that `apply_gradients` follows.
+    pub optimizer: Optimizer,
+    /// Live.
+    pub learning_rate: f32,
+    /// Where rows start.
+    pub initializer: Initializer,
+    /// Enters the initial row together with the key.
+    pub seed: u64,
+    /// "float32".
+    pub dtype: String,
+    /// Live byte cap in DRAM: rows, index and statistics.
+    pub dram: Option<u64>,
+    /// Live byte cap on NVMe.
+    pub nvme: Option<u64>,
+}
+
+/// A change of live settings; `None` keeps.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TableChange {
+    /// New learning rate.
+    pub learning_rate: Option<f32>,
+    /// New DRAM cap; `Some(None)` lifts it.
+    pub dram: Option<Option<u64>>,
+    /// New NVMe cap; `Some(None)` lifts it.
+    pub nvme: Option<Option<u64>>,
+}
+
+impl Optimizer {
+    /// Float32 slots that one row of `dim` columns carries beside its value.
+    pub fn slots(&self, dim: usize) -> usize {
+        match self {
+            Self::Sgd => 0,
+            Self::Adagrad { .. } => dim,
+            Self::RowWiseAdagrad { .. } => 1,
+            Self::Adam { .. } => 2 * dim + 1,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match *self {
+            Self::Sgd => Ok(()),
+            Self::Adagrad { initial_accumulator, eps }
+            | Self::RowWiseAdagrad { initial_accumulator, eps } => {
+                at_least_zero("initial_accumulator", initial_accumulator)?;
+                at_least_zero("eps", eps)
+            }
+            Self::Adam { beta1, beta2, eps } => {
+                for (name, beta) in [("betas[0]", beta1), ("betas[1]", beta2)] {
+                    if !(0.0..1.0).contains(&beta) {
+                        return Err(bad(name, beta, "at least 0 and below 1"));
+                    }
+                }
+                at_least_zero("eps", eps)
+            }
+        }
+    }
+}
+
+impl Initializer {
+    fn check(&self) -> Result<()> {
+        let numbers: &[(&str, f32)] = match self {
+            Self::Zeros => &[],
+            Self::Constant { value } => &[("value", *value)],
+            Self::Uniform { low, high } => &[("low", *low), ("high", *high)],
+            Self::Normal { mean, std } | Self::TruncatedNormal { mean, std } => {
+                at_least_zero("std", *std)?;
+                &[("mean", *mean)]
+            }
+        };
+        match numbers.iter().find(|(_, x)| !x.is_finite()) {
+            Some(&(name, x)) => Err(bad(name, x, "a finite number")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl TableSpec {
+    /// Refuses a spec that no table can have.
+    ///
+    /// # Errors
+    /// `BadInput` naming the field, the value and its range.
+    pub fn check(&self) -> Result<()> {
+        check_name(&self.name)?;
+        if self.dim == 0 || self.dim > DIM_MAX {
+            return Err(bad("dim", self.dim, "1 to 4096"));
+        }
+        if self.dtype != "float32" {
+            return Err(bad("dtype", &self.dtype, "\"float32\""));
+        }
+        check_learning_rate(self.learning_rate)?;
+        check_dram(self.dram)?;
+        self.optimizer.check()?;
+        self.initializer.check()
+    }
+
+    /// Float32 numbers of one row: value and slots.
+    pub fn row_floats(&self) -> usize {
+        let dim = self.dim as usize;
+        dim + self.optimizer.slots(dim)
+    }
+
+    /// Compares an asked spec with the stored one.
+    ///
+    /// Returns a sentence for each live setting that differs (the stored value wins).
+    ///
+    /// # Errors
+    /// `TableMismatch` naming each difference in shape.
+    pub fn open_as(&self, asked: &TableSpec) -> Result<Vec<String>> {
+        let shape: Vec<String> = [
+            differs("dim", &self.dim, &asked.dim),
+            differs("dtype", &self.dtype, &asked.dtype),
+            differs("optimizer", &self.optimizer, &asked.optimizer),
+            differs("initializer", &self.initializer, &asked.initializer),
+            differs("seed", &self.seed, &asked.seed),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !shape.is_empty() {
+            return Err(Error::table_mismatch(format!(
+                "table {:?} exists with another shape: {}; open it with the stored spec, or choose another name",
+                self.name, shape.join("; ")
+            )));
+        }
+        let live = [
+            differs("learning_rate", &self.learning_rate, &asked.learning_rate),
+            differs("dram", &self.dram, &asked.dram),
+            differs("nvme", &self.nvme, &asked.nvme),
+        ];
+        Ok(live.into_iter().flatten().collect())
+    }
+
+    /// Applies a change of live settings.
+    ///
+    /// # Errors
+    /// `BadInput` naming the setting; nothing changed then.
+    pub fn alter(&mut self, change: &TableChange) -> Result<()> {
+        if let Some(rate) = change.learning_rate {
+            check_learning_rate(rate)?;
+        }
+        if let Some(dram) = change.dram {
+            check_dram(dram)?;
+        }
+        self.learning_rate = change.learning_rate.unwrap_or(self.learning_rate);
+        self.dram = change.dram.unwrap_or(self.dram);
+        self.nvme = change.nvme.unwrap_or(self.nvme);
+        Ok(())
+    }
+}
+
+fn differs<T: std::fmt::Debug + PartialEq>(name: &str, stored: &T, asked: &T) -> Option<String> {
+    (stored != asked).then(|| format!("{name} is {stored:?}, asked {asked:?}"))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    let first = name.bytes().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    if !first || name.len() > 128 || !name.bytes().all(legal) {
+        return Err(bad(
+            "name",
+            format!("{name:?}"),
+            "1 to 128 of A-Z a-z 0-9 . _ - beginning with a letter or digit",
+        ));
+    }
+    Ok(())
+}
+
+fn check_learning_rate(rate: f32) -> Result<()> {
+    at_least_zero("learning_rate", rate)
+}
+
+fn check_dram(dram: Option<u64>) -> Result<()> {
+    match dram {
+        Some(bytes) if bytes < TABLE_DRAM_MIN => Err(bad("dram", bytes, "at least 1 MiB")),
+        _ => Ok(()),
+    }
+}
+
+fn at_least_zero(name: &str, x: f32) -> Result<()> {
+    if x.is_finite() && x >= 0.0 {
+        return Ok(());
+    }
+    Err(bad(name, x, "a finite number of at least 0"))
+}
+
+fn bad(name: &str, value: impl std::fmt::Display, allowed: &str) -> Error {
+    Error::bad_input(format!("{name} is {value}; give {allowed}"))
+}

@@ -1,0 +1,11 @@
+//! `hybridps._core`: the engine and the connection as seen from Python. Glue only: unpack, release
+//! the interpreter lock, call, map errors.
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "the name Python expects")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

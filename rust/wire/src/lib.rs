@@ -1,0 +1,1 @@
+//! Cap'n Proto RPC (two-party, level 1) as a state machine: bytes in, events and bytes out.

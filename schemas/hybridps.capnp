@@ -1,0 +1,125 @@
+@0xb6c1f7d2a94e3058;
+# The one contract between client and server. It grows only by addition.
+#
+# Every verb is the camelCase of its name in the Python API. Arrays travel as Data, little-endian:
+# keys uint64, rows and gradients float32, counts uint32, found one byte a key (0 or 1).
+# A Data of keys holds 8 * n bytes, of rows 4 * n * dim bytes; other lengths are refused.
+# Errors are Cap'n Proto exceptions whose reason is "<class>: <text>", <class> one of the
+# exception names of the Python API (BadInputError, TableNotFoundError, ...).
+
+struct Optimizer {
+  learningRate @0 :Float32;
+  union {
+    sgd @1 :Void;
+    adagrad @2 :AdagradOptions;
+    rowWiseAdagrad @3 :AdagradOptions;
+    adam @4 :AdamOptions;
+  }
+}
+
+struct AdagradOptions { initialAccumulator @0 :Float32; eps @1 :Float32; }
+struct AdamOptions { beta1 @0 :Float64; beta2 @1 :Float64; eps @2 :Float32; }
+
+struct Initializer {
+  union {
+    zeros @0 :Void;
+    constant @1 :Float32;
+    uniform @2 :UniformOptions;
+    normal @3 :NormalOptions;
+    truncatedNormal @4 :NormalOptions;
+  }
+}
+
+struct UniformOptions { low @0 :Float32; high @1 :Float32; }
+struct NormalOptions { mean @0 :Float32; std @1 :Float32; }
+
+struct TableSpec {
+  name @0 :Text;
+  dim @1 :UInt32;
+  optimizer @2 :Optimizer;
+  initializer @3 :Initializer;
+  seed @4 :UInt64;
+  dtype @5 :Text = "float32";
+  dram @6 :UInt64;               # bytes; 0: draws on the store's common budget
+  nvme @7 :UInt64;               # bytes; 0: draws on the store's common budget
+}
+
+struct TableInfo {
+  id @0 :UInt32;                 # names the table in every verb; never used again after a drop
+  spec @1 :TableSpec;            # as stored: live settings included
+  warnings @2 :List(Text);       # live settings in which the asked spec differs from the stored one
+}
+
+struct Counter { name @0 :Text; value @1 :UInt64; }
+
+struct KeyBatch {
+  table @0 :UInt32;
+  keys @1 :Data;
+}
+
+struct CountedKeys {
+  table @0 :UInt32;
+  keys @1 :Data;
+  counts @2 :Data;               # empty: one per occurrence
+}
+
+struct GradientBatch {
+  table @0 :UInt32;
+  keys @1 :Data;
+  gradients @2 :Data;
+}
+
+struct RowBatch {
+  rows @0 :Data;
+  found @1 :Data;                # empty unless asked for
+}
+
+# Every mutating verb is a push: numbered by its client, in the order sent, and applied once.
+struct Push {
+  number @0 :UInt64;             # 1, 2, 3 ... within the session of hello
+  hasStep @1 :Bool;
+  step @2 :Int64;
+}
+
+struct ServerInfo {
+  version @0 :Text;
+  shard @1 :UInt32;
+  shards @2 :UInt32;
+  lastPush @3 :UInt64;           # highest push number of this session that was applied; 0: none
+  frameLimit @4 :UInt64;         # bytes, the largest message this server reads
+  keysLimit @5 :UInt64;          # keys, the most one call may name
+}
+
+interface Gate {
+  login @0 (token :Text) -> (session :Session);
+}
+
+interface Session {
+  # The hot verbs come first; the server answers them without leaving Rust.
+  lookup @0 (tables :List(KeyBatch), wantFound :Bool) -> (tables :List(RowBatch));
+  lookupOrInsert @1 (tables :List(CountedKeys)) -> (tables :List(RowBatch));
+  applyGradients @2 (push :Push, tables :List(GradientBatch)) -> (duplicate :Bool);
+
+  hello @3 (session :UInt64, clientId :Text) -> (server :ServerInfo);
+  prefetch @4 (tables :List(KeyBatch)) -> ();
+  assign @5 (push :Push, table :UInt32, keys :Data, rows :Data) -> ();
+  remove @6 (push :Push, table :UInt32, keys :Data) -> (removed :UInt64);
+  createTable @7 (spec :TableSpec) -> (table :TableInfo);
+  table @8 (name :Text) -> (table :TableInfo);
+  tables @9 () -> (names :List(Text));
+  dropTable @10 (name :Text) -> ();
+  setLearningRate @11 (table :UInt32, learningRate :Float32) -> ();
+  alter @12 (table :UInt32, change :TableChange) -> ();
+  size @13 (table :UInt32) -> (keys :UInt64);
+  # Keys of buckets [bucket, next), where next is chosen by the server; next = 4096 ends the walk.
+  keys @14 (table :UInt32, bucket :UInt32) -> (keys :Data, next :UInt32);
+  tableStats @15 (table :UInt32) -> (counters :List(Counter));
+  stats @16 () -> (counters :List(Counter));
+  flush @17 () -> ();
+}
+
+struct TableChange {
+  learningRate :union { keep @0 :Void; value @1 :Float32; }
+  dram :union { keep @2 :Void; value @3 :UInt64; }     # bytes; 0: no cap of its own
+  nvme :union { keep @4 :Void; value @5 :UInt64; }
+}
