@@ -11,18 +11,7 @@ use crate::optimizer::is_finite;
 use crate::spec::{TableChange, TableSpec};
 use crate::types::{bucket, hash, TableId, BUCKETS};
 
-/// What survives what; see the public API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// Rows are durable after `flush` or `close`.
-    None,
-    /// An acknowledged push survives the process.
-    Process,
-    /// The same, and at most 200 ms are lost at a power cut.
-    Interval,
-    /// An acknowledged push survives a power cut.
-    Always,
-}
+pub use crate::types::{Durability, Push};
 
 /// How to open a store.
 #[derive(Debug, Clone)]
@@ -94,17 +83,6 @@ pub struct Assign<'a> {
     pub keys: &'a [u64],
     /// float32[n, dim].
     pub rows: &'a [f32],
-}
-
-/// Who mutates, and how often before.
-#[derive(Debug, Clone, Copy)]
-pub struct Push {
-    /// Session given to `attach`.
-    pub session: u64,
-    /// 1, 2, 3 ... within the session.
-    pub number: u64,
-    /// The trainer's step, if it gave one.
-    pub step: Option<i64>,
 }
 
 /// What became of a push.
