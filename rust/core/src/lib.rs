@@ -6,21 +6,20 @@
 //! `init`, `optimizer`, `batch` are leaves that any room may use.
 
 mod batch;
-#[allow(dead_code, reason = "the store's verbs call it")]
 mod directory;
 mod error;
+mod index;
 mod init;
-#[allow(dead_code, reason = "the store's verbs call it")]
 mod journal;
-#[allow(dead_code, reason = "the store's verbs call it")]
+mod log;
 mod manifest;
 mod optimizer;
-#[allow(dead_code, reason = "the store's verbs call it")]
 mod os;
+mod prefetch;
 mod spec;
 mod store;
-#[allow(dead_code, reason = "the store's verbs call it")]
 mod superblock;
+mod table;
 mod types;
 
 pub use batch::{gather, sum_rows, Unique};
@@ -29,7 +28,8 @@ pub use init::initial_row;
 pub use optimizer::is_finite;
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
-    Assign, Durability, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Store,
-    StoreConfig, TableInfo,
+    Assign, GradientBatch, InsertBatch, LookupBatch, PushOutcome, Store, StoreConfig, TableInfo,
 };
-pub use types::{bucket, hash, shard_of_bucket, Place, Sequence, TableId, BUCKETS};
+pub use types::{
+    bucket, hash, shard_of_bucket, Durability, Place, Push, Sequence, TableId, BUCKETS,
+};

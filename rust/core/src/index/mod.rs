@@ -152,26 +152,28 @@ impl Index {
         None
     }
 
-    /// Adds an entry for a key that has none. False if the region is full: `grow`, then again.
-    pub(crate) fn insert(&mut self, hash: u64, location: Location) -> bool {
+    /// Where a new entry of this hash would go; `None` if the region is full: `grow`, then again.
+    pub(crate) fn vacancy(&self, hash: u64) -> Option<Slot> {
         if (self.keys + self.removed) as f64 >= (self.lines.len() * LANES) as f64 * LOAD_MAX {
-            return false;
+            return None;
         }
-        let entry = fingerprint(hash) << LOCATION_BITS | location.0;
         let (region, home) = self.home(hash);
         let count = self.lines_per_bucket as usize;
-        for step in 0..count {
-            let line = &mut self.lines[region + (home + step) % count];
+        (0..count).find_map(|step| {
+            let at = region + (home + step) % count;
+            let line = &self.lines[at];
             let free = line.matches_entry(0) | line.matches_entry(REMOVED);
-            if free != 0 {
-                let lane = &mut line.0[free.trailing_zeros() as usize];
-                self.removed -= usize::from(*lane == REMOVED);
-                *lane = entry;
-                self.keys += 1;
-                return true;
-            }
-        }
-        false
+            (free != 0).then(|| Slot { line: at as u32, lane: free.trailing_zeros() })
+        })
+    }
+
+    /// Adds the entry of a key that has none at its vacancy.
+    pub(crate) fn insert(&mut self, slot: Slot, hash: u64, location: Location) {
+        let lane = &mut self.lines[slot.line as usize].0[slot.lane as usize];
+        debug_assert!(*lane == 0 || *lane == REMOVED);
+        self.removed -= usize::from(*lane == REMOVED);
+        *lane = fingerprint(hash) << LOCATION_BITS | location.0;
+        self.keys += 1;
     }
 
     /// Points an entry elsewhere.
@@ -246,9 +248,13 @@ mod tests {
     use crate::types::hash;
 
     fn insert(index: &mut Index, key: u64, units: u64) {
-        while !index.insert(hash(key), Location::dram(units)) {
-            index.grow();
-        }
+        let slot = loop {
+            match index.vacancy(hash(key)) {
+                Some(slot) => break slot,
+                None => index.grow(),
+            }
+        };
+        index.insert(slot, hash(key), Location::dram(units));
     }
 
     fn find(index: &Index, key: u64, units: u64) -> Option<(Slot, Location)> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::journal::Durability;
+use crate::types::Durability;
 
 /// How to open a store.
 #[derive(Debug, Clone)]

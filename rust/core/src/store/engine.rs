@@ -1,30 +1,32 @@
 //! What the verbs and the maintenance thread share, and the small questions all of them ask.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::config::StoreConfig;
 use super::session::Sessions;
+use crate::directory::Directory;
 use crate::error::{Error, Result};
-use crate::journal::{Durability, Journal, Position};
+use crate::journal::{Journal, Position};
 use crate::superblock::SuperblockFile;
 use crate::table::{Stripe, Table, Tier};
-use crate::types::{Sequence, TableId};
+use crate::types::{Durability, Sequence, TableId};
 
 /// An open store.
 pub(super) struct Engine {
     pub(super) config: StoreConfig,
-    pub(super) directory: PathBuf,
+    /// Given up, with its lock, by `close`.
+    pub(super) directory: Mutex<Option<Directory>>,
     pub(super) tier: Tier,
     pub(super) stripes: Vec<Stripe>,
     pub(super) catalog: RwLock<Catalog>,
     pub(super) sequencer: Mutex<Sequencer>,
-    pub(super) journal: Journal,
+    /// Set once recovery has replayed it.
+    pub(super) journal: Arc<OnceLock<Journal>>,
     pub(super) superblock: Mutex<SuperblockFile>,
     /// Bytes of the records of all rows, in any tier; bounded by `record_bytes_max`.
     pub(super) record_bytes: AtomicU64,
@@ -97,6 +99,10 @@ impl Engine {
         })
     }
 
+    pub(super) fn journal(&self) -> &Journal {
+        self.journal.get().expect("recovery sets the journal before any verb runs")
+    }
+
     pub(super) fn is_journaled(&self) -> bool {
         self.config.durability != Durability::None
     }
@@ -104,6 +110,14 @@ impl Engine {
     /// Bytes that one row of `table` takes on NVMe.
     pub(super) fn record_bytes_of(table: &Table) -> u64 {
         (32 + 4 * table.floats as u64).next_multiple_of(16)
+    }
+}
+
+impl Wake {
+    /// Asks the maintenance thread for a round.
+    pub(super) fn ask(&self) {
+        self.state.lock().is_asked = true;
+        self.worker.notify_one();
     }
 }
 

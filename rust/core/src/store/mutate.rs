@@ -12,18 +12,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::change::Work;
 use super::engine::{now, Engine};
 use super::read::{check_length, count_reads};
-use super::session::{Push, Verdict};
+use super::session::Verdict;
 use super::PushOutcome;
 use crate::batch::{sum_rows, Unique};
 use crate::error::{Error, Result};
-use crate::index::Location;
 use crate::journal::{Entry, GradientPart, Position};
 use crate::log::{Pin, Read, RecordView};
 use crate::optimizer::is_finite;
-use crate::table::{make_dirty, Counters, Found, Item, Plan, Pool, State, Table};
-use crate::types::{Place, Sequence};
+use crate::table::{Counters, Found, Plan, Table};
+use crate::types::{Place, Push, Sequence};
 
 /// What a call does to the rows of its keys.
 #[derive(Clone, Copy)]
@@ -45,18 +45,18 @@ pub(super) struct Target<'a> {
 }
 
 /// What the probe saw of one target.
-struct Probed {
+pub(super) struct Probed {
     /// For each item of the plan.
-    found: Vec<Found>,
+    pub(super) found: Vec<Found>,
     /// Era of the part in each stripe: addresses in DRAM hold while it lasts.
-    eras: Vec<u64>,
-    staged: HashMap<u32, Staged>,
+    pub(super) eras: Vec<u64>,
+    pub(super) staged: HashMap<u32, Staged>,
 }
 
 /// A record read ahead of its change.
-struct Staged {
-    place: Place,
-    sequence: Sequence,
+pub(super) struct Staged {
+    pub(super) place: Place,
+    pub(super) sequence: Sequence,
     last_seen: u32,
     frequency: u32,
     row: Vec<f32>,
@@ -64,22 +64,22 @@ struct Staged {
 
 /// A call's place in the order.
 pub(super) struct Turn {
-    sequence: Sequence,
-    generation: u32,
+    pub(super) sequence: Sequence,
+    pub(super) generation: u32,
     /// Ticket of each stripe that the call touches.
     tickets: Vec<(usize, u64)>,
     pub(super) position: Option<Position>,
     /// True at recovery: rows that are already past the sequence are left alone.
-    is_replay: bool,
+    pub(super) is_replay: bool,
 }
 
 /// What a call did.
 #[derive(Default)]
 pub(super) struct Effect {
     pub(super) updated: usize,
-    removed: usize,
-    created: usize,
-    poisoned: usize,
+    pub(super) removed: usize,
+    pub(super) created: usize,
+    pub(super) poisoned: usize,
 }
 
 impl Engine {
@@ -154,7 +154,7 @@ impl Engine {
         let ordered = self.order(push, &targets);
         let Some((turn, applies)) = ordered.inspect_err(|_| self.give_back(&reserved, 0))? else {
             self.give_back(&reserved, 0);
-            self.commit(self.sequencer.lock().position.clone())?;
+            self.commit(self.sequencer.lock().position)?;
             for target in &targets {
                 Counters::add(&target.table.counters.duplicate_pushes, 1);
             }
@@ -286,12 +286,9 @@ impl Engine {
         let mut reads: Vec<Read> = pending
             .iter()
             .filter_map(|&n| match found[n as usize] {
-                Found::Nvme(place) => Some(Read {
-                    place,
-                    row_floats: table.floats as u32,
-                    table: table.id,
-                    tag: n,
-                }),
+                Found::Nvme(place) => {
+                    Some(Read { place, row_floats: table.floats as u32, table: table.id, tag: n })
+                }
                 _ => None,
             })
             .collect();
@@ -318,8 +315,8 @@ impl Engine {
         let mut sequencer = self.sequencer.lock();
         let ids: Vec<_> = targets.iter().map(|target| target.table.id).collect();
         self.check_entry_size(targets)?;
-        let before = sequencer.sessions.last_push(push.session);
-        let applies = match sequencer.sessions.admit(push, &ids, now())? {
+        self.check_present(targets)?;
+        let applies = match sequencer.sessions.decide(push, &ids)? {
             Verdict::Duplicate => return Ok(None),
             Verdict::Apply(applies) => applies,
         };
@@ -327,18 +324,13 @@ impl Engine {
         let mut generation = 0;
         if self.is_journaled() {
             let entry = journal_entry(sequence, push, targets, &applies);
-            match self.journal.append(&entry) {
-                Ok(position) => sequencer.position = Some(position),
-                Err(error) => {
-                    sequencer.sessions.take_back(push.session, before);
-                    return Err(error);
-                }
-            }
-            generation = self.journal.generation();
+            sequencer.position = Some(self.journal().append(&entry)?);
+            generation = self.journal().generation();
         }
+        sequencer.sessions.note(push, &ids, now());
         sequencer.last = sequence;
         let tickets = draw_tickets(&mut sequencer.tickets, targets);
-        let position = sequencer.position.clone();
+        let position = sequencer.position;
         Ok(Some((Turn { sequence, generation, tickets, position, is_replay: false }, applies)))
     }
 
@@ -372,11 +364,16 @@ impl Engine {
 
     pub(super) fn commit(&self, position: Option<Position>) -> Result<()> {
         let Some(position) = position else { return Ok(()) };
-        self.journal.commit(position)?;
-        if self.journal.bytes() > self.config.journal_bytes() {
+        self.journal().commit(position)?;
+        if self.journal().bytes() > self.config.journal_bytes() {
             self.wake.ask();
         }
         Ok(())
+    }
+
+    /// A table that was dropped meanwhile: nothing of the call is applied.
+    fn check_present(&self, targets: &[Target<'_>]) -> Result<()> {
+        targets.iter().try_for_each(|target| self.table(target.table.id).map(drop))
     }
 
     fn check_entry_size(&self, targets: &[Target<'_>]) -> Result<()> {
@@ -431,194 +428,8 @@ impl Engine {
     }
 }
 
-/// One target's change in one stripe.
-struct Work<'a> {
-    engine: &'a Engine,
-    pin: &'a Pin<'a>,
-    turn: &'a Turn,
-    target: &'a Target<'a>,
-    effect: &'a mut Effect,
-}
-
-impl Work<'_> {
-    fn change_stripe(&mut self, state: &mut State, s: usize, probed: &Probed) -> Result<()> {
-        let range = self.target.plan.range(s);
-        let items = &self.target.plan.items[range.clone()];
-        let found = &probed.found[range.clone()];
-        let part = state.part(&self.engine.tier, &self.target.table);
-        let mut later = Vec::new();
-        if part.era == probed.eras[s] && !matches!(self.target.change, Change::Remove) {
-            let mut scratch = vec![0.0; self.target.table.floats];
-            crate::prefetch::vectorized(|| {
-                part.revisit(
-                    items,
-                    found,
-                    |pool, at, item| {
-                        pool.header_mut(at).state.warm();
-                        self.change_row(pool, at, item, &mut scratch);
-                    },
-                    |n| later.push(n),
-                );
-            });
-        } else {
-            later.extend(0..items.len());
-        }
-        part.policy.age(&mut part.pool, items.len());
-        for n in later {
-            let staged = probed.staged.get(&((range.start + n) as u32));
-            self.change_other(state, &items[n], staged)?;
-        }
-        Ok(())
-    }
-
-    /// Changes a row that lies in DRAM.
-    #[inline(always)]
-    fn change_row(&mut self, pool: &mut Pool, at: u64, item: &Item, scratch: &mut [f32]) {
-        let (header, numbers) = pool.row_mut(at);
-        if self.turn.is_replay && header.sequence >= self.turn.sequence {
-            return;
-        }
-        let table = &*self.target.table;
-        let start = item.index as usize * table.dim;
-        match self.target.change {
-            Change::Gradients(rate, gradients) => {
-                let gradient = &gradients[start..start + table.dim];
-                if !table.optimizer.step(rate, numbers, gradient, scratch) {
-                    self.effect.poisoned += 1;
-                    return;
-                }
-            }
-            Change::Rows(rows) => {
-                numbers[..table.dim].copy_from_slice(&rows[start..start + table.dim]);
-            }
-            Change::Remove => return,
-        }
-        header.sequence = self.turn.sequence;
-        make_dirty(&self.engine.tier.log, table.floats, header, Some(self.turn.generation));
-        self.effect.updated += 1;
-    }
-
-    /// Changes a row that is new, staged, or has moved since the probe.
-    fn change_other(
-        &mut self,
-        state: &mut State,
-        item: &Item,
-        staged: Option<&Staged>,
-    ) -> Result<()> {
-        let engine = self.engine;
-        let table = &self.target.table;
-        let mut rejected = Vec::new();
-        loop {
-            let part = state.part(&engine.tier, table);
-            let at = match part.find(item, |place| rejected.contains(&place)) {
-                Found::Dram(at) => at,
-                Found::Absent => match self.target.change {
-                    Change::Remove => return Ok(()),
-                    _ => self.create(state, item)?,
-                },
-                Found::Nvme(place) => {
-                    match self.bring(state, item, place, staged)? {
-                        Brought::Row(at) => at,
-                        Brought::Done => return Ok(()),
-                        Brought::Other => {
-                            rejected.push(place);
-                            continue;
-                        }
-                    }
-                }
-            };
-            if matches!(self.target.change, Change::Remove) {
-                return self.remove_row(state, item, at);
-            }
-            let mut scratch = vec![0.0; table.floats];
-            let part = state.part(&engine.tier, table);
-            self.change_row(&mut part.pool, at, item, &mut scratch);
-            return Ok(());
-        }
-    }
-
-    fn create(&mut self, state: &mut State, item: &Item) -> Result<u64> {
-        let table = &self.target.table;
-        let at = state.insert(&self.engine.tier, table, item)?;
-        let part = state.part(&self.engine.tier, table);
-        table.initial_row(item.key, part.pool.row_mut(at).1);
-        self.effect.created += 1;
-        Ok(at)
-    }
-
-    fn remove_row(&mut self, state: &mut State, item: &Item, at: u64) -> Result<()> {
-        let table = &self.target.table;
-        let row = state.part(&self.engine.tier, table).pool.header(at).sequence;
-        if !self.turn.is_replay || row < self.turn.sequence {
-            self.remove_at(state, item, Location::dram(at))?;
-        }
-        Ok(())
-    }
-
-    fn remove_at(&mut self, state: &mut State, item: &Item, location: Location) -> Result<()> {
-        let (engine, table) = (self.engine, &self.target.table);
-        if state.remove(&engine.tier, table.id, item, location, self.turn.sequence)? {
-            self.effect.removed += 1;
-            engine.release_records(table, 1);
-        }
-        Ok(())
-    }
-
-    /// Brings the record at `place` into DRAM, from what was staged or from the device.
-    fn bring(
-        &mut self,
-        state: &mut State,
-        item: &Item,
-        place: Place,
-        staged: Option<&Staged>,
-    ) -> Result<Brought> {
-        let table = &self.target.table;
-        let now_read;
-        let staged = match staged.filter(|staged| staged.place == place) {
-            Some(staged) => staged,
-            None => match self.read_now(place, item.key)? {
-                Some(staged) => {
-                    now_read = staged;
-                    &now_read
-                }
-                None => return Ok(Brought::Other),
-            },
-        };
-        if matches!(self.target.change, Change::Remove) {
-            if !self.turn.is_replay || staged.sequence < self.turn.sequence {
-                self.remove_at(state, item, Location::nvme(place))?;
-            }
-            return Ok(Brought::Done);
-        }
-        let record = staged.view(item.key, table.id);
-        let at = state.install(&self.engine.tier, table, item, place, &record)?;
-        Ok(at.map_or(Brought::Other, Brought::Row))
-    }
-
-    /// The rare read under a stripe's lock: the row left DRAM, or moved, after the probe.
-    fn read_now(&self, place: Place, key: u64) -> Result<Option<Staged>> {
-        let table = &self.target.table;
-        let read = Read { place, row_floats: table.floats as u32, table: table.id, tag: 0 };
-        let mut outcome = Ok(None);
-        let counts = self.engine.tier.log.read(self.pin, &mut [read], &mut |_, record| {
-            outcome = record
-                .map(|record| (record.key == key).then(|| Staged::new(place, &record)));
-        });
-        count_reads(std::iter::once(&**table), counts.device_reads, counts.bytes, true);
-        outcome
-    }
-}
-
-enum Brought {
-    Row(u64),
-    /// The row was removed where it lay.
-    Done,
-    /// The record is another key's.
-    Other,
-}
-
 impl Staged {
-    fn new(place: Place, record: &RecordView<'_>) -> Self {
+    pub(super) fn new(place: Place, record: &RecordView<'_>) -> Self {
         Self {
             place,
             sequence: record.sequence,
@@ -628,13 +439,14 @@ impl Staged {
         }
     }
 
-    fn view(&self, key: u64, table: crate::TableId) -> RecordView<'_> {
+    pub(super) fn view(&self, key: u64, table: crate::TableId) -> RecordView<'_> {
         RecordView {
             table,
             key,
             sequence: self.sequence,
             last_seen: self.last_seen,
             frequency: self.frequency,
+            is_tombstone: false,
             row: &self.row,
         }
     }

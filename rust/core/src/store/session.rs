@@ -5,18 +5,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::journal::SessionRecord;
-use crate::types::TableId;
-
-/// Who mutates, and how often before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Push {
-    /// Session given to `attach`.
-    pub session: u64,
-    /// 1, 2, 3 ... within the session.
-    pub number: u64,
-    /// The trainer's step, if it gave one.
-    pub step: Option<i64>,
-}
+use crate::types::{Push, TableId};
 
 /// Idle sessions are forgotten after this.
 const IDLE_SECONDS: u64 = 3600;
@@ -88,18 +77,15 @@ impl Sessions {
         }
     }
 
-    /// Decides on a push and, unless it is refused, notes it as done.
-    pub(super) fn admit(&mut self, push: Push, tables: &[TableId], now: u64) -> Result<Verdict> {
+    /// Decides on a push; `note` it once it is in the journal.
+    pub(super) fn decide(&self, push: Push, tables: &[TableId]) -> Result<Verdict> {
         self.check_owner(push.session)?;
-        let session = self.sessions.entry(push.session).or_default();
-        session.last_used = now;
+        let all = Verdict::Apply(vec![true; tables.len()]);
+        let Some(session) = self.sessions.get(&push.session) else { return Ok(all) };
         if push.number <= session.last_push {
             return Ok(Verdict::Duplicate);
         }
-        let Some(step) = push.step else {
-            session.last_push = push.number;
-            return Ok(Verdict::Apply(vec![true; tables.len()]));
-        };
+        let Some(step) = push.step else { return Ok(all) };
         for table in tables {
             if let Some(&last) = session.steps.get(table).filter(|&&last| step <= last) {
                 return Err(Error::bad_input(format!(
@@ -108,23 +94,10 @@ impl Sessions {
                 )));
             }
         }
-        session.last_push = push.number;
-        session.steps.extend(tables.iter().map(|&table| (table, step)));
         let done = self.clients.get(&session.client_id).map(|client| &client.steps);
         let is_new = |table| done.and_then(|d| d.get(table)).is_none_or(|&last| step > last);
         let apply: Vec<bool> = tables.iter().map(is_new).collect();
         Ok(if apply.contains(&true) { Verdict::Apply(apply) } else { Verdict::Duplicate })
-    }
-
-    pub(super) fn last_push(&self, session: u64) -> u64 {
-        self.sessions.get(&session).map_or(0, |session| session.last_push)
-    }
-
-    /// Undoes `admit` for a push that could not be journaled: it may be sent again.
-    pub(super) fn take_back(&mut self, session: u64, last_push: u64) {
-        if let Some(session) = self.sessions.get_mut(&session) {
-            session.last_push = last_push;
-        }
     }
 
     /// The snapshot that opens a journal file; sessions idle for an hour are left out.
@@ -143,7 +116,7 @@ impl Sessions {
             SessionRecord {
                 session,
                 client_id: known.client_id.clone(),
-                last_push: known.last_push,
+                number: known.last_push,
                 last_used: known.last_used,
                 steps: steps.into_iter().collect(),
             }
@@ -157,7 +130,7 @@ impl Sessions {
         for record in records {
             let session = Session {
                 client_id: record.client_id.clone(),
-                last_push: record.last_push,
+                last_push: record.number,
                 last_used: record.last_used,
                 steps: record.steps.into_iter().collect(),
             };
@@ -168,8 +141,8 @@ impl Sessions {
         }
     }
 
-    /// Notes a journaled push at replay.
-    pub(super) fn replay(&mut self, push: Push, tables: &[TableId], now: u64) {
+    /// Notes a push as done.
+    pub(super) fn note(&mut self, push: Push, tables: &[TableId], now: u64) {
         let session = self.sessions.entry(push.session).or_default();
         session.last_push = session.last_push.max(push.number);
         session.last_used = now;
@@ -185,6 +158,14 @@ mod tests {
 
     fn push(session: u64, number: u64, step: Option<i64>) -> Push {
         Push { session, number, step }
+    }
+
+    impl Sessions {
+        fn admit(&mut self, push: Push, tables: &[TableId], now: u64) -> Result<Verdict> {
+            let verdict = self.decide(push, tables)?;
+            self.note(push, tables, now);
+            Ok(verdict)
+        }
     }
 
     #[test]

@@ -13,8 +13,8 @@ mod sketch;
 mod stripe;
 
 pub(crate) use arena::Arena;
-pub(crate) use part::{Found, Part};
+pub(crate) use part::Found;
 pub(crate) use plan::{stripe_of, Item, Plan};
-pub(crate) use pool::Header;
+pub(crate) use pool::Pool;
 pub(crate) use shape::{Counters, Table};
-pub(crate) use stripe::{make_dirty, Guard, State, Stripe, Tier};
+pub(crate) use stripe::{make_dirty, State, Stripe, Tier};

@@ -43,7 +43,13 @@ impl Part {
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        size_of::<Self>() as u64 + self.index.bytes() + self.pool.bytes() + self.policy.bytes()
+        self.bytes_with(self.index.bytes(), self.pool.bytes())
+    }
+
+    /// What the part would take with such an index and such a pool.
+    pub(crate) fn bytes_with(&self, index: u64, pool: u64) -> u64 {
+        let rows = pool as usize / self.pool.row_bytes();
+        size_of::<Self>() as u64 + index + pool + Policy::bytes(rows)
     }
 
     /// Looks up every item: `hit` for a verified row in DRAM, `miss` for all others. Line and row of
@@ -59,7 +65,9 @@ impl Part {
         for step in 0..items.len() + 2 * AHEAD {
             if let Some(item) = step.checked_sub(2 * AHEAD).map(|at| &items[at]) {
                 match kept[step % AHEAD] {
-                    Some(at) if self.pool.header(at).key == item.key => hit(&mut self.pool, at, item),
+                    Some(at) if self.pool.header(at).key == item.key => {
+                        hit(&mut self.pool, at, item)
+                    }
                     _ => match self.find(item, |_| false) {
                         Found::Dram(at) => hit(&mut self.pool, at, item),
                         found => miss(item, found),

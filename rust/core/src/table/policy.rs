@@ -40,8 +40,9 @@ impl Policy {
         }
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        (self.window.capacity() * size_of::<u64>()) as u64 + self.sketch.bytes()
+    /// Bytes that a pool of `rows` costs here, charged before they are used.
+    pub(crate) fn bytes(rows: usize) -> u64 {
+        (2 * window_max(rows) * size_of::<u64>()) as u64 + Sketch::bytes(rows)
     }
 
     /// Counts `n` accesses and ages accordingly.
@@ -70,6 +71,11 @@ impl Policy {
         state.set_heat(heat);
         state.set_in_window(true);
         self.window.push_back(at);
+        while self.window.len() > window_max(pool.capacity()) {
+            if let Some(oldest) = self.window.pop_front() {
+                pool.header_mut(oldest).state.set_in_window(false);
+            }
+        }
     }
 
     /// A row left DRAM: its heat is remembered.
@@ -148,6 +154,11 @@ impl Policy {
         self.sweep_hand = 0;
         self.ageing_hand = 0;
     }
+}
+
+/// While nothing is evicted the window passes its share; what is beyond this joins the main part.
+fn window_max(rows: usize) -> usize {
+    2 * rows / WINDOW + 8
 }
 
 fn is_waiting(pool: &Pool, at: u64) -> bool {

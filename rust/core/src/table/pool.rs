@@ -270,9 +270,7 @@ impl Drop for Pool {
 fn extent_pages(row_bytes: usize) -> usize {
     let whole = row_bytes.div_ceil(PAGE);
     let waste = |pages: usize| (pages * PAGE % row_bytes) as f64 / (pages * PAGE) as f64;
-    (whole..whole + 16)
-        .find(|&pages| waste(pages) <= 1.0 / 16.0)
-        .unwrap_or(whole)
+    (whole..whole + 16).find(|&pages| waste(pages) <= 1.0 / 16.0).unwrap_or(whole)
 }
 
 #[cfg(test)]

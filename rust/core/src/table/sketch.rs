@@ -8,20 +8,21 @@ pub(crate) struct Sketch {
 }
 
 /// Counters for each row that the pool holds.
-const PER_ROW: usize = 4;
+const PER_ROW: usize = 2;
 
 impl Sketch {
     pub(crate) fn new() -> Self {
         Self { counters: Vec::new(), hand: 0, owed: 0 }
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        self.counters.len() as u64
+    /// Bytes of a sketch for a pool of `rows`.
+    pub(crate) fn bytes(rows: usize) -> u64 {
+        counters(rows) as u64
     }
 
     /// Sizes the sketch for a pool of `rows`; a larger one starts from nothing.
     pub(crate) fn reserve(&mut self, rows: usize) {
-        let wanted = (rows * PER_ROW).next_power_of_two().max(64);
+        let wanted = counters(rows);
         if self.counters.len() < wanted {
             self.counters = vec![0; wanted];
             self.hand = 0;
@@ -71,4 +72,8 @@ impl Sketch {
             self.counters[self.hand] /= 2;
         }
     }
+}
+
+fn counters(rows: usize) -> usize {
+    (rows * PER_ROW).next_power_of_two().max(64)
 }

@@ -16,7 +16,7 @@ use super::plan::Item;
 use super::pool::{Header, Pool};
 use super::shape::{Counters, Table};
 use crate::error::{Error, Result};
-use crate::index::Location;
+use crate::index::{Location, Slot};
 use crate::log::{Log, Record, RecordView, Stream};
 use crate::types::{hash, Place, Sequence, TableId};
 
@@ -130,14 +130,18 @@ impl State {
 
     /// Adds a row for a key that has none; its numbers are for the caller to write.
     pub(crate) fn insert(&mut self, tier: &Tier, table: &Arc<Table>, item: &Item) -> Result<u64> {
+        // First the entry's lane: making one may take extents away, a row just taken among them.
+        // Making room for the row moves entries, but takes no lane.
+        self.part(tier, table);
+        let slot = self.vacancy(tier, table.id, item.hash);
         let at = self.allocate(tier, table)?;
         let sequence = self.applied;
-        self.add_entry(tier, table.id, item.hash, Location::dram(at));
-        let part = self.part(tier, table);
+        let Some(part) = self.parts.get_mut(&table.id) else { return Ok(at) };
         let header = part.pool.header_mut(at);
         (header.key, header.sequence) = (item.key, sequence);
         header.state.set_dirty(true);
         header.state.set_low(UNJOURNALED);
+        part.index.insert(slot, item.hash, Location::dram(at));
         part.policy.insert(&mut part.pool, at, item.hash);
         Ok(at)
     }
@@ -155,7 +159,7 @@ impl State {
             return Ok(None);
         }
         let at = self.allocate(tier, table)?;
-        let part = self.part(tier, table);
+        let Some(part) = self.parts.get_mut(&table.id) else { return Ok(None) };
         let (header, numbers) = part.pool.row_mut(at);
         (header.key, header.sequence) = (record.key, record.sequence);
         (header.last_seen, header.frequency) = (record.last_seen, record.frequency);
@@ -169,12 +173,21 @@ impl State {
         Ok(Some(at))
     }
 
-    /// Adds an index entry (a new key's, or a recovered one's).
-    pub(crate) fn add_entry(&mut self, tier: &Tier, id: TableId, hash: u64, location: Location) {
+    /// Adds the index entry of a recovered record.
+    pub(crate) fn adopt(&mut self, tier: &Tier, table: &Arc<Table>, key: u64, place: Place) {
+        let hash = hash(key);
+        self.part(tier, table);
+        let slot = self.vacancy(tier, table.id, hash);
+        if let Some(part) = self.parts.get_mut(&table.id) {
+            part.index.insert(slot, hash, Location::nvme(place));
+        }
+    }
+
+    /// A lane for a new entry; the index grows until there is one.
+    fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Slot {
         loop {
-            let Some(part) = self.parts.get_mut(&id) else { return };
-            if part.index.insert(hash, location) {
-                return;
+            if let Some(slot) = self.parts.get(&id).and_then(|part| part.index.vacancy(hash)) {
+                return slot;
             }
             self.grow_index(tier, id);
         }
@@ -183,12 +196,20 @@ impl State {
     /// Rows make room for the index; where there are none left to leave, one growth may pass the
     /// share: `check_room` stops new keys before it adds up.
     fn grow_index(&mut self, tier: &Tier, id: TableId) {
-        let (old, grown) =
-            self.parts.get(&id).map_or((0, 0), |p| (p.index.bytes(), p.index.bytes_grown()));
-        while self.used + grown > self.budget + old && self.shrink_largest(tier) {}
-        if let Some(part) = self.parts.get_mut(&id) {
-            part.index.grow();
-            self.used = self.used - old + grown;
+        loop {
+            let Some(part) = self.parts.get(&id) else { return };
+            let grown = part.bytes_with(part.index.bytes_grown(), part.pool.bytes());
+            let is_capped = grown > part.table.stripe_cap();
+            let is_full = self.used + grown > self.budget + part.bytes();
+            let gave =
+                (is_capped && self.shrink_part(tier, id)) || (is_full && self.shrink_largest(tier));
+            if !gave {
+                break;
+            }
+        }
+        let Self { parts, used, .. } = self;
+        if let Some(part) = parts.get_mut(&id) {
+            accounted(used, part, |part| part.index.grow());
         }
     }
 
@@ -200,16 +221,21 @@ impl State {
             if let Some(at) = part.pool.take() {
                 return Ok(at);
             }
-            let extent = part.pool.extent_bytes();
+            let pool = part.pool.bytes() + part.pool.extent_bytes();
+            let grown = part.bytes_with(part.index.bytes(), pool);
+            let has_room =
+                used + grown <= budget + part.bytes() && grown <= part.table.stripe_cap();
             let is_first = part.pool.capacity() == 0;
-            let has_room = used + extent <= budget
-                && part.bytes() + extent <= part.table.stripe_cap().max(extent);
-            if (has_room || is_first) && part.pool.grow() {
-                self.used += extent;
+            if (has_room || is_first) && self.grow_pool(table.id) {
                 continue;
             }
             self.make_room(tier, table)?;
         }
+    }
+
+    fn grow_pool(&mut self, id: TableId) -> bool {
+        let Self { parts, used, .. } = self;
+        parts.get_mut(&id).is_some_and(|part| accounted(used, part, |part| part.pool.grow()))
     }
 
     /// Evicts some rows of the table, or takes an extent from a table that holds far more.
@@ -235,33 +261,27 @@ impl State {
     /// Moves up to `n` of the coldest rows out of DRAM. Returns how many left.
     fn evict(&mut self, tier: &Tier, id: TableId, n: usize) -> Result<usize> {
         let Some(part) = self.parts.get_mut(&id) else { return Ok(0) };
-        let before = part.policy.bytes();
         let victims = part.policy.victims(&mut part.pool, n);
-        for &at in &victims {
-            evict_row(tier, part, at)?;
-        }
-        self.used = self.used + part.policy.bytes() - before;
+        victims.iter().try_for_each(|&at| evict_row(tier, part, at))?;
         Ok(victims.len())
     }
 
-    /// Takes the last extent of the largest pool away. False if no pool has more than one, or the
-    /// log refuses its rows.
+    /// Takes the last extent of the largest pool away. False if no pool can give one.
     fn shrink_largest(&mut self, tier: &Tier) -> bool {
-        let largest = self.parts.values_mut().max_by_key(|part| part.pool.bytes());
-        let Some(part) = largest.filter(|part| part.pool.bytes() > part.pool.extent_bytes()) else {
-            return false;
-        };
-        let rows: Vec<u64> = part.pool.last_extent().collect();
-        for &at in &rows {
-            if part.pool.header(at).state.is_live() && evict_row(tier, part, at).is_err() {
-                return false;
-            }
-        }
-        let gone = rows[0]..=rows[rows.len() - 1];
-        part.policy.forget(|at| gone.contains(&at));
-        part.era += 1;
-        self.used -= part.pool.shrink();
-        true
+        let Self { parts, used, .. } = self;
+        let largest = parts.values_mut().max_by_key(|part| part.pool.bytes());
+        largest.is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
+    }
+
+    fn shrink_part(&mut self, tier: &Tier, id: TableId) -> bool {
+        let Self { parts, used, .. } = self;
+        parts.get_mut(&id).is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
+    }
+
+    /// Evicts until the table is within its own cap again.
+    pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) {
+        let is_over = |part: &Part| part.bytes() > part.table.stripe_cap();
+        while self.parts.get(&id).is_some_and(is_over) && self.shrink_part(tier, id) {}
     }
 
     /// Removes a row: from DRAM, or the record at `place` that was verified to be the key's.
@@ -312,6 +332,32 @@ impl State {
         }
         Ok(written)
     }
+}
+
+/// Takes a part's last extent away. False if it is the only one, or the log refuses its rows.
+fn shrink(tier: &Tier, part: &mut Part) -> bool {
+    if part.pool.bytes() <= part.pool.extent_bytes() {
+        return false;
+    }
+    let rows: Vec<u64> = part.pool.last_extent().collect();
+    for &at in &rows {
+        if part.pool.header(at).state.is_live() && evict_row(tier, part, at).is_err() {
+            return false;
+        }
+    }
+    part.policy.forget(|at| rows.binary_search(&at).is_ok());
+    part.era += 1;
+    part.pool.shrink();
+    true
+}
+
+/// Does `work` on a part and keeps the stripe's account of its bytes.
+#[inline(always)]
+fn accounted<T>(used: &mut u64, part: &mut Part, work: impl FnOnce(&mut Part) -> T) -> T {
+    let before = part.bytes();
+    let result = work(part);
+    *used = *used + part.bytes() - before;
+    result
 }
 
 /// The row at `at` leaves DRAM; its entry points at NVMe.
