@@ -6,6 +6,7 @@
 //! `init`, `optimizer`, `batch` are leaves that any room may use.
 
 mod batch;
+mod device;
 mod directory;
 mod error;
 mod index;

@@ -60,7 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => range.clone().prop_map(|(k, n)| Step::Assign(k, n)),
         1 => range.prop_map(|(k, n)| Step::Remove(k, n)),
         1 => Just(Step::Flush),
-        0 => Just(Step::Reopen),
+        1 => Just(Step::Reopen),
     ]
 }
 

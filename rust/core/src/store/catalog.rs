@@ -104,6 +104,8 @@ impl Engine {
             }
         }
         if !on_nvme.is_empty() {
+            // What was just appended has no footer yet.
+            self.tier.log.sync()?;
             self.tier.log.entries(at..next, &mut |entry| {
                 if entry.table == table.id && on_nvme.remove(&entry.place) {
                     debug_assert!((at..next).contains(&bucket(hash(entry.key))));

@@ -3,10 +3,10 @@
 use super::engine::Engine;
 use super::mutate::{Change, Effect, Probed, Staged, Target, Turn};
 use super::read::count_reads;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::Location;
 use crate::log::{Pin, Read};
-use crate::table::{make_dirty, Found, Item, Pool, State};
+use crate::table::{make_dirty, Found, Guard, Item, Pool, State};
 use crate::types::Place;
 
 /// One target's change in one stripe.
@@ -21,7 +21,7 @@ pub(super) struct Work<'a> {
 impl Work<'_> {
     pub(super) fn change_stripe(
         &mut self,
-        state: &mut State,
+        state: &mut Guard<'_>,
         s: usize,
         probed: &Probed,
     ) -> Result<()> {
@@ -81,40 +81,68 @@ impl Work<'_> {
         self.effect.updated += 1;
     }
 
-    /// Changes a row that is new, staged, or has moved since the probe.
+    /// Changes a row that is new, staged, or has moved since the probe. What was not staged is read
+    /// without the stripe's lock, but within the turn: reads may move the row meanwhile, no change
+    /// can pass.
     fn change_other(
         &mut self,
-        state: &mut State,
+        state: &mut Guard<'_>,
         item: &Item,
         staged: Option<&Staged>,
     ) -> Result<()> {
-        let engine = self.engine;
+        let tier = &self.engine.tier;
         let table = &self.target.table;
         let mut rejected = Vec::new();
+        let mut late: Option<Staged> = None;
         loop {
-            let part = state.part(&engine.tier, table);
-            let at = match part.find(item, |place| rejected.contains(&place)) {
-                Found::Dram(at) => at,
-                Found::Absent => match self.target.change {
-                    Change::Remove => return Ok(()),
-                    _ => self.create(state, item)?,
-                },
-                Found::Nvme(place) => match self.bring(state, item, place, staged)? {
-                    Brought::Row(at) => at,
-                    Brought::Done => return Ok(()),
-                    Brought::Other => {
-                        rejected.push(place);
-                        continue;
+            let found = state.part(tier, table).find(item, |place| rejected.contains(&place));
+            match found {
+                Found::Dram(at) => return self.change_resident(state, item, at),
+                Found::Absent if matches!(self.target.change, Change::Remove) => return Ok(()),
+                Found::Absent => {
+                    let at = self.create(state, item)?;
+                    return self.change_resident(state, item, at);
+                }
+                Found::Nvme(place) => {
+                    let known = late.as_ref().or(staged).filter(|staged| staged.place == place);
+                    if let Some(staged) = known {
+                        return self.change_staged(state, item, staged);
                     }
-                },
-            };
-            if matches!(self.target.change, Change::Remove) {
-                return self.remove_row(state, item, at);
+                    match Guard::unlocked(state, || self.read_late(place, item.key))? {
+                        Some(staged) => late = Some(staged),
+                        None => rejected.push(place),
+                    }
+                }
             }
-            let mut scratch = vec![0.0; table.floats];
-            let part = state.part(&engine.tier, table);
-            self.change_row(&mut part.pool, at, item, &mut scratch);
+        }
+    }
+
+    fn change_resident(&mut self, state: &mut State, item: &Item, at: u64) -> Result<()> {
+        if matches!(self.target.change, Change::Remove) {
+            return self.remove_row(state, item, at);
+        }
+        let mut scratch = vec![0.0; self.target.table.floats];
+        let part = state.part(&self.engine.tier, &self.target.table);
+        self.change_row(&mut part.pool, at, item, &mut scratch);
+        Ok(())
+    }
+
+    /// Changes a row whose record, read before, is still where it was.
+    fn change_staged(&mut self, state: &mut State, item: &Item, staged: &Staged) -> Result<()> {
+        if matches!(self.target.change, Change::Remove) {
+            if !self.turn.is_replay || staged.sequence < self.turn.sequence {
+                self.remove_at(state, item, Location::nvme(staged.place))?;
+            }
             return Ok(());
+        }
+        let (tier, table) = (&self.engine.tier, &self.target.table);
+        let record = staged.view(item.key);
+        match state.install(tier, table, item, staged.place, &record)? {
+            Some(at) => self.change_resident(state, item, at),
+            None => Err(Error::unavailable(format!(
+                "table {:?}: a row moved under its stripe's lock",
+                table.name()
+            ))),
         }
     }
 
@@ -145,54 +173,16 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Brings the record at `place` into DRAM, from what was staged or from the device.
-    fn bring(
-        &mut self,
-        state: &mut State,
-        item: &Item,
-        place: Place,
-        staged: Option<&Staged>,
-    ) -> Result<Brought> {
+    /// The rare read of a row that left DRAM, or moved, after the probe. `None`: another key's.
+    fn read_late(&self, place: Place, key: u64) -> Result<Option<Staged>> {
         let table = &self.target.table;
-        let now_read;
-        let staged = match staged.filter(|staged| staged.place == place) {
-            Some(staged) => staged,
-            None => match self.read_now(place, item.key)? {
-                Some(staged) => {
-                    now_read = staged;
-                    &now_read
-                }
-                None => return Ok(Brought::Other),
-            },
-        };
-        if matches!(self.target.change, Change::Remove) {
-            if !self.turn.is_replay || staged.sequence < self.turn.sequence {
-                self.remove_at(state, item, Location::nvme(place))?;
-            }
-            return Ok(Brought::Done);
-        }
-        let record = staged.view(item.key, table.id);
-        let at = state.install(&self.engine.tier, table, item, place, &record)?;
-        Ok(at.map_or(Brought::Other, Brought::Row))
-    }
-
-    /// The rare read under a stripe's lock: the row left DRAM, or moved, after the probe.
-    fn read_now(&self, place: Place, key: u64) -> Result<Option<Staged>> {
-        let table = &self.target.table;
-        let read = Read { place, row_floats: table.floats as u32, table: table.id, tag: 0 };
+        let read = Read { place, row_floats: table.floats, table: table.id, tag: 0 };
         let mut outcome = Ok(None);
         let counts = self.engine.tier.log.read(self.pin, &mut [read], &mut |_, record| {
-            outcome = record.map(|record| (record.key == key).then(|| Staged::new(place, &record)));
+            outcome =
+                record.map(|record| (record.key == key).then(|| Staged::new(place, &record)));
         });
         count_reads(std::iter::once(&**table), counts.device_reads, counts.bytes, true);
         outcome
     }
-}
-
-enum Brought {
-    Row(u64),
-    /// The row was removed where it lay.
-    Done,
-    /// The record is another key's.
-    Other,
 }

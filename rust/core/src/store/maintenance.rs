@@ -66,12 +66,12 @@ impl Engine {
     }
 
     /// Bytes that the log keeps free, so that evictions of running calls always find room.
-    fn log_reserve(&self) -> u64 {
+    pub(super) fn log_reserve(&self) -> u64 {
         (self.tier.log.capacity_bytes() / 16).max(8 * self.tier.log.segment_bytes())
     }
 
-    fn log_free(&self) -> u64 {
-        self.tier.log.capacity_bytes().saturating_sub(self.tier.log.used_bytes())
+    pub(super) fn log_free(&self) -> u64 {
+        u64::from(self.tier.log.free_segments()) * self.tier.log.segment_bytes()
     }
 
     /// Back-pressure: returns when the log has room for what this call may push out of DRAM.
@@ -227,7 +227,7 @@ impl Engine {
         is_oldest: bool,
     ) -> Result<()> {
         let log = &self.tier.log;
-        if record.is_tombstone {
+        if record.tombstone {
             // While an older segment may hold the key, its removal must be remembered.
             if !is_oldest && self.catalog.read().by_id.contains_key(&table) {
                 log.append_tombstone(Stream::Compaction, table, record.key, record.sequence)?;

@@ -287,7 +287,7 @@ impl Engine {
             .iter()
             .filter_map(|&n| match found[n as usize] {
                 Found::Nvme(place) => {
-                    Some(Read { place, row_floats: table.floats as u32, table: table.id, tag: n })
+                    Some(Read { place, row_floats: table.floats, table: table.id, tag: n })
                 }
                 _ => None,
             })
@@ -439,14 +439,13 @@ impl Staged {
         }
     }
 
-    pub(super) fn view(&self, key: u64, table: crate::TableId) -> RecordView<'_> {
+    pub(super) fn view(&self, key: u64) -> RecordView<'_> {
         RecordView {
-            table,
             key,
             sequence: self.sequence,
             last_seen: self.last_seen,
             frequency: self.frequency,
-            is_tombstone: false,
+            tombstone: false,
             row: &self.row,
         }
     }

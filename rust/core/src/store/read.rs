@@ -108,7 +108,8 @@ impl Engine {
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
         let walk = self.walk(table, keys)?;
-        self.read(&[walk], &mut Prefetch)
+        let table = walk.table.clone();
+        self.read(&[walk], &mut Prefetch { table })
     }
 
     fn read<V: Verb>(&self, walks: &[Walk], verb: &mut V) -> Result<()> {
@@ -197,7 +198,7 @@ impl Engine {
     ) -> Result<Vec<Miss>> {
         let read = |(tag, miss): (usize, &Miss)| Read {
             place: miss.place,
-            row_floats: walks[miss.batch].table.floats as u32,
+            row_floats: walks[miss.batch].table.floats,
             table: walks[miss.batch].table.id,
             tag: tag as u32,
         };
@@ -468,7 +469,9 @@ impl Verb for Insert<'_, '_> {
     }
 }
 
-struct Prefetch;
+struct Prefetch {
+    table: Arc<Table>,
+}
 
 impl Verb for Prefetch {
     const IS_BACKGROUND: bool = true;
@@ -490,10 +493,7 @@ impl Verb for Prefetch {
         place: Place,
         record: &RecordView<'_>,
     ) -> Result<bool> {
-        let Some(table) = state.parts.get(&record.table).map(|part| part.table.clone()) else {
-            return Ok(true);
-        };
-        state.install(&engine.tier, &table, item, place, record)?;
+        state.install(&engine.tier, &self.table, item, place, record)?;
         Ok(true)
     }
 }

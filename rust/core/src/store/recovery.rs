@@ -116,7 +116,7 @@ impl Engine {
                 state.applied = state.applied.max(entry.sequence);
                 let next = entries.get(n + 1);
                 let is_last = next.is_none_or(|e| (e.table, e.key) != (entry.table, entry.key));
-                if !is_last || entry.is_tombstone {
+                if !is_last || entry.tombstone {
                     continue;
                 }
                 let table = self.catalog.read().by_id.get(&entry.table).cloned();
@@ -134,7 +134,7 @@ impl Engine {
         table: &Arc<Table>,
         entry: &FooterEntry,
     ) -> Result<()> {
-        if entry.row_floats as usize != table.floats {
+        if entry.row_floats != table.floats {
             return Err(Error::corruption(format!(
                 "{}: a footer says that rows of table {:?} hold {} numbers, the manifest says {}",
                 self.config.path.display(),
@@ -207,7 +207,7 @@ impl Engine {
             targets.push(self.target(table, keys, change));
         }
         self.replay_change(sequence, generation, &targets)?;
-        if self.tier.log.capacity_bytes() < self.tier.log.used_bytes() * 2 {
+        if self.log_free() < self.log_reserve() {
             self.compact()?;
         }
         Ok(())
