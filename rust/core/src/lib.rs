@@ -5,8 +5,11 @@
 //! `types`, `error`, `spec`, `init`, `optimizer`, `batch` are leaves that any room may use.
 
 mod batch;
+mod device;
 mod error;
 mod init;
+#[allow(dead_code, reason = "its caller, the table room, is built beside it")]
+mod log;
 mod optimizer;
 mod spec;
 mod store;
