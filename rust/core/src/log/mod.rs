@@ -186,9 +186,9 @@ impl Log {
     /// Reads records in one batch, and visits each with its tag, in any order. Sorts `reads`.
     ///
     /// Pages are read once for all records in them, neighbouring pages together up to 16 KiB.
-    /// Records that are not written yet come from memory. Checksum, table and key are checked: a
-    /// record that is not the one asked for is given as `Corruption`, a failed read as
-    /// `Unavailable`.
+    /// Records that are not written yet come from memory. Checksum, incarnation and table are
+    /// checked: a record that is not what was written is given as `Corruption`, a failed read as
+    /// `Unavailable`. The visitor compares the key, and calls no `read`.
     pub(crate) fn read(
         &self,
         pin: &Pin<'_>,
@@ -204,6 +204,16 @@ impl Log {
     /// `Unavailable` if the device or `before_write` fails, now or ever before.
     pub(crate) fn sync(&self) -> Result<LogEnd> {
         self.shared.sync()
+    }
+
+    /// Cap of the file.
+    pub(crate) fn capacity_bytes(&self) -> u64 {
+        self.shared.config.capacity_bytes
+    }
+
+    /// Size of a slot.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.shared.slots.segment_bytes
     }
 
     /// Bytes of the file that are taken: whole slots.
@@ -227,6 +237,12 @@ impl Log {
     /// Slots that can be filled now.
     pub(crate) fn free_segments(&self) -> u32 {
         self.shared.state.lock().available(self.shared.slots_max)
+    }
+
+    /// Segments that were freed and whose slots are not free yet: they will be once the copies of
+    /// their records are on the device and older pins are gone, without a call of `sync`.
+    pub(crate) fn freed_segments(&self) -> u32 {
+        self.shared.state.lock().freed.len() as u32
     }
 
     /// Bytes read from the device since opening.
@@ -255,6 +271,8 @@ impl Log {
 
     /// What to compact next: the written segment with the lowest live share below
     /// `live_share_max`, else one of many that were sealed nearly empty.
+    ///
+    /// Compact on without `sync` between: each sync seals a short segment, which takes a slot.
     pub(crate) fn victim(&self, live_share_max: f64) -> Option<SegmentId> {
         self.shared.slots.victim(live_share_max)
     }

@@ -26,10 +26,9 @@ pub(crate) struct Read {
     pub(crate) row_floats: usize,
     /// Given to the visitor.
     pub(crate) tag: u32,
-    /// Table that it must belong to.
+    /// Table that it must belong to. Which key it has is for the visitor to see: a fingerprint in
+    /// the index may have named another's.
     pub(crate) table: TableId,
-    /// Key that it must have.
-    pub(crate) key: u64,
 }
 
 /// What a batch has cost.
@@ -224,15 +223,14 @@ impl Shared {
         read: &Read,
     ) -> std::result::Result<RecordView<'a>, Cause> {
         match decode_record(bytes, read.table) {
-            Ok(record) if record.key == read.key => Ok(record),
-            Ok(_) => Err(Cause::Key),
+            Ok(record) => Ok(record),
             Err(Unreadable::Longer(row_floats)) => Err(Cause::Longer(row_floats)),
             Err(Unreadable::Damaged) => Err(Cause::Record),
         }
     }
 
     fn damaged(&self, read: &Read, cause: &str) -> Error {
-        self.damage(read.place.offset(), &format!("table={} key={}", read.table, read.key), cause)
+        self.damage(read.place.offset(), &format!("table={}", read.table), cause)
     }
 
     pub(super) fn damage(&self, offset: u64, what: &str, cause: &str) -> Error {
@@ -261,7 +259,6 @@ enum Cause {
     Page,
     Incarnation,
     Table,
-    Key,
     Record,
     Longer(usize),
 }
@@ -272,7 +269,6 @@ impl Cause {
             Self::Page => "page header is damaged",
             Self::Incarnation => "page is of another filling of its slot",
             Self::Table => "page is of another table",
-            Self::Key => "record has another key",
             Self::Record => "record checksum mismatch",
             Self::Longer(_) => "record runs past its pages",
         }

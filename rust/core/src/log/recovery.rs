@@ -223,7 +223,6 @@ impl Shared {
         let (header, page) = &mut *file_header;
         header.put(page);
         self.write(page, 0)?;
-        self.erase(torn)?;
-        self.device_sync()
+        self.erase(torn)
     }
 }

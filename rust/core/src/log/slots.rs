@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::header::SegmentHeader;
 use super::record::charge;
@@ -79,17 +79,48 @@ struct Slot {
 pub(super) struct Slots {
     slots: Box<[Slot]>,
     live: AtomicU64,
+    merging: Mutex<Merging>,
     pub(super) segment_bytes: u64,
 }
 
 /// Short segments that are left alone: fewer cannot be worth a rewrite.
 const SHORT_MAX: usize = 4;
 
+/// Merging short segments goes in rounds, each over those that were there when it began. A round
+/// that did not leave fewer is not repeated until more have come: a caller that syncs after every
+/// copy makes a short segment of each short segment, and must not be kept busy for ever.
+#[derive(Default)]
+struct Merging {
+    newest: u64,
+    started_with: usize,
+}
+
+impl Merging {
+    fn victim(&mut self, short: &[(u64, SegmentId)]) -> Option<SegmentId> {
+        let least = |newest| {
+            let of_round = short.iter().filter(|(_, id)| id.incarnation <= newest);
+            of_round.min().map(|&(_, id)| id)
+        };
+        if let Some(id) = least(self.newest) {
+            return Some(id);
+        }
+        if short.len() < self.started_with {
+            self.started_with = 0;
+        }
+        if short.len() <= self.started_with + SHORT_MAX {
+            return None;
+        }
+        self.started_with = short.len();
+        self.newest = short.iter().map(|(_, id)| id.incarnation).max()?;
+        least(self.newest)
+    }
+}
+
 impl Slots {
     pub(super) fn new(count: usize, segment_bytes: u64) -> Self {
         let slot = |_| Slot { live: AtomicU64::new(0), info: RwLock::new(SlotInfo::FREE) };
         let slots = (0..count).map(slot).collect();
-        Self { slots, live: AtomicU64::new(0), segment_bytes }
+        Self { slots, live: AtomicU64::new(0), merging: Mutex::default(), segment_bytes }
     }
 
     pub(super) fn count(&self) -> u32 {
@@ -199,9 +230,7 @@ impl Slots {
                 short.push((header.written_bytes(), id));
             }
         }
-        best.or_else(|| {
-            (short.len() > SHORT_MAX).then(|| short.into_iter().min().map(|(_, id)| id)).flatten()
-        })
+        best.or_else(|| self.merging.lock().victim(&short))
     }
 
     /// Whether no other segment can hold an older record of a key that `segment` marks removed.

@@ -253,7 +253,6 @@ impl Shared {
         header.put(page);
         self.write(page, 0)?;
         self.erase(&slots)?;
-        self.device_sync()?;
         for &slot in &slots {
             self.slots.set(slot, SlotInfo::FREE);
         }
@@ -274,15 +273,18 @@ impl Shared {
         (due.into_iter().map(|freed| freed.slot).collect(), synced)
     }
 
-    /// Overwrites the headers of slots with zeros and gives the rest back to the file system.
+    /// Overwrites the headers of slots with zeros, syncs, and only then gives the rest back to the
+    /// file system: a hole that is durable before its header's end would look like damage.
     pub(super) fn erase(&self, slots: &[u32]) -> Result<()> {
         let zeros = AlignedBuffer::new(PAGE);
         for &slot in slots {
-            let base = self.slots.offset(slot);
-            self.write(&zeros, base)?;
-            let rest = self.config.segment_bytes - PAGE as u64;
+            self.write(&zeros, self.slots.offset(slot))?;
+        }
+        self.device_sync()?;
+        for &slot in slots {
+            let offset = self.slots.offset(slot) + PAGE as u64;
             self.device
-                .punch(base + PAGE as u64, rest)
+                .punch(offset, self.config.segment_bytes - PAGE as u64)
                 .map_err(|e| Error::io("punch a hole into", self.device.path(), &e))?;
         }
         Ok(())

@@ -164,6 +164,39 @@ fn tombstones_wait_for_everything_that_may_be_older() {
 }
 
 #[test]
+fn short_segments_are_merged_and_victims_come_to_an_end() {
+    for syncs in [false, true] {
+        let device = FaultyDevice::default();
+        let log = open(&device, 32, LogEnd::default());
+        let mut kept = Vec::new();
+        for key in 0..12u64 {
+            kept.push(append(&log, Stream::Rows, 1, key, 1, 56).expect("append"));
+            log.sync().expect("sync");
+        }
+        let mut rounds = 0;
+        while let Some(segment) = log.victim(0.9) {
+            rounds += 1;
+            assert!(rounds < 100, "victims without end");
+            log.scan(segment, &mut |_, table, record| {
+                let key = record.expect("record").key;
+                let copy = append(&log, Stream::Compaction, table, key, 1, 56).expect("append");
+                kept[key as usize] = copy;
+            })
+            .expect("scan");
+            log.free(segment);
+            if syncs {
+                log.sync().expect("sync");
+            }
+        }
+        log.sync().expect("sync");
+        check(&log, &kept);
+        if !syncs {
+            assert_eq!(log.used_bytes(), 4096 + SEGMENT, "all in one");
+        }
+    }
+}
+
+#[test]
 fn a_full_log_refuses_rows_but_lets_compaction_go_on() {
     let device = FaultyDevice::default();
     let log = open(&device, 8, LogEnd::default());

@@ -61,8 +61,8 @@ pub(super) fn append(
 }
 
 pub(super) fn read_of(kept: &Kept, tag: u32) -> Read {
-    let Kept { table, key, floats, place, .. } = *kept;
-    Read { place, row_floats: floats, tag, table, key }
+    let Kept { table, floats, place, .. } = *kept;
+    Read { place, row_floats: floats, tag, table }
 }
 
 /// Reads all of `kept` in one batch; each must be there, once, as it was appended.
