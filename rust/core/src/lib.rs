@@ -10,13 +10,15 @@ mod batch;
 mod directory;
 mod error;
 mod init;
-#[allow(dead_code, reason = "the store's verbs call it")]
+#[allow(dead_code, unused_imports, reason = "the store's verbs call it")]
 mod journal;
 #[allow(dead_code, reason = "the store's verbs call it")]
 mod manifest;
 mod optimizer;
 #[allow(dead_code, reason = "the store's verbs call it")]
 mod os;
+#[cfg(test)]
+mod scratch;
 mod spec;
 mod store;
 #[allow(dead_code, reason = "the store's verbs call it")]

@@ -109,15 +109,17 @@ impl Journal {
         }
         let reached = replay::replay(&self.files, &self.listed, self.known, visit)?;
         let mut sealed = std::mem::take(&mut self.listed);
+        let mut written = 0;
         let tail = match sealed.pop() {
             Some(newest) => self.open_tail(newest.generation, &reached)?,
             None => {
                 let new = self.prepare(1, Vec::new(), 0)?;
                 let length = new.length;
+                written = tail::pages(length);
                 Tail::new(new.publish()?, self.files.path(1), 1, length, 0)
             }
         };
-        let open = Arc::new(Open::new(tail, sealed));
+        let open = Arc::new(Open::new(tail, sealed, written));
         if self.config.durability == Durability::Interval {
             let open = open.clone();
             // A failure is kept by `turns` and met by the next call.
@@ -280,7 +282,7 @@ impl Journal {
 }
 
 impl Open {
-    fn new(tail: Tail, sealed: Vec<Listed>) -> Self {
+    fn new(tail: Tail, sealed: Vec<Listed>, written: u64) -> Self {
         let bytes = sealed.iter().map(|file| file.length).sum::<u64>() + tail.offset;
         Self {
             turns: Turns::new(synced(&tail)),
@@ -288,7 +290,7 @@ impl Open {
             sealed: Mutex::new(sealed),
             forgotten: AtomicU64::new(0),
             bytes: AtomicU64::new(bytes),
-            bytes_written: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(written),
         }
     }
 
