@@ -245,6 +245,7 @@ impl Journal {
         }
         let gone: Vec<u32> = sealed[..count].iter().map(|file| file.generation).collect();
         self.files.delete(&gone, generation)?;
+        open.bytes_written.fetch_add(tail::PAGE, Relaxed);
         let bytes: u64 = sealed.drain(..count).map(|file| file.length).sum();
         open.bytes.fetch_sub(bytes, Relaxed);
         Ok(())

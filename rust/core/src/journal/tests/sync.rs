@@ -1,12 +1,14 @@
 //! Group commit, the durability modes, failures that stay, full devices, bytes as the kernel counts
 //! them.
 
+use std::io::{BufReader, Write};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
 use super::*;
 use crate::journal::tail::{Faults, TailFile};
+use crate::scratch::{spawn_test, spawned_path, wait_for_line};
 
 fn tail_file(journal: &Journal) -> Arc<TailFile> {
     journal.opened().unwrap().tail.lock().file.clone()
@@ -293,4 +295,48 @@ fn pages_count_once_between_syncs() {
 fn a_new_file_counts_its_pages() {
     let (_scratch, journal) = start(Durability::Process);
     assert_eq!(journal.bytes_written(), 4096);
+}
+
+/// Our count against the operating system's, in a process that does nothing else.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_kernel_counts_the_same() {
+    let scratch = Scratch::new();
+    let mut child = spawn_test("journal::tests::sync::child_counts", scratch.path());
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let line = wait_for_line(&mut output, "counted ");
+    assert!(child.wait().unwrap().success());
+    let numbers: Vec<u64> = line.split(' ').skip(1).map(|n| n.parse().unwrap()).collect();
+    let (kernel, ours) = (numbers[0], numbers[1]);
+    // A file system in memory writes nothing. Else the kernel may clean a page between two appends
+    // by itself, which we do not see; it never counts less.
+    assert!(kernel == 0 || (ours..=ours + ours / 20).contains(&kernel), "{kernel} against {ours}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "run by the_kernel_counts_the_same"]
+fn child_counts() {
+    let written = || -> u64 {
+        let text = fs::read_to_string("/proc/self/io").unwrap();
+        let bytes = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+        bytes.unwrap().parse().unwrap()
+    };
+    let before = written();
+    let (journal, _) = open(&spawned_path(), NEW).unwrap();
+    for sequence in 1..=600 {
+        append_all(
+            &journal,
+            &[gradients(sequence, [3, 10, 200, 1000, 30, 7000][(sequence % 6) as usize])],
+        );
+        if sequence % 40 == 0 {
+            journal.sync().unwrap();
+        }
+        if sequence % 100 == 0 {
+            let generation = journal.rotate(Vec::new(), sequence).unwrap();
+            journal.drop_through(generation - 1).unwrap();
+        }
+    }
+    let (kernel, ours) = (written() - before, journal.bytes_written());
+    std::io::stdout().write_all(format!("counted {kernel} {ours}\n").as_bytes()).unwrap();
 }
