@@ -14,7 +14,7 @@ fn makes_nested_directories_and_writes_its_pid() {
     let directory = Directory::open(&path).unwrap();
     assert_eq!(directory.path(), path);
     let pid = fs::read_to_string(directory.file(LOCK)).unwrap();
-    assert_eq!(pid, std::process::id().to_string());
+    assert_eq!(pid.trim_end(), std::process::id().to_string());
 }
 
 #[test]

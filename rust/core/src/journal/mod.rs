@@ -37,7 +37,7 @@ const FORGET_BYTES: u64 = 1 << 20;
 /// How to open a journal.
 #[derive(Debug, Clone)]
 pub(crate) struct JournalConfig {
-    /// The data directory; the journal lives in its `journal`.
+    /// The data directory, as `Directory::path` gives it; the journal lives in its `journal`.
     pub(crate) directory: PathBuf,
     /// Store id of the superblock; every file carries it.
     pub(crate) uuid: u128,
@@ -204,7 +204,8 @@ impl Journal {
 
     /// Starts the next file, which opens with `sessions`, as of `sequence`; returns its
     /// generation. All older files and the new one are on the device then. The caller lets no
-    /// append in between the making of `sessions` and the return.
+    /// append in between the making of `sessions` and the return; a `sync` before that leaves
+    /// little to wait for.
     ///
     /// # Errors
     /// `StoreFull` when no space is left: appending goes on in the old file. `Unavailable` after a

@@ -1,6 +1,9 @@
 //! Every cut and every flipped byte: corruption before the known end, a torn tail after it, never a
 //! part of an entry, never more memory than the file is long.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
 
 /// A journal of one file with entries of different kinds and sizes.
@@ -262,6 +265,28 @@ fn hostile_content_with_right_crcs_is_corruption() {
     }
     forge(&sample, 5, 4, 1, &[0; 4]);
     sample.expect_corruption(NEW, "length not a multiple of 8");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #[test]
+    fn any_content_with_right_crcs_is_read_as_written_or_refused(
+        kind in 0..7u32,
+        body in vec(prop_oneof![6 => 0..5u64, 2 => (0..4u64).prop_map(|n| n << 32), 1 => any::<u64>()], 0..20),
+    ) {
+        let sample = Sample::new();
+        forge(&sample, kind, body.len() as u64 * 8, 1, &words(&body));
+        let written = fs::read(log(sample.scratch.path(), 1)).unwrap();
+        match open(sample.scratch.path(), NEW) {
+            Err(error) => prop_assert_eq!(error.kind, ErrorKind::Corruption),
+            Ok((_, visited)) => {
+                prop_assert_eq!(visited.len(), 2);
+                // Only bytes that are documented as zero may differ.
+                let frame = Frame::new(&visited[1].1.borrow()).unwrap().length();
+                prop_assert_eq!(frame, written.len() as u64 - sample.at[0]);
+            }
+        }
+    }
 }
 
 #[test]
