@@ -107,6 +107,7 @@ impl Journal {
         if self.open.is_some() {
             return Err(Error::unavailable("the journal was replayed already"));
         }
+        self.sync_newest()?;
         let reached = replay::replay(&self.files, &self.listed, self.known, visit)?;
         let mut sealed = std::mem::take(&mut self.listed);
         let mut written = 0;
@@ -271,14 +272,22 @@ impl Journal {
         self.files.prepare(generation, &Entry::Sessions { sequence, sessions })
     }
 
-    /// Opens the newest file behind its last whole entry, and syncs what a killed process left.
+    /// What a killed process appended may be in the page cache only. Rows that are replayed from it
+    /// can reach the log at once, and must not outlive it there. Older files were synced before the
+    /// newest was born.
+    fn sync_newest(&self) -> Result<()> {
+        let Some(newest) = self.listed.last() else { return Ok(()) };
+        let path = self.files.path(newest.generation);
+        std::fs::File::open(&path)
+            .and_then(|file| file.sync_data())
+            .map_err(|cause| Error::io("fdatasync", &path, &cause))
+    }
+
+    /// Opens the newest file behind its last whole entry.
     fn open_tail(&self, generation: u32, reached: &replay::Reached) -> Result<Tail> {
         let path = self.files.path(generation);
-        let file = OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .and_then(|file| file.sync_data().map(|()| file))
-            .map_err(|cause| Error::io("open", &path, &cause))?;
+        let file = OpenOptions::new().append(true).open(&path);
+        let file = file.map_err(|cause| Error::io("open", &path, &cause))?;
         Ok(Tail::new(file, path, generation, reached.offset, reached.sequence))
     }
 }
