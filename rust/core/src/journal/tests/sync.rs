@@ -28,6 +28,17 @@ fn start(durability: Durability) -> (Scratch, Journal) {
     (scratch, journal)
 }
 
+/// Waits for what another thread does; gives up long after it should have.
+fn eventually(condition: impl Fn() -> bool) {
+    for _ in 0..6000 {
+        if condition() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    panic!("it did not happen within 30 s");
+}
+
 /// Every way to use a journal fails with the same text, and nothing reaches the device.
 fn expect_failed(journal: &Journal, path: &Path) {
     let before = (syncs(journal), length(path, 1));
@@ -80,9 +91,7 @@ fn a_commit_waits_for_a_sync_that_began_after_its_append() {
     let first = journal.append(&gradients(1, 1).borrow()).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| journal.commit(first).unwrap());
-        while syncs(&journal) == 0 {
-            thread::yield_now();
-        }
+        eventually(|| syncs(&journal) == 1);
         let second = journal.append(&gradients(2, 1).borrow()).unwrap();
         journal.commit(second).unwrap();
     });
@@ -112,15 +121,11 @@ fn interval_syncs_by_itself_and_seldom() {
         append_all(&journal, &[gradients(sequence, 1)]);
     }
     let turns = &journal.opened().unwrap().turns;
-    while turns.synced().sequence < 50 {
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually(|| turns.synced().sequence == 50);
     assert!(syncs(&journal) < 50);
     fail_next(&journal, Faults { sync: Some(libc::EIO), ..Faults::default() });
     let position = journal.append(&gradients(51, 1).borrow()).unwrap();
-    while turns.check().is_ok() {
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually(|| turns.check().is_err());
     assert_eq!(journal.commit(position).unwrap_err().kind, ErrorKind::Unavailable);
 }
 
@@ -128,9 +133,7 @@ fn interval_syncs_by_itself_and_seldom() {
 fn interval_syncs_much_data_at_once() {
     let (_scratch, journal) = start(Durability::Interval);
     append_all(&journal, &[gradients(1, 1_000_000)]);
-    while journal.opened().unwrap().turns.synced().sequence < 1 {
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually(|| journal.opened().unwrap().turns.synced().sequence == 1);
     assert_eq!(syncs(&journal), 1);
 }
 
