@@ -3,7 +3,8 @@
 //! Holds no knowledge of what the files mean; see docs/format.md for their names.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -11,6 +12,8 @@ use crate::os;
 
 /// The lock file.
 const LOCK: &str = "LOCK";
+/// Digits of a u32.
+const PID_DIGITS: usize = 10;
 /// The file that makes a directory a store.
 pub(crate) const SUPERBLOCK: &str = "superblock";
 /// The file of the tables.
@@ -34,14 +37,16 @@ impl Directory {
     /// # Errors
     /// `Config` if it cannot be written, is in use, or holds files but no store.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path).map_err(|cause| unusable("make", path, &cause))?;
-        check_is_ours(path)?;
-        let lock = take_lock(path)?;
-        sync_directory(path)?;
-        Ok(Self { path: path.to_path_buf(), lock, owner: std::process::id() })
+        // The process may change its working directory later.
+        let path = std::path::absolute(path).map_err(|cause| unusable("find", path, &cause))?;
+        make(&path).map_err(|cause| unusable("make", &path, &cause))?;
+        check_is_ours(&path)?;
+        let lock = take_lock(&path)?;
+        sync_directory(&path)?;
+        Ok(Self { path, lock, owner: std::process::id() })
     }
 
-    /// Where it is.
+    /// Where it is, absolute.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -151,6 +156,13 @@ pub(crate) fn is_full(cause: &std::io::Error) -> bool {
     matches!(cause.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
+/// Makes a directory and those above it; what was made survives a power cut.
+fn make(path: &Path) -> std::io::Result<()> {
+    let missing = path.ancestors().take_while(|path| !path.exists()).count();
+    fs::create_dir_all(path)?;
+    path.ancestors().skip(1).take(missing).try_for_each(|parent| File::open(parent)?.sync_all())
+}
+
 fn check_is_ours(path: &Path) -> Result<()> {
     let entries = fs::read_dir(path).map_err(|cause| unusable("read", path, &cause))?;
     let mut foreign = None;
@@ -173,7 +185,7 @@ fn check_is_ours(path: &Path) -> Result<()> {
 
 fn take_lock(directory: &Path) -> Result<File> {
     let path = directory.join(LOCK);
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -182,17 +194,16 @@ fn take_lock(directory: &Path) -> Result<File> {
         .map_err(|cause| unusable("write to", directory, &cause))?;
     if !os::try_lock(&file).map_err(|cause| unusable("lock", directory, &cause))? {
         let mut pid = String::new();
-        let _ = (&file).take(20).read_to_string(&mut pid);
-        let pid = if pid.is_empty() { "unknown" } else { pid.trim() };
+        let _ = (&file).take(PID_DIGITS as u64).read_to_string(&mut pid);
+        let pid = if pid.is_empty() { "unknown" } else { pid.trim_end() };
         return Err(Error::config(format!(
             "data directory {} is in use by another process (pid {pid}); stop it, or give another \
              directory",
             directory.display()
         )));
     }
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| write!(file, "{}", std::process::id()))
+    // Always as long, and never cut, so that a full disk does not keep an old store from opening.
+    file.write_all_at(format!("{:<PID_DIGITS$}", std::process::id()).as_bytes(), 0)
         .map_err(|cause| unusable("write to", directory, &cause))?;
     Ok(file)
 }

@@ -17,6 +17,8 @@ mod manifest;
 mod optimizer;
 mod os;
 mod prefetch;
+#[cfg(test)]
+mod scratch;
 mod spec;
 mod store;
 mod superblock;

@@ -31,7 +31,7 @@ pub(crate) struct Superblock {
     pub(crate) segment_bytes: u64,
     /// No smaller sequence will be given out again.
     pub(crate) next_sequence: u64,
-    /// No smaller log incarnation will be given out again.
+    /// Known end of the log: segments up to this incarnation are on the device.
     pub(crate) log_incarnation_end: u64,
     /// Synced end of the journal.
     pub(crate) journal: JournalEnd,

@@ -94,8 +94,9 @@ impl Files {
         let path = self.directory.join(FIRST);
         let Some(bytes) = directory::read_small(&path, FIRST_BYTES as u64)? else { return Ok(1) };
         let word = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
-        let whole =
-            bytes.starts_with(FIRST_MAGIC) && word(20) == bytes.get(..20).map(crc32c::crc32c);
+        let whole = bytes.len() == FIRST_BYTES
+            && bytes.starts_with(FIRST_MAGIC)
+            && word(20) == Some(crc32c::crc32c(&bytes[..20]));
         word(8).filter(|_| whole).ok_or_else(|| {
             Error::corruption(format!("{} is damaged: its crc does not hold", path.display()))
         })

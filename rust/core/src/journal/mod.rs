@@ -37,7 +37,7 @@ const FORGET_BYTES: u64 = 1 << 20;
 /// How to open a journal.
 #[derive(Debug, Clone)]
 pub(crate) struct JournalConfig {
-    /// The data directory; the journal lives in its `journal`.
+    /// The data directory, as `Directory::path` gives it; the journal lives in its `journal`.
     pub(crate) directory: PathBuf,
     /// Store id of the superblock; every file carries it.
     pub(crate) uuid: u128,
@@ -107,17 +107,20 @@ impl Journal {
         if self.open.is_some() {
             return Err(Error::unavailable("the journal was replayed already"));
         }
+        self.sync_newest()?;
         let reached = replay::replay(&self.files, &self.listed, self.known, visit)?;
         let mut sealed = std::mem::take(&mut self.listed);
+        let mut written = 0;
         let tail = match sealed.pop() {
             Some(newest) => self.open_tail(newest.generation, &reached)?,
             None => {
                 let new = self.prepare(1, Vec::new(), 0)?;
                 let length = new.length;
+                written = tail::pages(length);
                 Tail::new(new.publish()?, self.files.path(1), 1, length, 0)
             }
         };
-        let open = Arc::new(Open::new(tail, sealed));
+        let open = Arc::new(Open::new(tail, sealed, written));
         if self.config.durability == Durability::Interval {
             let open = open.clone();
             // A failure is kept by `turns` and met by the next call.
@@ -202,7 +205,8 @@ impl Journal {
 
     /// Starts the next file, which opens with `sessions`, as of `sequence`; returns its
     /// generation. All older files and the new one are on the device then. The caller lets no
-    /// append in between the making of `sessions` and the return.
+    /// append in between the making of `sessions` and the return; a `sync` before that leaves
+    /// little to wait for.
     ///
     /// # Errors
     /// `StoreFull` when no space is left: appending goes on in the old file. `Unavailable` after a
@@ -243,6 +247,7 @@ impl Journal {
         }
         let gone: Vec<u32> = sealed[..count].iter().map(|file| file.generation).collect();
         self.files.delete(&gone, generation)?;
+        open.bytes_written.fetch_add(tail::PAGE, Relaxed);
         let bytes: u64 = sealed.drain(..count).map(|file| file.length).sum();
         open.bytes.fetch_sub(bytes, Relaxed);
         Ok(())
@@ -267,20 +272,28 @@ impl Journal {
         self.files.prepare(generation, &Entry::Sessions { sequence, sessions })
     }
 
-    /// Opens the newest file behind its last whole entry, and syncs what a killed process left.
+    /// What a killed process appended may be in the page cache only. Rows that are replayed from it
+    /// can reach the log at once, and must not outlive it there. Older files were synced before the
+    /// newest was born.
+    fn sync_newest(&self) -> Result<()> {
+        let Some(newest) = self.listed.last() else { return Ok(()) };
+        let path = self.files.path(newest.generation);
+        std::fs::File::open(&path)
+            .and_then(|file| file.sync_data())
+            .map_err(|cause| Error::io("fdatasync", &path, &cause))
+    }
+
+    /// Opens the newest file behind its last whole entry.
     fn open_tail(&self, generation: u32, reached: &replay::Reached) -> Result<Tail> {
         let path = self.files.path(generation);
-        let file = OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .and_then(|file| file.sync_data().map(|()| file))
-            .map_err(|cause| Error::io("open", &path, &cause))?;
+        let file = OpenOptions::new().append(true).open(&path);
+        let file = file.map_err(|cause| Error::io("open", &path, &cause))?;
         Ok(Tail::new(file, path, generation, reached.offset, reached.sequence))
     }
 }
 
 impl Open {
-    fn new(tail: Tail, sealed: Vec<Listed>) -> Self {
+    fn new(tail: Tail, sealed: Vec<Listed>, written: u64) -> Self {
         let bytes = sealed.iter().map(|file| file.length).sum::<u64>() + tail.offset;
         Self {
             turns: Turns::new(synced(&tail)),
@@ -288,7 +301,7 @@ impl Open {
             sealed: Mutex::new(sealed),
             forgotten: AtomicU64::new(0),
             bytes: AtomicU64::new(bytes),
-            bytes_written: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(written),
         }
     }
 

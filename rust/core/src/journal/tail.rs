@@ -95,6 +95,10 @@ pub(crate) struct Faults {
     pub(crate) sync: Option<i32>,
     /// The next truncation.
     pub(crate) truncate: Option<i32>,
+    /// How long every sync takes at least.
+    pub(crate) sync_delay: std::time::Duration,
+    /// Syncs begun so far.
+    pub(crate) syncs: u64,
 }
 
 impl TailFile {
@@ -114,10 +118,18 @@ impl TailFile {
     /// fdatasync.
     pub(crate) fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
-        if let Some(number) = self.faults.lock().sync.take() {
-            return Err(io::Error::from_raw_os_error(number));
-        }
+        self.faulty_sync()?;
         self.file.sync_data()
+    }
+
+    #[cfg(test)]
+    fn faulty_sync(&self) -> io::Result<()> {
+        let mut faults = self.faults.lock();
+        faults.syncs += 1;
+        let (delay, fault) = (faults.sync_delay, faults.sync.take());
+        drop(faults);
+        std::thread::sleep(delay);
+        fault.map_or(Ok(()), |number| Err(io::Error::from_raw_os_error(number)))
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
