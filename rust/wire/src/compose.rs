@@ -141,12 +141,12 @@ impl Composer {
             ours.push(far_pointer(0, offset.max(0) as usize, false));
             ours.push(root & !0xffff_ffff);
         }
-        let size = |i: usize| (table[(1 + i) / 2] >> ((1 + i) % 2 * 32)) & 0xffff_ffff;
+        let size = |i: usize| (table[i.div_ceil(2)] >> ((1 + i) % 2 * 32)) & 0xffff_ffff;
         let sizes: Vec<u64> = (0..count).map(size).chain([ours.len() as u64]).collect();
-        let mut frame = vec![0; (count + 1) / 2 + 1];
+        let mut frame = vec![0; count.div_ceil(2) + 1];
         frame[0] = count as u64;
         for (i, size) in sizes.iter().enumerate() {
-            frame[(1 + i) / 2] |= size << ((1 + i) % 2 * 32);
+            frame[i.div_ceil(2)] |= size << ((1 + i) % 2 * 32);
         }
         frame.push(far_pointer(count, 0, false));
         frame.extend_from_slice(&body[1..]);
