@@ -20,6 +20,8 @@ from hybridps.server.sockets import StartError, UnixSocket, bind_tcp, bind_unix,
 from hybridps.server.workers import Workers
 from hybridps.sizes import format_size
 
+WARN_EVERY_S = 3600.0
+
 log = Logger("hybridps.server")
 
 
@@ -39,6 +41,7 @@ class Server:
         self._service: Service | None = None
         self._listener: Listener | None = None
         self._tables = 0
+        self._warning: asyncio.TimerHandle | None = None
 
     @property
     def url(self) -> str:
@@ -68,11 +71,14 @@ class Server:
         await self._listen(self._store, self._service)
         self._ops.facts = self._facts()
         self._ops.phase = Phase.READY
+        self._warn_if_open()
         log.info("ready", **self._report())
 
     async def stop(self) -> None:
         """Finishes calls in flight, flushes, closes; safe after a failed start."""
         was_ready = self._ops.phase is Phase.READY
+        if self._warning is not None:
+            self._warning.cancel()
         self._ops.phase = Phase.DRAINING
         try:
             if was_ready:
@@ -137,6 +143,19 @@ class Server:
             shard=self._config.shard,
             loop=self._loop_name,
         )
+
+    def _warn_if_open(self) -> None:
+        """Says every hour that others can read and write the traffic."""
+        config = self._config
+        reachable = {
+            name: str(address)
+            for name, address in (("listen", config.listen), ("ops", config.ops))
+            if address is not None and not address.is_loopback
+        }
+        if reachable:
+            log.warning("bound beyond loopback without encryption or authentication", **reachable)
+            loop = asyncio.get_running_loop()
+            self._warning = loop.call_later(WARN_EVERY_S, self._warn_if_open)
 
     def _report(self) -> dict[str, object]:
         """The fields of the log's ready event; the only place that tells the ops port in use."""

@@ -107,7 +107,8 @@ class Service:
     async def assign(self, caller: Caller, params: Any, _results: Any) -> None:
         """Sets rows of the table."""
         keys = self._keys(params)
-        rows = _array(params, "rows", np.dtype("<f4"))
+        # The engine knows the table's dim and checks the count of numbers, whatever their shape.
+        rows = _array(params, "rows", np.dtype("<f4")).reshape(1, -1)
         number = _push_number(caller, params.push)
         await self._workers.run(
             self._store.assign, caller.session, number, params.table, keys, rows
