@@ -205,7 +205,7 @@ def _size(low: int, high: int | None = None) -> Callable[[Any], int]:
         try:
             size_bytes = parse_size(value)
         except BadInputError:
-            raise ValueError('give a size like 512MiB, 8GiB, or a number of bytes') from None
+            raise ValueError("give a size like 512MiB, 8GiB, or a number of bytes") from None
         if size_bytes < low:
             raise ValueError(f"give at least {format_size(low)}")
         if high is not None and size_bytes > high:

@@ -87,9 +87,7 @@ class Ops:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         status = 200 if self.phase is Phase.READY else 503
-        return web.Response(
-            text=f"{self.phase.value}\n", status=status, headers=_SECURITY_HEADERS
-        )
+        return web.Response(text=f"{self.phase.value}\n", status=status, headers=_SECURITY_HEADERS)
 
     async def _exposition(self, _request: web.Request) -> web.Response:
         body = self._metrics.exposition(await self._snapshot(), self.counted)

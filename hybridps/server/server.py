@@ -111,7 +111,7 @@ class Server:
         try:
             self._ops_address = await self._ops.start(address)
         except OSError as error:
-            raise StartError(cannot_listen(address, error) + " (--ops)") from None
+            raise StartError(cannot_listen(str(address), error) + " (--ops)") from None
 
     async def _snapshot(self) -> Snapshot | None:
         return None if self._service is None else await self._service.snapshot()
@@ -126,13 +126,15 @@ class Server:
         )
         self._listener = Listener(store, service, self._workers, self._metrics, limits)
         self._ops.counted = self._listener
-        for bound in (self._tcp, self._unix and self._unix.socket):
-            if bound is None:
+        bound = {str(config.listen): self._tcp, str(config.unix): self._unix and self._unix.socket}
+        for place, listening in bound.items():
+            if listening is None:
                 continue
             try:
-                await self._listener.listen(bound)
+                await self._listener.listen(listening)
             except OSError as error:
-                raise StartError(cannot_listen(config.listen, error)) from None
+                # Two servers may bind one port; the second to listen on it is told here.
+                raise StartError(cannot_listen(place, error)) from None
 
     def _facts(self) -> Facts:
         return Facts(

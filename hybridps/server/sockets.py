@@ -14,7 +14,7 @@ from hybridps.config import Address
 
 # Shorter by one than sun_path, which ends in a zero byte.
 UNIX_PATH_MAX = 107
-_PROBE_S = 1.0
+_PROBE_S = 1.0  # A live server on this machine accepts far sooner.
 
 
 class StartError(Exception):
@@ -51,7 +51,7 @@ def bind_tcp(address: Address) -> socket.socket:
         bound.bind(place)
     except OSError as error:
         bound.close()
-        raise StartError(cannot_listen(address, error)) from None
+        raise StartError(cannot_listen(str(address), error)) from None
     return bound
 
 
@@ -74,7 +74,7 @@ def bind_unix(path: Path) -> UnixSocket:
     return UnixSocket(path, bound)
 
 
-def cannot_listen(address: Address, error: OSError) -> str:
+def cannot_listen(address: str, error: OSError) -> str:
     """The line for a failed bind."""
     if error.errno == errno.EADDRINUSE:
         return (

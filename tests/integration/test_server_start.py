@@ -80,9 +80,7 @@ def test_bad_configuration_exits_2(tmp_path: Path) -> None:
 
 
 def test_an_insecure_bind_is_allowed_when_asked_for_and_warned_of(tmp_path: Path) -> None:
-    with ServerProcess(
-        tmp_path / "d", "--listen", "0.0.0.0:0", HYBRIDPS_INSECURE="true"
-    ) as server:
+    with ServerProcess(tmp_path / "d", "--listen", "0.0.0.0:0", HYBRIDPS_INSECURE="true") as server:
         (warning,) = [e for e in server.events() if e["level"] == "warning"]
         assert "without encryption" in warning["event"]
         assert warning["listen"] == "0.0.0.0:0"

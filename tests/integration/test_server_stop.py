@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from support.counting import check, trainers
+from support.counting import Trainer, check, trainers
 from support.engine import needs_engine
 from support.server import ServerProcess
-from support.stock import stock_session
+from support.stock import StockSession, stock_session
 
 import capnp
 import numpy as np
 
 
-async def train_until_stopped(server: ServerProcess, crew: list, seconds: float) -> int:
+async def train_until_stopped(server: ServerProcess, crew: list[Trainer], seconds: float) -> int:
     """Trains, sends SIGTERM in the middle, and returns the exit code."""
     never = asyncio.Event()
     work = [asyncio.create_task(t.train(server.address, never)) for t in crew]
@@ -107,7 +107,7 @@ async def test_a_restart_keeps_tables_settings_and_rows_bit_for_bit(tmp_path: Pa
     normal = {"normal": {"mean": 0.0, "std": 0.01}}
     changes = {"optimizer": adam, "initializer": normal, "seed": 5}
 
-    async def push(ps, table: int) -> None:  # noqa: ANN001
+    async def push(ps: StockSession, table: int) -> None:
         gradients = random.normal(size=(len(keys), 8)).astype(np.float32)
         await ps.apply_gradients(table, keys, gradients)
 

@@ -10,7 +10,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,14 +23,14 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This environment without settings of a server in it."""
+    """The environment without settings of a server in it."""
     plain = {k: v for k, v in os.environ.items() if not k.startswith("HYBRIDPS_")}
     return plain | changes
 
 
 def run_to_end(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Runs a server that is expected to stop by itself."""
-    return subprocess.run(  # noqa: S603 - our own command
+    return subprocess.run(
         command(*arguments),
         env=environment(**environ),
         capture_output=True,
@@ -53,11 +52,11 @@ class ServerProcess:
         **environ: str,
     ) -> None:
         self.data = data
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed below
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")
         defaults = {"--listen": "127.0.0.1:0", "--ops": "127.0.0.1:0", "--dram": dram}
         defaults |= {"--nvme": nvme, "--data": str(data)}
         given = [a for name, a in defaults.items() if name not in arguments for a in (name, a)]
-        self.process = subprocess.Popen(  # noqa: S603 - our own command
+        self.process = subprocess.Popen(
             command(*given, *arguments),
             env=environment(**environ),
             stdout=subprocess.PIPE,
@@ -101,7 +100,7 @@ class ServerProcess:
     def http(self, path: str) -> tuple[int, str]:
         """Status and body of a GET from the ops port."""
         try:
-            with urllib.request.urlopen(self.ready["ops"] + path, timeout=10) as reply:  # noqa: S310
+            with urllib.request.urlopen(self.ready["ops"] + path, timeout=10) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

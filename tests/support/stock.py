@@ -83,7 +83,7 @@ async def stock_session(address: tuple[str, int] | str) -> AsyncIterator[StockSe
     client = capnp.TwoPartyClient(stream)
     try:
         gate = client.bootstrap().cast_as(SCHEMA.Gate)
-        yield StockSession((await gate.login(token="")).session)  # noqa: S106 - no token yet
+        yield StockSession((await gate.login(token="")).session)
     finally:
         client.close()
         stream.close()

@@ -16,11 +16,9 @@ from hybridps.config import load
 from hybridps.rpc import schemas
 from hybridps.server.metrics import Metrics
 from hybridps.server.server import _open
-from hybridps.server.service import Service
+from hybridps.server.service import _METHODS, Service
 from hybridps.server.specs import spec_json
 from hybridps.server.workers import Workers
-
-pytestmark = pytest.mark.asyncio
 
 
 @dataclass
@@ -187,9 +185,9 @@ async def test_keys_beyond_the_limit_are_refused(peer: Peer) -> None:
     table = (await peer.call("createTable", spec=spec()))["table"]["id"]
     await peer.call("hello", session=5)
     many = bytes(8 * ((1 << 20) + 1))
-    with pytest.raises(errors.BadInputError, match="1048577 keys.*keys_limit"):
+    with pytest.raises(errors.BadInputError, match=r"1048577 keys.*keys_limit"):
         await peer.call("remove", push={"number": 1}, table=table, keys=many)
-    with pytest.raises(errors.BadInputError, match="1048577 keys.*keys_limit"):
+    with pytest.raises(errors.BadInputError, match=r"1048577 keys.*keys_limit"):
         await peer.call("prefetch", tables=[{"table": table, "keys": many}])
 
 
@@ -231,7 +229,9 @@ async def test_counters_and_flush(peer: Peer) -> None:
     await peer.call("flush")
     counters = {c["name"]: c["value"] for c in (await peer.call("stats"))["counters"]}
     assert counters["tables"] == 1
-    of_table = {c["name"]: c["value"] for c in (await peer.call("tableStats", table=table))["counters"]}
+    of_table = {
+        c["name"]: c["value"] for c in (await peer.call("tableStats", table=table))["counters"]
+    }
     assert of_table["keys"] == 0
     snapshot = await peer.service.snapshot()
     assert snapshot.tables.keys() == {"item"}
@@ -268,8 +268,6 @@ async def test_a_bug_is_told_without_a_traceback(
 
 def test_every_cold_verb_of_the_schema_has_a_method() -> None:
     hot = {"lookup", "lookupOrInsert", "applyGradients"}
-    from hybridps.server.service import _METHODS
-
     assert set(schemas.SCHEMA.Session.schema.method_names) - hot == set(_METHODS)
 
 
@@ -281,5 +279,5 @@ def test_an_unknown_member_of_a_union_is_refused() -> None:
     class Spec:
         optimizer = FromTheFuture()
 
-    with pytest.raises(errors.BadInputError, match="optimizer.*newer server"):
+    with pytest.raises(errors.BadInputError, match=r"optimizer.*newer server"):
         spec_json(Spec())
