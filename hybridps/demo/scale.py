@@ -73,7 +73,7 @@ class Scale:
 class Side:
     """A server, a connection to it, and a trainer over its tables."""
 
-    def __init__(self, server: Server, ps: hps.Client, trainer: Trainer) -> None:
+    def __init__(self, server: Server, ps: hps.ParameterServer, trainer: Trainer) -> None:
         self.server, self.ps, self.trainer = server, ps, trainer
 
     def arm(self, samples_s: float, auc: float) -> Arm:

@@ -77,7 +77,7 @@ def test_every_verb_of_the_wire_is_in_the_module_by_that_name() -> None:
 
 def test_every_verb_of_the_wire_is_a_method_of_the_clients() -> None:
     hps = pytest.importorskip("hybridps")
-    for client, table in ((hps.Client, hps.Table), (hps.aio.Client, hps.aio.Table)):
+    for client, table in ((hps.ParameterServer, hps.Table), (hps.aio.ParameterServer, hps.aio.Table)):
         for verb in verbs():
             name = expected(verb, "client")
             if name is None:
