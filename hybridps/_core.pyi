@@ -6,12 +6,13 @@ in every verb (repeats are merged here, before the engine sees them).
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-type Keys = NDArray[np.uint64]
-type Rows = NDArray[np.float32]
+Keys: TypeAlias = NDArray[np.uint64]
+Rows: TypeAlias = NDArray[np.float32]
 
 __version__: str
 
@@ -30,8 +31,13 @@ def gather(rows: Rows, inverse: NDArray[np.uint32], out: Rows) -> None:
 def sum_rows(rows: Rows, inverse: NDArray[np.uint32], unique: int) -> Rows:
     """float32[unique, dim]: rows summed per key in order of occurrence."""
 
-def sum_counts(counts: NDArray[np.uint32], inverse: NDArray[np.uint32], unique: int) -> NDArray[np.uint32]:
+def sum_counts(
+    counts: NDArray[np.uint32], inverse: NDArray[np.uint32], unique: int
+) -> NDArray[np.uint32]:
     """uint32[unique], saturating."""
+
+def is_finite(rows: Rows) -> bool:
+    """True if every number is finite; one pass, no temporary."""
 
 class Store:
     """A store opened in this process. `spec` strings are the JSON of `TableSpec.to_json`."""

@@ -1,6 +1,10 @@
 //! `hybridps._core`: the engine and the connection as seen from Python. Glue only: unpack, release
 //! the interpreter lock, call, map errors.
 
+mod arrays;
+mod errors;
+mod store;
+
 use pyo3::prelude::*;
 
 #[pymodule]
@@ -8,4 +12,11 @@ mod _core {
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "the name Python expects")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_export]
+    use crate::arrays::{
+        check_spec, gather, initial_rows, is_finite, sum_counts, sum_rows, unique,
+    };
+    #[pymodule_export]
+    use crate::store::PyStore;
 }
