@@ -1,1 +1,66 @@
-"""hybridps: a parameter server for huge sparse embedding tables."""
+"""hybridps: a parameter server for huge sparse embedding tables.
+
+Rows are created on first sight of a 64-bit key, trained in place by a sparse optimizer, and live in
+DRAM while hot, on NVMe while warm.
+
+    import hybridps as hps
+
+    ps = hps.connect("hps://127.0.0.1:7440")        # or "local:./store", in this process
+    item = ps.create_table(hps.TableSpec("item", dim=64, optimizer=hps.Adagrad(0.05)))
+    rows = item.lookup_or_insert([1, 2, 3])
+"""
+
+from hybridps import aio
+from hybridps._core import __version__
+from hybridps.client.blocking import ParameterServer, Table
+from hybridps.client.connect import connect
+from hybridps.errors import (
+    BadInputError,
+    ConfigError,
+    CorruptionError,
+    DeadlineError,
+    HybridPSError,
+    StoreFullError,
+    TableMismatchError,
+    TableNotFoundError,
+    UnavailableError,
+)
+from hybridps.types import (
+    SGD,
+    Adagrad,
+    Adam,
+    Constant,
+    Normal,
+    RowWiseAdagrad,
+    TableSpec,
+    TruncatedNormal,
+    Uniform,
+    Zeros,
+)
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "BadInputError",
+    "ConfigError",
+    "Constant",
+    "CorruptionError",
+    "DeadlineError",
+    "HybridPSError",
+    "Normal",
+    "ParameterServer",
+    "RowWiseAdagrad",
+    "StoreFullError",
+    "Table",
+    "TableMismatchError",
+    "TableNotFoundError",
+    "TableSpec",
+    "TruncatedNormal",
+    "UnavailableError",
+    "Uniform",
+    "Zeros",
+    "__version__",
+    "aio",
+    "connect",
+]

@@ -104,3 +104,13 @@ pub fn sum_rows(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
         }
     }
 }
+
+/// Counts summed per key, saturating.
+pub fn sum_counts(counts: &[u32], inverse: &[u32], unique: usize) -> Vec<u32> {
+    let mut sums = vec![0_u32; unique];
+    for (&count, &index) in counts.iter().zip(inverse) {
+        let sum = &mut sums[index as usize];
+        *sum = sum.saturating_add(count);
+    }
+    sums
+}

@@ -25,7 +25,7 @@ mod superblock;
 mod table;
 mod types;
 
-pub use batch::{gather, sum_rows, Unique};
+pub use batch::{gather, sum_counts, sum_rows, Unique};
 pub use error::{Error, ErrorKind, Result};
 pub use init::initial_row;
 pub use optimizer::is_finite;

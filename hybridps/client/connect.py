@@ -1,0 +1,105 @@
+"""`connect`, blocking and asynchronous: from a URL to a client."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from hybridps import _core
+from hybridps.client import aio
+from hybridps.client.blocking import ParameterServer
+from hybridps.client.local import LocalTransport
+from hybridps.client.retry import check_settings
+from hybridps.client.urls import Address, local_settings, parse_servers, refuse_local_settings
+
+
+def connect(
+    url: str,
+    *,
+    client_id: str | None = None,
+    timeout: float = 10.0,
+    dram: int | str | None = None,
+    nvme: int | str | None = None,
+    cold: str | None = None,
+    durability: str | None = None,
+    threads: int | None = None,
+) -> ParameterServer:
+    """A client of the servers of `url`, or a store in this process.
+
+    Args:    url: "hps://HOST:PORT", several by commas with the shards in order;
+             "hps+unix://PATH"; "local:PATH".
+             client_id: names a trainer across restarts; a new session takes over from the old one.
+             timeout: seconds for connecting, and for each call that does not say otherwise.
+             dram, nvme, cold, durability, threads: of `local:` alone; a quarter of the memory,
+             three quarters of the free disk, "none" and one thread per core unless given.
+    Raises:  ConfigError for the URL or a setting, UnavailableError when no server answers.
+    """
+    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
+    addresses = _checked(url, client_id, timeout, own)
+    if addresses is None:
+        return ParameterServer(_open_local(url, client_id, own), url)
+    # The wire needs pycapnp, which a store in this process does not.
+    from hybridps.client.remote import RemoteTransport  # noqa: PLC0415
+
+    transport = RemoteTransport(addresses, client_id, timeout)
+    try:
+        transport.connect()
+    except BaseException:
+        transport.close()
+        raise
+    return ParameterServer(transport, url)
+
+
+def connect_async(
+    url: str,
+    *,
+    client_id: str | None = None,
+    timeout: float = 10.0,
+    dram: int | str | None = None,
+    nvme: int | str | None = None,
+    cold: str | None = None,
+    durability: str | None = None,
+    threads: int | None = None,
+) -> aio.Connecting:
+    """The asyncio client of `url`; see `hybridps.connect`. Await it, or use `async with`."""
+    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
+
+    async def opening() -> aio.ParameterServer:
+        return aio.ParameterServer(await _open_async(url, client_id, timeout, own), url)
+
+    return aio.Connecting(opening)
+
+
+async def _open_async(
+    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any]
+) -> aio.Transport:
+    addresses = _checked(url, client_id, timeout, own)
+    if addresses is None:
+        opened = await asyncio.to_thread(_open_local, url, client_id, own)
+        return aio.ThreadedTransport(opened, timeout)
+    from hybridps.client.streams import StreamTransport  # noqa: PLC0415 - as above
+
+    transport = StreamTransport(addresses, client_id, timeout)
+    await transport.connect()
+    return transport
+
+
+def _checked(
+    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any]
+) -> list[Address] | None:
+    check_settings(client_id, timeout)
+    addresses = parse_servers(url)
+    if addresses is not None:
+        refuse_local_settings(url, own)
+    return addresses
+
+
+def _open_local(url: str, client_id: str | None, own: Mapping[str, Any]) -> LocalTransport:
+    settings = local_settings(url, **own)
+    store = _core.Store(
+        settings.path,
+        dram=settings.dram,
+        nvme=settings.nvme,
+        durability=settings.durability,
+        threads=settings.threads,
+    )
+    return LocalTransport(store, settings.path, client_id)

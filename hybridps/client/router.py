@@ -1,0 +1,109 @@
+"""From a batch to unique keys per server, and from the servers' replies back to the batch.
+
+Pure. The same code serves one store in this process and any number of servers, so that results do
+not depend on how many there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridps import _core
+from hybridps.client.batches import Batch
+from hybridps.client.calls import Counts, Found, Keys, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The unique keys of a batch, server after server."""
+
+    batch: Batch
+    keys: Keys
+    offsets: Sequence[int]
+    inverse: NDArray[np.uint32]
+
+    @property
+    def servers(self) -> int:
+        """How many servers share the keys."""
+        return len(self.offsets) - 1
+
+    @property
+    def is_same(self) -> bool:
+        """True if the batch goes as it is: one server, no repeats, hence the order of the ids."""
+        return self.servers == 1 and not self.has_repeats
+
+    @property
+    def has_repeats(self) -> bool:
+        """True if some key occurs twice."""
+        return len(self.keys) != len(self.batch.keys)
+
+    def part(self, shard: int) -> slice:
+        """Where the keys of a server lie."""
+        return slice(self.offsets[shard], self.offsets[shard + 1])
+
+    def shards(self) -> list[int]:
+        """Servers that own keys of this batch; the first one for an empty batch."""
+        owners = [s for s in range(self.servers) if self.offsets[s] < self.offsets[s + 1]]
+        return owners or [0]
+
+    def counts(self, counts: Counts | None) -> Counts | None:
+        """Occurrences per unique key; None where each counts once."""
+        if counts is not None:
+            return (
+                counts if self.is_same else _core.sum_counts(counts, self.inverse, len(self.keys))
+            )
+        if not self.has_repeats:
+            return None
+        return np.bincount(self.inverse, minlength=len(self.keys)).astype(np.uint32)
+
+    def last(self, rows: Rows) -> Rows:
+        """The row of the last occurrence of each unique key."""
+        if self.is_same:
+            return rows
+        last = np.zeros(len(self.keys), np.intp)
+        last[self.inverse] = np.arange(len(self.inverse))
+        return rows[last]
+
+    def sums(self, gradients: Rows) -> dict[int, tuple[Keys, Rows]]:
+        """For each server its keys and their gradients, summed in order of occurrence.
+
+        Where finite gradients sum to infinity the occurrences are sent as they are: the engine
+        sums them the same way and keeps the old row, whereas an infinite gradient is refused.
+        """
+        if self.is_same:
+            return {0: (self.keys, gradients)}
+        sums = _core.sum_rows(gradients, self.inverse, len(self.keys))
+        if self.has_repeats and not _core.is_finite(sums):
+            return self._unsummed(gradients)
+        return {s: (self.keys[self.part(s)], sums[self.part(s)]) for s in self.shards()}
+
+    def _unsummed(self, gradients: Rows) -> dict[int, tuple[Keys, Rows]]:
+        parts = {}
+        for shard in self.shards():
+            part = self.part(shard)
+            mine = (self.inverse >= part.start) & (self.inverse < part.stop)
+            parts[shard] = (self.batch.keys[mine], gradients[mine])
+        return parts
+
+    def rows(self, parts: Sequence[Rows]) -> Rows:
+        """Rows in the shape of the batch from the replies of `shards()`, in that order."""
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if not self.is_same:
+            unique, rows = rows, np.empty((len(self.inverse), rows.shape[1]), np.float32)
+            _core.gather(unique, self.inverse, rows)
+        return rows.reshape(self.batch.rows_shape)
+
+    def found(self, parts: Sequence[Found]) -> Found:
+        """As `rows`, for the flags."""
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if not self.is_same:
+            found = found[self.inverse]
+        return found.reshape(self.batch.shape)
+
+
+def split(batch: Batch, shards: int) -> Split:
+    """The unique keys of a batch for `shards` servers."""
+    keys, offsets, inverse = _core.unique(batch.keys, shards)
+    return Split(batch, keys, offsets, inverse)

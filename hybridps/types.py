@@ -1,0 +1,324 @@
+"""Values that both sides share: table specs, optimizers, initializers. Frozen, checked on creation.
+
+Numbers that the engine keeps as float32 are rounded to float32 here, and shown by their shortest
+decimal form, so that a spec equals itself after any trip through JSON, the wire or the disk.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridps import _core
+from hybridps.errors import BadInputError
+from hybridps.keys import KeysLike, as_keys
+from hybridps.sizes import parse_size
+
+DIM_MAX: Final = 4096
+TABLE_DRAM_MIN: Final = 1 << 20
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+def to_float32(value: object, name: str) -> float:
+    """The float32 nearest to `value`, by its shortest decimal form. Raises BadInputError."""
+    number = _number(value, name)
+    if not abs(number) <= _FLOAT32_MAX:
+        raise BadInputError(f"{name} is {value!r}; give a finite number within float32")
+    return float(str(np.float32(number)))
+
+
+def at_least_zero(value: object, name: str) -> float:
+    """As `to_float32`, for a setting that is not negative."""
+    number = to_float32(value, name)
+    if number < 0:
+        raise BadInputError(f"{name} is {value!r}; give a finite number of at least 0")
+    return number
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise BadInputError(f"{name} is {value!r}; give a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise BadInputError(f"{name} is {value!r}; give a finite number")
+    return number
+
+
+def _whole(value: object, name: str, low: int, high: int) -> int:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__index__"):
+        raise BadInputError(f"{name} is {value!r}; give an int of {low} to {high}")
+    whole: int = value.__index__()
+    if not low <= whole <= high:
+        raise BadInputError(f"{name} is {whole}; give {low} to {high}")
+    return whole
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Rule that `apply_gradients` follows; the learning rate is live, the rest shapes the slots."""
+
+    KIND: ClassVar[str]
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        self._set("learning_rate", at_least_zero(self.learning_rate, "learning_rate"))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def options(self) -> dict[str, Any]:
+        """Settings by the names that the stored form uses, without the learning rate."""
+        return {"kind": self.KIND}
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """torch.optim.SGD without momentum."""
+
+    KIND: ClassVar[str] = "sgd"
+    learning_rate: float = 0.001
+
+
+@dataclass(frozen=True)
+class _Accumulating(Optimizer):
+    learning_rate: float = 0.01
+    initial_accumulator: float = 0.0
+    eps: float = 1e-10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("initial_accumulator", "eps"):
+            self._set(name, at_least_zero(getattr(self, name), name))
+
+    def options(self) -> dict[str, Any]:
+        """As `Optimizer.options`."""
+        settings = {"initial_accumulator": self.initial_accumulator, "eps": self.eps}
+        return super().options() | settings
+
+
+@dataclass(frozen=True)
+class Adagrad(_Accumulating):
+    """torch.optim.Adagrad: one accumulator a column, eps outside the root."""
+
+    KIND: ClassVar[str] = "adagrad"
+
+
+@dataclass(frozen=True)
+class RowWiseAdagrad(_Accumulating):
+    """One accumulator a row, the mean of squares (fbgemm's exact row-wise Adagrad)."""
+
+    KIND: ClassVar[str] = "row_wise_adagrad"
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """torch.optim.Adam; the bias correction uses each key's own step count."""
+
+    KIND: ClassVar[str] = "adam"
+    learning_rate: float = 0.001
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("eps", at_least_zero(self.eps, "eps"))
+        try:
+            first, second = self.betas
+        except (TypeError, ValueError):
+            raise BadInputError(f"betas is {self.betas!r}; give two numbers") from None
+        betas = _number(first, "betas[0]"), _number(second, "betas[1]")
+        for index, beta in enumerate(betas):
+            if not 0 <= beta < 1:
+                raise BadInputError(f"betas[{index}] is {beta}; give at least 0 and below 1")
+        self._set("betas", betas)
+
+    def options(self) -> dict[str, Any]:
+        """As `Optimizer.options`."""
+        settings = {"beta1": self.betas[0], "beta2": self.betas[1], "eps": self.eps}
+        return super().options() | settings
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """Where rows start: a pure function of (table seed, key, initializer)."""
+
+    KIND: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check = at_least_zero if field.name == "std" else to_float32
+            object.__setattr__(self, field.name, check(getattr(self, field.name), field.name))
+
+    def options(self) -> dict[str, Any]:
+        """Settings by the names that the stored form uses."""
+        return {"kind": self.KIND} | dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Zeros(Initializer):
+    """All zero."""
+
+    KIND: ClassVar[str] = "zeros"
+
+
+@dataclass(frozen=True)
+class Constant(Initializer):
+    """All `value`."""
+
+    KIND: ClassVar[str] = "constant"
+    value: float
+
+
+@dataclass(frozen=True)
+class Uniform(Initializer):
+    """Uniform in [low, high)."""
+
+    KIND: ClassVar[str] = "uniform"
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low > self.high:
+            raise BadInputError(f"low is {self.low} and high is {self.high}; give low <= high")
+
+
+@dataclass(frozen=True)
+class Normal(Initializer):
+    """Normal distribution."""
+
+    KIND: ClassVar[str] = "normal"
+    mean: float = 0.0
+    std: float = 0.01
+
+
+@dataclass(frozen=True)
+class TruncatedNormal(Initializer):
+    """Normal distribution, cut at two standard deviations."""
+
+    KIND: ClassVar[str] = "truncated_normal"
+    mean: float = 0.0
+    std: float = 0.01
+
+
+_OPTIMIZERS: Final = {cls.KIND: cls for cls in (SGD, Adagrad, RowWiseAdagrad, Adam)}
+_INITIALIZERS: Final = {
+    cls.KIND: cls for cls in (Zeros, Constant, Uniform, Normal, TruncatedNormal)
+}
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table is. Shape: dim, dtype, optimizer class and settings, initializer, seed. The
+    learning rate and the byte caps are live: `Table.alter` changes them.
+
+    `dram` and `nvme` are byte caps of this table ("8GiB"); None draws on the store's budget.
+    `admission` and `expiry` accept None alone in this version.
+    """
+
+    name: str
+    dim: int
+    optimizer: Optimizer
+    initializer: Initializer = dataclasses.field(default_factory=Normal)
+    seed: int = 0
+    admission: None = None
+    expiry: None = None
+    dtype: str = "float32"
+    dram: int | str | None = None
+    nvme: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            allowed = "1 to 128 of A-Z a-z 0-9 . _ - beginning with a letter or digit"
+            raise BadInputError(f"name is {self.name!r}; give {allowed}")
+        try:
+            self._check()
+        except BadInputError as error:
+            raise BadInputError(f"table {self.name!r}: {error}") from None
+
+    def _check(self) -> None:
+        self._set("dim", _whole(self.dim, "dim", 1, DIM_MAX))
+        self._set("seed", _whole(self.seed, "seed", 0, 2**64 - 1))
+        if type(self.optimizer) not in _OPTIMIZERS.values():
+            raise BadInputError(
+                f"optimizer is {self.optimizer!r}; give hps.SGD, Adagrad, RowWiseAdagrad or Adam"
+            )
+        if type(self.initializer) not in _INITIALIZERS.values():
+            raise BadInputError(
+                f"initializer is {self.initializer!r};"
+                " give hps.Zeros, Constant, Uniform, Normal or TruncatedNormal"
+            )
+        if self.dtype != "float32":
+            raise BadInputError(f'dtype is {self.dtype!r}; give "float32"')
+        for name in ("admission", "expiry"):
+            if getattr(self, name) is not None:
+                raise BadInputError(f"{name} is {getattr(self, name)!r}; this version takes None")
+        self._set("dram", check_dram(self.dram))
+        self._set("nvme", None if self.nvme is None else parse_size(self.nvme, "nvme"))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def initial_rows(self, keys: KeysLike) -> NDArray[np.float32]:
+        """float32[keys.shape + (dim,)]: the rows these keys would start with; needs no store."""
+        flat, shape = as_keys(keys, self.name)
+        return _core.initial_rows(self.to_json(), flat).reshape((*shape, self.dim))
+
+    def to_json(self) -> str:
+        """The stored form: the one that the engine keeps in its manifest."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "dim": self.dim,
+                "optimizer": self.optimizer.options(),
+                "learning_rate": self.optimizer.learning_rate,
+                "initializer": self.initializer.options(),
+                "seed": self.seed,
+                "dtype": self.dtype,
+                "dram": self.dram,
+                "nvme": self.nvme,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The spec that `to_json` wrote. Raises BadInputError for anything else."""
+        try:
+            fields = json.loads(text)
+            rate = fields.pop("learning_rate")
+            optimizer = optimizer_from(fields.pop("optimizer"), rate)
+            initializer = initializer_from(fields.pop("initializer"))
+            return cls(optimizer=optimizer, initializer=initializer, **fields)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise BadInputError(f"table spec is not readable: {error!r}; use to_json") from None
+
+
+def optimizer_from(options: dict[str, Any], learning_rate: float) -> Optimizer:
+    """The optimizer of stored options, as `Optimizer.options` gives them."""
+    options = dict(options)
+    cls = _OPTIMIZERS[options.pop("kind")]
+    if cls is Adam:
+        options["betas"] = (options.pop("beta1"), options.pop("beta2"))
+    return cls(learning_rate=learning_rate, **options)
+
+
+def initializer_from(options: dict[str, Any]) -> Initializer:
+    """The initializer of stored options, as `Initializer.options` gives them."""
+    options = dict(options)
+    return _INITIALIZERS[options.pop("kind")](**options)
+
+
+def check_dram(dram: int | str | None) -> int | None:
+    """Bytes of a table's DRAM cap; None for no cap of its own."""
+    if dram is None:
+        return None
+    size = parse_size(dram, "dram")
+    if size < TABLE_DRAM_MIN:
+        raise BadInputError(f"dram is {size} bytes; give at least 1MiB, or None for no cap")
+    return size

@@ -1,0 +1,237 @@
+//! The buffer border: memory of frames, shared with Python without a copy, and seen as words, bytes
+//! or numbers. All `unsafe` of the wire lies here.
+//!
+//! Views are writable in two places only: where the next bytes of a socket go (Rust does not look
+//! before it is told that they came), and the rows of an answer (Rust never looks again). Python
+//! that writes at other times can spoil its own data; it cannot reach freed memory.
+
+use std::ffi::c_int;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+/// Blocks from this size on are kept for reuse: fresh pages cost more than copying into warm ones.
+const POOLED_WORDS_MIN: usize = (64 << 10) / 8;
+/// Most memory kept for reuse by the process.
+const POOL_WORDS_MAX: usize = (64 << 20) / 8;
+
+struct Pool {
+    blocks: Vec<Box<[u64]>>,
+    words: usize,
+}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { blocks: Vec::new(), words: 0 });
+
+impl Pool {
+    /// The smallest block that fits without wasting more than half of it. A pool that another
+    /// thread holds, perhaps one that a fork left behind, counts as empty.
+    fn take(words: usize) -> Option<Box<[u64]>> {
+        let mut pool = POOL.try_lock().ok()?;
+        let fits = |block: &Box<[u64]>| block.len() >= words && block.len() / 2 <= words;
+        let (index, _) = pool
+            .blocks
+            .iter()
+            .enumerate()
+            .filter(|(_, block)| fits(block))
+            .min_by_key(|(_, block)| block.len())?;
+        let block = pool.blocks.swap_remove(index);
+        pool.words -= block.len();
+        Some(block)
+    }
+
+    fn give(block: Box<[u64]>) {
+        if block.len() < POOLED_WORDS_MIN {
+            return;
+        }
+        if let Ok(mut pool) = POOL.try_lock() {
+            if pool.words + block.len() <= POOL_WORDS_MAX {
+                pool.words += block.len();
+                pool.blocks.push(block);
+            }
+        }
+    }
+}
+
+/// An allocation of words. Goes back to the pool when the last frame and the last view are gone.
+struct Memory {
+    first: NonNull<u64>,
+    words: usize,
+}
+
+// SAFETY: Memory owns its allocation as a Box does; nothing in it depends on a thread.
+#[allow(unsafe_code, reason = "an owned allocation behind a raw pointer")]
+unsafe impl Send for Memory {}
+// SAFETY: as above; who may look at the words and when is settled by Words and Buffer.
+#[allow(unsafe_code, reason = "an owned allocation behind a raw pointer")]
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let whole = NonNull::slice_from_raw_parts(self.first, self.words);
+        // SAFETY: the pointer and length are those of the Box leaked in `Words::of`.
+        #[allow(unsafe_code, reason = "takes the leaked allocation back")]
+        let block = unsafe { Box::from_raw(whole.as_ptr()) };
+        Pool::give(block);
+    }
+}
+
+/// Word-aligned memory of one frame, and the only way for Rust to look into it. Its content is
+/// arbitrary until written.
+pub(crate) struct Words {
+    memory: Arc<Memory>,
+    len: usize,
+}
+
+impl Words {
+    pub(crate) fn new(len: usize) -> Self {
+        let pooled = if len >= POOLED_WORDS_MIN { Pool::take(len) } else { None };
+        Self::of(pooled.unwrap_or_else(|| vec![0; len].into_boxed_slice()), len)
+    }
+
+    pub(crate) fn copy_of(words: &[u64]) -> Self {
+        let mut copy = Self::new(words.len());
+        copy.copy_from_slice(words);
+        copy
+    }
+
+    fn of(block: Box<[u64]>, len: usize) -> Self {
+        let words = block.len();
+        let first = NonNull::from(Box::leak(block)).cast();
+        Self { memory: Arc::new(Memory { first, words }), len }
+    }
+
+    /// A view for Python of some bytes. Who asks for a writable one looks at those bytes only when
+    /// Python has written them, or not any more.
+    pub(crate) fn view(&self, bytes: Range<usize>, writable: bool) -> Buffer {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.len * 8, "part of the memory");
+        Buffer { memory: Arc::clone(&self.memory), bytes, writable }
+    }
+}
+
+impl From<Vec<u64>> for Words {
+    fn from(words: Vec<u64>) -> Self {
+        let len = words.len();
+        Self::of(words.into_boxed_slice(), len)
+    }
+}
+
+impl Deref for Words {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        // SAFETY: `memory` holds at least `len` initialized words as long as self lives. No other
+        // Words and so no `&mut` shares it; Python writes to it only when told (see `view`).
+        #[allow(unsafe_code, reason = "the slice that the raw pointer stands for")]
+        unsafe {
+            std::slice::from_raw_parts(self.memory.first.as_ptr(), self.len)
+        }
+    }
+}
+
+impl DerefMut for Words {
+    fn deref_mut(&mut self) -> &mut [u64] {
+        // SAFETY: as in `deref`; `&mut self` excludes every other Rust reference.
+        #[allow(unsafe_code, reason = "the slice that the raw pointer stands for")]
+        unsafe {
+            std::slice::from_raw_parts_mut(self.memory.first.as_ptr(), self.len)
+        }
+    }
+}
+
+mod number {
+    /// Types of which any bits are a value and whose alignment divides that of a word.
+    pub(crate) trait Number: Copy {}
+    impl Number for u8 {}
+    impl Number for u32 {}
+    impl Number for f32 {}
+}
+pub(crate) use number::Number;
+
+/// The words as numbers of a narrower type, in order of address.
+pub(crate) fn as_numbers<T: Number>(words: &[u64]) -> &[T] {
+    let len = std::mem::size_of_val(words) / size_of::<T>();
+    // SAFETY: same memory and extent, weaker alignment, and any bits are a T (see Number).
+    #[allow(unsafe_code, reason = "a view of plain numbers as plain numbers")]
+    unsafe {
+        std::slice::from_raw_parts(words.as_ptr().cast(), len)
+    }
+}
+
+/// The words as numbers of a narrower type, in order of address.
+pub(crate) fn as_numbers_mut<T: Number>(words: &mut [u64]) -> &mut [T] {
+    let len = std::mem::size_of_val(words) / size_of::<T>();
+    // SAFETY: as in `as_numbers`; any T is also valid bits of a word, and the borrow is exclusive.
+    #[allow(unsafe_code, reason = "a view of plain numbers as plain numbers")]
+    unsafe {
+        std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), len)
+    }
+}
+
+/// Bytes of a frame, for Python; the memory stays in place as long as a view of it lives.
+#[pyclass(module = "hybridps._core", frozen)]
+pub(crate) struct Buffer {
+    memory: Arc<Memory>,
+    bytes: Range<usize>,
+    writable: bool,
+}
+
+impl Buffer {
+    /// A whole frame, read-only.
+    pub(crate) fn whole(words: Words) -> Self {
+        words.view(0..words.len() * 8, false)
+    }
+}
+
+#[pymethods]
+impl Buffer {
+    fn __len__(&self) -> usize {
+        self.bytes.len()
+    }
+
+    #[allow(unsafe_code, reason = "the C interface of the buffer protocol")]
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        let this = slf.get();
+        // SAFETY: the range was checked in `Words::view`.
+        let first = unsafe { this.memory.first.as_ptr().cast::<u8>().add(this.bytes.start) };
+        let len = this.bytes.len() as ffi::Py_ssize_t;
+        let read_only = c_int::from(!this.writable);
+        // SAFETY: the interpreter passes a valid view; the bytes lie in memory that this Buffer,
+        // which the view keeps alive, owns a share of, and which never moves.
+        let filled = unsafe {
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), first.cast(), len, read_only, flags)
+        };
+        match filled {
+            0 => Ok(()),
+            _ => Err(PyErr::fetch(slf.py())),
+        }
+    }
+}
+
+/// Keeps blocks of some MiB inside malloc instead of returning each to the kernel: three quarters
+/// of the cost of replies built by pycapnp were fresh pages.
+#[pyfunction]
+pub(crate) fn tune_allocator() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        let settings = [
+            (libc::M_MMAP_THRESHOLD, c_int::MAX),
+            (libc::M_TRIM_THRESHOLD, c_int::MAX),
+            (libc::M_TOP_PAD, 64 << 20),
+        ];
+        for (parameter, value) in settings {
+            // SAFETY: mallopt takes plain integers and may be called at any time; a refused value
+            // leaves the default, which is only slower.
+            #[allow(unsafe_code, reason = "glibc offers these settings only in C")]
+            unsafe {
+                libc::mallopt(parameter, value);
+            }
+        }
+    }
+}
