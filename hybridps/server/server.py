@@ -85,6 +85,7 @@ class Server:
                 log.info("draining")
             if self._listener is not None:
                 await self._listener.drain(self._config.drain_s)
+            self._service = None  # The ops port stays up and no longer asks the store.
             if self._store is not None:
                 await self._workers.run(_close, self._store)
         finally:
