@@ -1,0 +1,81 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set themselves up.
+#
+# Needed beforehand: Python 3.11 or later, Rust (cargo), a C compiler, make, git. Everything else
+# goes into .venv and target/ in this checkout; nothing is installed outside, no root is needed.
+#
+#   make setup                               .venv with hybridps (release build), hybridps_torch, tests
+#   make setup TORCH_FROM=/site-packages     the same, with a torch that is already on this machine
+#   make demo ARGS="--scale 5000000"         the demonstration; ARGS go to `hybridps demo`
+#   make test                                everything that should pass before a commit
+#   make test-long  make bench  make check   campaigns, benchmarks, formatters and linters
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+JOBS ?= 2
+# A directory that holds an installed torch; the environment may name it for every command.
+TORCH_FROM ?= $(HYBRIDPS_TORCH_SITE)
+
+RUST := $(shell find rust schemas -type f -not -path '*/target/*' 2>/dev/null) Cargo.toml Cargo.lock
+TOOLS := 'maturin>=1.8,<2' 'pytest>=8' 'pytest-asyncio>=0.24' 'hypothesis>=6.100' 'tqdm>=4.66'
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export CARGO_TERM_PROGRESS_WHEN := never
+
+.PHONY: setup demo test test-long bench check clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.torch $(VENV)/.engine $(VENV)/.torch-client
+	@$(BIN)/python -c 'import hybridps, hybridps_torch; print("ready: hybridps", hybridps.__version__)'
+
+$(VENV)/.created:
+	@echo "setup: $(VENV) of $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hybridps needs Python 3.11 or later: make setup PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.created Makefile
+	@echo "setup: build and test tools"
+	@$(PIP) install --quiet $(TOOLS)
+	@touch $@
+
+# torch is large: one that is here already is used, and only then is one installed.
+$(VENV)/.torch: $(VENV)/.tools
+	@PYTHON="$(PYTHON)" TORCH_FROM="$(TORCH_FROM)" sh .ci/torch $(BIN)/python
+	@touch $@
+
+$(VENV)/.engine: $(VENV)/.tools pyproject.toml $(RUST)
+	@echo "setup: hybridps, release build (a few minutes the first time)"
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust, https://rustup.rs" >&2; exit 1; }
+	@VIRTUAL_ENV="$(CURDIR)/$(VENV)" PATH="$(CURDIR)/$(BIN):$$PATH" maturin develop --release --quiet
+	@touch $@
+
+$(VENV)/.torch-client: $(VENV)/.engine $(VENV)/.torch clients/torch/pyproject.toml
+	@echo "setup: hybridps_torch"
+	@$(PIP) install --quiet --no-deps --editable clients/torch
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m hybridps.demo $(ARGS)
+
+# Only the engine's crates: the extension module itself is tested from Python.
+test: setup
+	@if cargo nextest --version >/dev/null 2>&1; \
+	then cargo nextest run --cargo-quiet -j$(JOBS) -p hybridps-core -p hybridps-wire; \
+	else cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire; fi
+	@$(BIN)/python -m pytest $(ARGS)
+
+# The same campaigns with more rounds; tests read HYBRIDPS_LONG.
+test-long: setup
+	@HYBRIDPS_LONG=1 PROPTEST_CASES=2000 cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire
+	@HYBRIDPS_LONG=1 $(BIN)/python -m pytest $(ARGS)
+
+bench: setup
+	@for script in inprocess redis wire tiers; do \
+	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+check:
+	@sh .ci/check $(BIN)
+
+clean:
+	rm -rf $(VENV) target .pytest_cache .mypy_cache .ruff_cache

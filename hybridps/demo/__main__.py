@@ -1,0 +1,5 @@
+"""`python -m hybridps.demo`: the same as `hybridps demo`."""
+
+from hybridps.demo.command import main
+
+raise SystemExit(main())

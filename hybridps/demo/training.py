@@ -1,0 +1,149 @@
+"""The loop both sides share: same batches, same order, same dense optimizer.
+
+A trainer does not know where its vectors come from. Plain torch brings a second optimizer for its
+tables; a hybridps layer needs none, the gradients leave with the backward pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import hybridps as hps
+from hybridps.demo.datasets import Dataset
+from hybridps.demo.models import ClickModel
+from hybridps.demo.planted import auc
+
+DENSE_LEARNING_RATE = 1e-3
+SPARSE_LEARNING_RATE = 0.05
+# Adagrad's usual start: the first steps of a rare id stay small, and it does not overfit.
+INITIAL_ACCUMULATOR = 0.1
+
+Positions: TypeAlias = NDArray[np.int64]
+
+
+class Trainer:
+    """One model over one embedding source.
+
+    Args:
+        model: the dense part.
+        tables: module from a dict of ids to a dict of vectors.
+        ids: int64[n, columns]: the ids that `tables` understands, row i for sample i.
+        dataset: labels and dense features.
+        sparse: optimizer of the tables, if they need one.
+    """
+
+    def __init__(
+        self,
+        model: ClickModel,
+        tables: nn.Module,
+        ids: NDArray[np.int64],
+        dataset: Dataset,
+        sparse: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.model, self.tables, self.sparse = model, tables, sparse
+        self.ids = torch.from_numpy(ids)
+        self.label = torch.from_numpy(dataset.label)
+        self.features = torch.from_numpy(dataset.dense)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=DENSE_LEARNING_RATE)
+        self.loss = nn.BCEWithLogitsLoss()
+
+    def step(self, positions: Positions) -> float:
+        """Trains on the samples at these positions; returns their mean loss."""
+        self.tables.train()
+        at = torch.from_numpy(positions)
+        loss = self.loss(self._logits(at), self.label[at])
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.sparse is not None:
+            self.sparse.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.sparse is not None:
+            self.sparse.step()
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def train(
+        self, batches: Iterator[Positions], progress: Callable[[int], object] | None = None
+    ) -> float:
+        """Trains on every batch; returns the seconds it took."""
+        start = time.perf_counter()
+        for positions in batches:
+            self.step(positions)
+            if progress is not None:
+                progress(len(positions))
+        return time.perf_counter() - start
+
+    @torch.no_grad()
+    def scores(self, positions: Positions, batch: int) -> NDArray[np.float32]:
+        """float32[n] click probabilities; reads rows, creates none."""
+        self.tables.eval()
+        parts = [
+            torch.sigmoid(self._logits(torch.from_numpy(positions[low : low + batch]))).numpy()
+            for low in range(0, len(positions), batch)
+        ]
+        return np.concatenate(parts)
+
+    def test_auc(self, dataset: Dataset, batch: int) -> float:
+        """AUC over the test part."""
+        return auc(dataset.label[dataset.test], self.scores(dataset.test, batch))
+
+    def _logits(self, at: Tensor) -> Tensor:
+        vectors: Mapping[str, Tensor] = self.tables(self.model.ids(self.ids[at]))
+        logits: Tensor = self.model(vectors, self.features[at])
+        return logits
+
+
+def batches(positions: Positions, batch: int, epochs: int, seed: int) -> Iterator[Positions]:
+    """Batches of shuffled positions, the last of a pass may be short."""
+    random = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = random.permutation(positions)
+        for low in range(0, len(order), batch):
+            yield order[low : low + batch]
+
+
+def specs(model: ClickModel, seed: int, prefix: str = "") -> dict[str, hps.TableSpec]:
+    """The tables of a model; `prefix` tells apart tables of one store."""
+    return {
+        name: hps.TableSpec(
+            name=prefix + name,
+            dim=dim,
+            optimizer=hps.Adagrad(
+                learning_rate=SPARSE_LEARNING_RATE, initial_accumulator=INITIAL_ACCUMULATOR
+            ),
+            initializer=hps.Normal(std=0.01),
+            seed=seed,
+        )
+        for name, dim in model.dims().items()
+    }
+
+
+def signed(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The same 64-bit patterns as torch's integer type."""
+    return keys.view(np.int64)
+
+
+def alternate(
+    trainers: Sequence[Trainer],
+    steps: Sequence[Positions],
+    segment: int,
+    progress: Callable[[int], object] | None = None,
+) -> list[list[float]]:
+    """Every trainer takes all steps, in turns of `segment` steps; who goes first changes too.
+
+    Returns:
+        For each trainer the seconds of each of its segments.
+    """
+    seconds: list[list[float]] = [[] for _ in trainers]
+    for turn, low in enumerate(range(0, len(steps), segment)):
+        order = range(len(trainers)) if turn % 2 == 0 else reversed(range(len(trainers)))
+        for index in order:
+            part = iter(steps[low : low + segment])
+            seconds[index].append(trainers[index].train(part, progress))
+    return seconds
