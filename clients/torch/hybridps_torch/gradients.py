@@ -91,11 +91,9 @@ class Backward:
         self._waiting: dict[Accumulator, list[Gradient]] = {}
 
     @classmethod
-    def current(cls) -> "Backward | None":
-        """That of the pass which runs the caller; None outside of any."""
+    def current(cls) -> "Backward":
+        """That of the pass which runs the caller."""
         task = torch._C._current_graph_task_id()
-        if task < 0:
-            return None
         with cls._lock:
             current = cls._running.get(task)
             if current is None:
@@ -142,14 +140,14 @@ class ReadRows(torch.autograd.Function):
         ctx.anchor, ctx.read = anchor, read
         # A read within a backward pass is a checkpointed segment being run again; the pass nested
         # in it is part of the outer one. Weak: the graph may outlive that pass.
-        outer = Backward.current() if anchor.requires_grad else None
-        ctx.outer = None if outer is None else weakref.ref(outer)
+        is_within = torch._C._current_graph_task_id() >= 0
+        ctx.outer = weakref.ref(Backward.current()) if is_within else None
         return torch.from_numpy(rows).to(device)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        backward = (ctx.outer and ctx.outer()) or Backward.current()
-        backward.note(ctx.read, gradient)
+        outer: Backward | None = ctx.outer and ctx.outer()
+        (outer or Backward.current()).note(ctx.read, gradient)
         # Not None: wrappers that wait for every parameter's gradient (DDP) would wait for ever.
         return torch.zeros_like(ctx.anchor), None, None, None

@@ -12,13 +12,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from hybridps.client.connect import connect
-from hybridps.errors import BadInputError, TableMismatchError
 from torch import Tensor, nn
 
+from hybridps.client.connect import connect
+from hybridps.errors import BadInputError, TableMismatchError
 from hybridps_torch.gradients import Accumulator, Read, ReadRows
 from hybridps_torch.keys import Keys
-
 
 # Stores of this process by URL, for layers that arrive by pickle. Weak: users close their stores.
 _stores: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
@@ -63,7 +62,7 @@ class Layer(nn.Module):
     @property
     def accumulator(self) -> Accumulator | None:
         """The Optimizer of this layer, while it exists."""
-        return self._accumulator and self._accumulator()
+        return None if self._accumulator is None else self._accumulator()
 
     def accumulate_in(self, accumulator: Accumulator) -> None:
         """From now on its gradients go there, for as long as somebody holds it."""
@@ -125,7 +124,8 @@ class Layer(nn.Module):
         return self.__dict__ | {"_accumulator": None, "_ps": str(self._ps.url)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"_ps": _store_at(state["_ps"])})
+        restore: Any = super().__setstate__
+        restore(state | {"_ps": _store_at(state["_ps"])})
 
     def extra_repr(self) -> str:
         """As "table='item', dim=16"."""

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hybridps.errors import BadInputError
 from torch import nn
 
+from hybridps.errors import BadInputError
 from hybridps_torch.gradients import Gradient, push
 from hybridps_torch.layer import Layer
 
