@@ -1,10 +1,11 @@
-"""Goal: layers work in DataLoader workers, forked or spawned. Method: a real server, real workers."""
+"""Goal: layers work in DataLoader workers, forked or spawned. Method: a real server and workers."""
 
-import hybridps as hps
 import pytest
 import torch
 from hybridps_torch import Embedding
 from torch.utils.data import DataLoader, Dataset
+
+import hybridps as hps
 
 support = pytest.importorskip("support.server")
 
