@@ -72,34 +72,50 @@ class ThreadedTransport:
         await loop.run_in_executor(None, self._transport.close)
 
 
-async def drive(steps: Steps[T], transport: Transport, timeout: float | None) -> T:
-    """Runs a verb to its result."""
-    try:
-        addressed = next(steps)
-        while True:
-            try:
-                replies = await transport.perform(addressed, timeout)
-            except Exception as error:  # noqa: BLE001 - the verb decides what to do with it
-                addressed = steps.throw(error)
-            else:
-                addressed = steps.send(replies)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+class Driver:
+    """Runs verbs over a transport; shared by a client and its tables."""
+
+    def __init__(self, transport: Transport, url: str) -> None:
+        self.transport = transport
+        self.catalog = Catalog(transport.shards)
+        self.url = url
+
+    async def run(self, steps: Steps[T], timeout: float | None = None) -> T:
+        """Runs a verb to its result."""
+        try:
+            addressed = next(steps)
+            while True:
+                try:
+                    replies = await self.transport.perform(addressed, timeout)
+                except Exception as error:  # noqa: BLE001 - the verb decides what to do with it
+                    addressed = steps.throw(error)
+                else:
+                    addressed = steps.send(replies)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def run_by_name(
+        self, verb: Any, names: Sequence[str], *args: Any, timeout: float | None
+    ) -> dict[str, Any]:
+        """Runs a verb of several tables; its results by name."""
+        results = await self.run(verbs.by_name(self.catalog, names, verb, *args), timeout)
+        return dict(zip(names, results or (), strict=False))
 
 
 class Table:
     """A table of a `ParameterServer`, found at its first verb; see `hybridps.Table`."""
 
-    def __init__(self, ps: "ParameterServer", handle: Handle) -> None:
-        self._ps = ps
+    def __init__(self, driver: Driver, handle: Handle) -> None:
+        self._driver = driver
+        self._catalog = driver.catalog
         self._handle = handle
 
     def __repr__(self) -> str:
-        return f"<hybridps table {self.name!r} at {self._ps.url}>"
+        return f"<hybridps table {self.name!r} at {self._driver.url}>"
 
     async def _run(self, steps: Steps[T], timeout: float | None = None) -> T:
-        return await self._ps._run(verbs.on_handle(self._handle, steps), timeout)
+        return await self._driver.run(verbs.on_handle(self._handle, steps), timeout)
 
     @property
     def name(self) -> str:
@@ -109,7 +125,7 @@ class Table:
     @property
     def spec(self) -> Awaitable[TableSpec]:
         """The stored spec: `await table.spec`."""
-        return self._run(verbs.spec_of(self._ps._catalog, self._handle))
+        return self._run(verbs.spec_of(self._catalog, self._handle))
 
     @overload
     async def lookup(
@@ -123,7 +139,7 @@ class Table:
         self, keys: KeysLike, *, return_found: bool = False, timeout: float | None = None
     ) -> Rows | tuple[Rows, Found]:
         """See `hybridps.Table.lookup`."""
-        catalog = self._ps._catalog
+        catalog = self._catalog
         steps = verbs.lookup(catalog, [self._handle], [keys], return_found)
         (result,) = await self._run(steps, timeout)
         rows: Rows | tuple[Rows, Found] = result
@@ -133,7 +149,7 @@ class Table:
         self, keys: KeysLike, counts: ArrayLike | None = None, *, timeout: float | None = None
     ) -> Rows:
         """See `hybridps.Table.lookup_or_insert`."""
-        catalog = self._ps._catalog
+        catalog = self._catalog
         steps = verbs.lookup_or_insert(catalog, [self._handle], [keys], [counts])
         (rows,) = await self._run(steps, timeout)
         return rows
@@ -147,44 +163,44 @@ class Table:
         timeout: float | None = None,
     ) -> None:
         """See `hybridps.Table.apply_gradients`."""
-        catalog = self._ps._catalog
+        catalog = self._catalog
         steps = verbs.apply_gradients(catalog, [self._handle], [keys], [gradients], step)
         await self._run(steps, timeout)
 
     async def assign(self, keys: KeysLike, rows: RowsLike, *, timeout: float | None = None) -> None:
         """See `hybridps.Table.assign`."""
-        await self._run(verbs.assign(self._ps._catalog, self._handle, keys, rows), timeout)
+        await self._run(verbs.assign(self._catalog, self._handle, keys, rows), timeout)
 
     async def remove(self, keys: KeysLike, *, timeout: float | None = None) -> int:
         """See `hybridps.Table.remove`."""
-        return await self._run(verbs.remove(self._ps._catalog, self._handle, keys), timeout)
+        return await self._run(verbs.remove(self._catalog, self._handle, keys), timeout)
 
     async def set_learning_rate(
         self, learning_rate: float, *, timeout: float | None = None
     ) -> None:
         """See `hybridps.Table.set_learning_rate`."""
-        steps = verbs.set_learning_rate(self._ps._catalog, self._handle, learning_rate)
+        steps = verbs.set_learning_rate(self._catalog, self._handle, learning_rate)
         await self._run(steps, timeout)
 
     async def alter(
         self,
         *,
         learning_rate: float | Keep = KEEP,
-        dram: int | str | None | Keep = KEEP,
-        nvme: int | str | None | Keep = KEEP,
+        dram: int | str | Keep | None = KEEP,
+        nvme: int | str | Keep | None = KEEP,
         timeout: float | None = None,
     ) -> None:
         """See `hybridps.Table.alter`."""
-        steps = verbs.alter(self._ps._catalog, self._handle, learning_rate, dram, nvme)
+        steps = verbs.alter(self._catalog, self._handle, learning_rate, dram, nvme)
         await self._run(steps, timeout)
 
     async def size(self, *, timeout: float | None = None) -> int:
         """Rows in all tiers."""
-        return await self._run(verbs.size(self._ps._catalog, self._handle), timeout)
+        return await self._run(verbs.size(self._catalog, self._handle), timeout)
 
     async def keys(self, *, timeout: float | None = None) -> AsyncIterator[Keys]:
         """See `hybridps.Table.keys`."""
-        catalog, shard, bucket = self._ps._catalog, 0, 0
+        catalog, shard, bucket = self._catalog, 0, 0
         while shard < catalog.shards:
             steps = verbs.keys_page(catalog, self._handle, shard, bucket)
             page, shard, bucket = await self._run(steps, timeout)
@@ -193,16 +209,17 @@ class Table:
 
     async def stats(self, *, timeout: float | None = None) -> dict[str, int]:
         """See `hybridps.Table.stats`."""
-        return await self._run(verbs.table_stats(self._ps._catalog, self._handle), timeout)
+        return await self._run(verbs.table_stats(self._catalog, self._handle), timeout)
 
 
 class ParameterServer:
     """Tables on servers, or in this process; made by `hybridps.aio.connect`. Also an async context
-    manager. Bound to the event loop that made it."""
+    manager. Bound to the event loop that made it.
+    """
 
     def __init__(self, transport: Transport, url: str) -> None:
-        self._transport = transport
-        self._catalog = Catalog(transport.shards)
+        self._driver = Driver(transport, url)
+        self._catalog = self._driver.catalog
         self.url = url
 
     def __repr__(self) -> str:
@@ -219,32 +236,26 @@ class ParameterServer:
     ) -> None:
         await self.close()
 
-    async def _run(self, steps: Steps[T], timeout: float | None = None) -> T:
-        return await drive(steps, self._transport, timeout)
-
-    async def _by_name(
-        self, names: Sequence[str], verb: Any, *args: Any, timeout: float | None
-    ) -> Any:
-        return await self._run(verbs.by_name(self._catalog, names, verb, *args), timeout)
-
     async def create_table(self, spec: TableSpec, *, timeout: float | None = None) -> Table:
         """See `hybridps.ParameterServer.create_table`."""
-        handle, differences = await self._run(verbs.create_table(self._catalog, spec), timeout)
+        handle, differences = await self._driver.run(
+            verbs.create_table(self._catalog, spec), timeout
+        )
         for text in differences:
             warnings.warn(text, UserWarning, stacklevel=2)
-        return Table(self, handle)
+        return Table(self._driver, handle)
 
     def table(self, name: str) -> Table:
         """The table of that name; not awaited: an absent one raises at its first verb."""
-        return Table(self, Handle(self._catalog.handle(name).name))
+        return Table(self._driver, Handle(self._catalog.handle(name).name))
 
     async def tables(self, *, timeout: float | None = None) -> list[str]:
         """Names of all tables, sorted."""
-        return await self._run(verbs.list_tables(self._catalog), timeout)
+        return await self._driver.run(verbs.list_tables(self._catalog), timeout)
 
     async def drop_table(self, name: str, *, timeout: float | None = None) -> None:
         """See `hybridps.ParameterServer.drop_table`."""
-        await self._run(verbs.drop_table(self._catalog, name), timeout)
+        await self._driver.run(verbs.drop_table(self._catalog, name), timeout)
 
     async def lookup(
         self,
@@ -256,8 +267,8 @@ class ParameterServer:
         """See `hybridps.ParameterServer.lookup`."""
         check_mapping(batches, "lookup")
         names, keys = list(batches), list(batches.values())
-        rows = await self._by_name(names, verbs.lookup, keys, return_found, timeout=timeout)
-        return dict(zip(names, rows, strict=True))
+        args = verbs.lookup, names, keys, return_found
+        return await self._driver.run_by_name(*args, timeout=timeout)
 
     async def lookup_or_insert(
         self,
@@ -270,9 +281,8 @@ class ParameterServer:
         check_mapping(batches, "lookup_or_insert")
         names, keys = list(batches), list(batches.values())
         per_table = [None if counts is None else counts.get(name) for name in names]
-        args = keys, per_table
-        rows = await self._by_name(names, verbs.lookup_or_insert, *args, timeout=timeout)
-        return dict(zip(names, rows, strict=True))
+        args = verbs.lookup_or_insert, names, keys, per_table
+        return await self._driver.run_by_name(*args, timeout=timeout)
 
     async def apply_gradients(
         self,
@@ -284,8 +294,8 @@ class ParameterServer:
         """See `hybridps.ParameterServer.apply_gradients`."""
         check_mapping(batches, "apply_gradients")
         keys, gradients = split_pairs(batches)
-        args = keys, gradients, step
-        await self._by_name(list(batches), verbs.apply_gradients, *args, timeout=timeout)
+        args = verbs.apply_gradients, list(batches), keys, gradients, step
+        await self._driver.run_by_name(*args, timeout=timeout)
 
     async def prefetch(
         self, batches: Mapping[str, KeysLike], *, timeout: float | None = None
@@ -293,19 +303,19 @@ class ParameterServer:
         """See `hybridps.ParameterServer.prefetch`."""
         check_mapping(batches, "prefetch")
         names, keys = list(batches), list(batches.values())
-        await self._by_name(names, verbs.prefetch, keys, timeout=timeout)
+        await self._driver.run_by_name(verbs.prefetch, names, keys, timeout=timeout)
 
     async def stats(self, *, timeout: float | None = None) -> dict[str, int]:
         """See `hybridps.ParameterServer.stats`."""
-        return await self._run(verbs.stats(self._catalog), timeout)
+        return await self._driver.run(verbs.stats(self._catalog), timeout)
 
     async def flush(self, *, timeout: float | None = None) -> None:
         """Returns when all that was acknowledged before is on the device."""
-        await self._run(verbs.flush(self._catalog), timeout)
+        await self._driver.run(verbs.flush(self._catalog), timeout)
 
     async def close(self) -> None:
         """See `hybridps.ParameterServer.close`."""
-        await self._transport.close()
+        await self._driver.transport.close()
 
 
 class Connecting:

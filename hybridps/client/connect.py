@@ -1,20 +1,15 @@
 """`connect`, blocking and asynchronous: from a URL to a client."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from hybridps import _core
+from hybridps.client import aio
 from hybridps.client.blocking import ParameterServer
 from hybridps.client.local import LocalTransport
 from hybridps.client.retry import check_settings
 from hybridps.client.urls import Address, local_settings, parse_servers, refuse_local_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from hybridps.client import aio
 
 
 def connect(
@@ -43,7 +38,7 @@ def connect(
     if addresses is None:
         return ParameterServer(_open_local(url, client_id, own), url)
     # The wire needs pycapnp, which a store in this process does not.
-    from hybridps.client.remote import RemoteTransport
+    from hybridps.client.remote import RemoteTransport  # noqa: PLC0415
 
     transport = RemoteTransport(addresses, client_id, timeout)
     try:
@@ -66,15 +61,12 @@ def connect_async(
     threads: int | None = None,
 ) -> aio.Connecting:
     """The asyncio client of `url`; see `hybridps.connect`. Await it, or use `async with`."""
-    from hybridps.client.aio import Connecting
-    from hybridps.client.aio import ParameterServer as AsyncParameterServer
-
     own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
 
     async def opening() -> aio.ParameterServer:
-        return AsyncParameterServer(await _open_async(url, client_id, timeout, own), url)
+        return aio.ParameterServer(await _open_async(url, client_id, timeout, own), url)
 
-    return Connecting(opening)
+    return aio.Connecting(opening)
 
 
 async def _open_async(
@@ -82,11 +74,9 @@ async def _open_async(
 ) -> aio.Transport:
     addresses = _checked(url, client_id, timeout, own)
     if addresses is None:
-        from hybridps.client.aio import ThreadedTransport
-
         opened = await asyncio.to_thread(_open_local, url, client_id, own)
-        return ThreadedTransport(opened, timeout)
-    from hybridps.client.streams import StreamTransport
+        return aio.ThreadedTransport(opened, timeout)
+    from hybridps.client.streams import StreamTransport  # noqa: PLC0415 - as above
 
     transport = StreamTransport(addresses, client_id, timeout)
     await transport.connect()

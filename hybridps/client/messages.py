@@ -137,13 +137,13 @@ def _rows_of(keys: Sequence[Keys], answer: _core.Answer) -> list[tuple[Rows, Fou
         raise HybridPSError(f"the server answered {len(answer.rows)} tables of {len(keys)}")
     replies: list[tuple[Rows, Found | None]] = []
     for table_keys, (row_bytes, found_bytes) in zip(keys, answer.rows, strict=True):
-        rows = np.frombuffer(cast(bytes, row_bytes), "<f4").astype(np.float32, copy=False)
+        rows = np.frombuffer(cast("bytes", row_bytes), "<f4").astype(np.float32, copy=False)
         n = len(table_keys)
         if rows.size % max(n, 1) or (n == 0 and rows.size):
             raise HybridPSError(f"the server answered {rows.size} numbers for {n} keys")
         found = None
         if found_bytes is not None:
-            found = np.frombuffer(cast(bytes, found_bytes), np.uint8).view(np.bool_)
+            found = np.frombuffer(cast("bytes", found_bytes), np.uint8).view(np.bool_)
             if len(found) != n:
                 raise HybridPSError(f"the server answered {len(found)} flags for {n} keys")
         replies.append((rows.reshape(n, rows.size // max(n, 1)), found))

@@ -55,7 +55,7 @@ def open_socket(address: Address, timeout: float) -> socket.socket:
 class Connection:
     """One server. All methods but `acquire` and `close` need the lock."""
 
-    def __init__(self, address: Address, shard: int, shards: int, identity: "Identity") -> None:
+    def __init__(self, address: Address, shard: int, shards: int, identity: Identity) -> None:
         self.address = address
         self._place = (shard, shards)
         self._identity = identity
@@ -147,15 +147,9 @@ class Connection:
             raise LostError("not connected")
         try:
             while True:
-                self._socket.settimeout(max(deadline.left, 0.000_001))
-                count = self._socket.recv_into(self._wire.get_buffer(_RECEIVE_HINT))
-                if count == 0:
-                    raise LostError("the server closed the connection")
-                for answer in self._wire.received(count):
+                for answer in _read(self._socket, self._wire, deadline):
                     if answer.question == question:
                         return answer
-                if self._wire.closed is not None:
-                    raise LostError(self._wire.closed)
         except TimeoutError:
             # The connection stays: its answer is dropped when it comes.
             self._wire.forget(question)
@@ -183,6 +177,20 @@ class Connection:
                 start += 1
             if sent:
                 views[start] = views[start][sent:]
+
+
+def _read(
+    sock: socket.socket, wire: _core.ClientConnection, deadline: Deadline
+) -> list[_core.Answer]:
+    """Answers that the next bytes complete."""
+    sock.settimeout(max(deadline.left, 0.000_001))
+    count = sock.recv_into(wire.get_buffer(_RECEIVE_HINT))
+    if count == 0:
+        raise LostError("the server closed the connection")
+    answers = wire.received(count)
+    if wire.closed is not None and not answers:
+        raise LostError(wire.closed)
+    return answers
 
 
 class Identity:

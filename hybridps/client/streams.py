@@ -1,8 +1,8 @@
 """Asyncio transport: one connection a server, many calls in flight on it.
 
-Calls leave in the order in which verbs hand them over, and after a lost connection those without an
-answer leave again in that order, pushes under their old number: so pushes apply in send order, once,
-and a call sees exactly the pushes before it.
+Calls leave in the order in which verbs hand them over, and after a lost connection those without
+an answer leave again in that order, pushes under their old number: so pushes apply in send order,
+once, and a call sees exactly the pushes before it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from hybridps import _core
 from hybridps.client import messages
@@ -39,7 +39,7 @@ class Pending:
 class Wire(asyncio.BufferedProtocol):
     """One connection: bytes to the compiled state machine, answers to `owner`."""
 
-    def __init__(self, owner: "Connection") -> None:
+    def __init__(self, owner: Connection) -> None:
         self._owner = owner
         self.machine = _core.ClientConnection()
         self.transport: asyncio.Transport | None = None
@@ -49,11 +49,10 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Says hello."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         identity = self._owner.identity
         self.hello_question, data = self.machine.start(identity.session, identity.client_id)
-        transport.write(data)
+        self.transport.write(data)
 
     def get_buffer(self, sizehint: int) -> Any:
         """Where the next bytes go."""
@@ -88,7 +87,8 @@ class Wire(asyncio.BufferedProtocol):
 
     def send(self, call: Call, number: int) -> int:
         """Hands a call to the socket; returns its question."""
-        assert self.transport is not None
+        if self.transport is None:
+            raise UnavailableError("the connection is not open")
         question, buffers = messages.begin(self.machine, call, number)
         for view in messages.views(buffers):
             self.transport.write(view)
@@ -147,11 +147,13 @@ class Connection:
         for delay in delays():
             try:
                 async with asyncio.timeout(deadline.left):
-                    return await self._connect()
+                    await self._connect()
             except HybridPSError:
                 raise
             except (OSError, LostError) as error:
                 cause = str(error) or "timed out"
+            else:
+                return
             if deadline.left <= delay:
                 raise deadline.unavailable(self.address, cause)
             await asyncio.sleep(delay)
