@@ -122,6 +122,11 @@ impl Connection {
     }
 
     #[getter]
+    fn is_inside_frame(&self) -> bool {
+        self.receiver.is_inside_frame()
+    }
+
+    #[getter]
     fn frame_wanted(&self) -> usize {
         self.receiver.frame_wanted()
     }

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use crate::buffer::{as_numbers, Window, Words};
 
 /// Size of the common buffer; frames larger than it get memory of their own.
-const COMMON_WORDS: usize = (64 << 10) / 8;
+const COMMON_WORDS: usize = (32 << 10) / 8;
 
 /// Receive side of one connection.
 pub(crate) struct Receiver {
@@ -41,6 +41,11 @@ impl Receiver {
             (Some(large), false) => large.words.len() * 8,
             _ => 0,
         }
+    }
+
+    /// True while a frame has begun and not ended.
+    pub(crate) fn is_inside_frame(&self) -> bool {
+        self.large.is_some() || self.end > self.start
     }
 
     /// Offers the place that the next bytes go to.
