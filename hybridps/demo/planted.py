@@ -55,7 +55,7 @@ class PlantedLog:
         is_train = np.arange(samples + test) < samples
         bayes = auc(label[samples:], probability[samples:])
         dense = np.zeros((samples + test, 0), np.float32)
-        return Dataset("planted", keys, FEATURES, dense, label, is_train, bayes)
+        return Dataset("planted", keys, FEATURES, dense, label, is_train, 0.05, bayes)
 
     def all_keys(self, batch: int) -> Iterator[Keys]:
         """Every key of the log once, in arrays of at most `batch`, rare ones first."""
