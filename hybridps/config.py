@@ -1,0 +1,415 @@
+"""Settings of the server: where each may come from, what it means, and its range.
+
+Precedence: defaults < TOML file < HYBRIDPS_* environment < flags. Every setting has one name,
+spelt `name` in TOML, `HYBRIDPS_NAME` in the environment and, if it has one, `--name` as a flag.
+An unknown name is an error that gives the nearest known one; a value out of range is an error that
+says where the value came from. Nothing here opens a store or a socket.
+"""
+
+import argparse
+import difflib
+import ipaddress
+import os
+import re
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hybridps.errors import BadInputError, ConfigError
+from hybridps.sizes import format_size, parse_size
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+# Below this the index, one page per stream and the statistics do not fit.
+DRAM_MIN_BYTES = 8 * MIB
+# Below this a journal, one open segment per stream and room for compaction do not fit.
+NVME_MIN_BYTES = 64 * MIB
+# The wire's header and the pointers of a call take a few hundred bytes; smaller limits refuse hello.
+FRAME_MIN_BYTES = 4 * KIB
+# A message is framed by 32-bit counts of 8-byte words and held whole in memory.
+FRAME_MAX_BYTES = 2 * GIB
+THREADS_MAX = 1024
+ENV_PREFIX = "HYBRIDPS_"
+DURABILITY_MODES = ("none", "process", "interval", "always")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Host and port of a TCP listener; port 0 asks the system for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it. A name counts only if it is `localhost`."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Everything `python -m hybridps.server` may be told, checked. See `SETTINGS` for meanings."""
+
+    data: Path
+    listen: Address | None
+    unix: Path | None
+    ops: Address | None
+    dram_bytes: int
+    nvme_bytes: int
+    durability: str
+    shard: tuple[int, int]
+    threads: int
+    loop: str
+    insecure: bool
+    frame_limit_bytes: int
+    keys_limit: int
+    connections_max: int
+    inflight_max_bytes: int
+    log_format: str
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its name, the field it fills, how text becomes a value, and its help."""
+
+    name: str
+    field: str
+    parse: Callable[[Any], Any]
+    help: str
+    metavar: str | None = None  # None: no flag, only TOML and environment
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServerConfig:
+    """The effective settings of a server started with these arguments.
+
+    Raises: ConfigError, one line naming the setting, where it came from, the value and the remedy.
+    """
+    environ = os.environ if environ is None else environ
+    flags = _read_flags(argv)
+    env = _read_environment(environ)
+    config_file = flags.pop("config", env.pop("config", None))
+    file = _read_toml(Path(config_file[1])) if config_file else {}
+    texts = {**file, **env, **flags}
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        if setting.name in texts:
+            origin, text = texts[setting.name]
+            try:
+                values[setting.field] = setting.parse(text)
+            except ValueError as error:
+                raise ConfigError(f"{origin} is {text!r}; {error}") from None
+    origins = {name: origin for name, (origin, _) in texts.items()}
+    return _complete(values, origins)
+
+
+def ram_bytes() -> int:
+    """Memory this process may use: the machine's, or the control group's limit if smaller."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue
+    return total
+
+
+def cores() -> int:
+    """Processor cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_disk_bytes(directory: Path) -> int:
+    """Bytes free where `directory` is or would be, plus what it holds already."""
+    parent = directory.absolute()
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    try:
+        held = sum(f.stat().st_blocks * 512 for f in directory.rglob("*") if f.is_file())
+        return shutil.disk_usage(parent).free + held
+    except OSError as error:
+        raise ConfigError(
+            f"cannot measure the free disk of {parent}: {error.strerror}; give --nvme or another --data"
+        ) from None
+
+
+def _parse_address(value: Any) -> Address | None:
+    """`HOST:PORT`, `[IPV6]:PORT` or `off`."""
+    if value == "off":
+        return None
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):(\d{1,5})", str(value))
+    if match is None or int(match[2]) > 65535:
+        raise ValueError("give HOST:PORT, such as 127.0.0.1:7440 or [::1]:7440, or off")
+    return Address(match[1].strip("[]"), int(match[2]))
+
+
+def _parse_path(value: Any) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ValueError("give a path")
+    return Path(value).expanduser()
+
+
+def _parse_shard(value: Any) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+    shard = (int(match[1]), int(match[2])) if match else (1, 0)
+    if not 0 <= shard[0] < shard[1] <= 4096:
+        raise ValueError("give I/N with I from 0 to N - 1 and N at most 4096, such as 0/2")
+    return shard
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in known:
+        raise ValueError("give true or false")
+    return known[str(value).lower()]
+
+
+def _choice(*allowed: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in allowed:
+            near = difflib.get_close_matches(str(value), allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"give one of {', '.join(allowed)}{hint}")
+        return str(value)
+
+    return parse
+
+
+def _count(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        text = str(value)
+        if isinstance(value, bool) or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"give a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _size(low: int, high: int | None = None) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        try:
+            size_bytes = parse_size(value)
+        except BadInputError:
+            raise ValueError("give a size like 512MiB, 8GiB, or a number of bytes") from None
+        if size_bytes < low:
+            raise ValueError(f"give at least {format_size(low)}")
+        if high is not None and size_bytes > high:
+            raise ValueError(f"give at most {format_size(high)}")
+        return size_bytes
+
+    return parse
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if isinstance(value, bool) or not 0 <= seconds <= 3600:
+        raise ValueError("give seconds from 0 to 3600")
+    return seconds
+
+
+SETTINGS = (
+    Setting("data", "data", _parse_path, "data directory (./hybridps-data)", "DIR"),
+    Setting(
+        "listen",
+        "listen",
+        _parse_address,
+        "address of the service (127.0.0.1:7440; port 0: any free one; off: unix socket only)",
+        "HOST:PORT",
+    ),
+    Setting("unix", "unix", _parse_path, "unix socket of the service (none)", "PATH"),
+    Setting(
+        "ops",
+        "ops",
+        _parse_address,
+        "address of health, metrics and status page (127.0.0.1:7441; off: none)",
+        "HOST:PORT",
+    ),
+    Setting(
+        "dram",
+        "dram_bytes",
+        _size(DRAM_MIN_BYTES),
+        "bound on rows, index, statistics and buffers (a quarter of RAM; at least 8MiB)",
+        "SIZE",
+    ),
+    Setting(
+        "nvme",
+        "nvme_bytes",
+        _size(NVME_MIN_BYTES),
+        "bound on all files of the data directory (3/4 of the free disk; at least 64MiB)",
+        "SIZE",
+    ),
+    Setting(
+        "durability",
+        "durability",
+        _choice(*DURABILITY_MODES),
+        "what an acknowledgement promises: none, process, interval or always (interval)",
+        "MODE",
+    ),
+    Setting(
+        "shard",
+        "shard",
+        _parse_shard,
+        "this server's share of the keys, stored in the data directory (0/1)",
+        "I/N",
+    ),
+    Setting("threads", "threads", _count(1, THREADS_MAX), "engine threads (one a core)", "N"),
+    Setting(
+        "loop",
+        "loop",
+        _choice("auto", "uvloop", "asyncio"),
+        "event loop; auto takes uvloop when it is installed (auto)",
+        "auto|uvloop|asyncio",
+    ),
+    Setting("insecure", "insecure", _parse_bool, "allow a bind beyond loopback without TLS"),
+    Setting(
+        "frame_limit",
+        "frame_limit_bytes",
+        _size(FRAME_MIN_BYTES, FRAME_MAX_BYTES),
+        "largest message read from a client, and largest reply",
+    ),
+    Setting("keys_limit", "keys_limit", _count(1, 2**31), "most keys one call may name"),
+    Setting("connections", "connections_max", _count(1, 10**6), "most connections at a time"),
+    Setting(
+        "inflight",
+        "inflight_max_bytes",
+        _size(FRAME_MIN_BYTES),
+        "bound on requests and replies in flight, all connections together",
+    ),
+    Setting("log_format", "log_format", _choice("json", "text"), "json, or text for people"),
+    Setting("drain", "drain_s", _seconds, "seconds that calls in flight may take after SIGTERM"),
+)
+_NAMES = tuple(setting.name for setting in SETTINGS)
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Reports a bad command line as ConfigError instead of printing a usage text and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    parser = _OneLineParser(
+        prog="python -m hybridps.server",
+        description="Serves embedding tables: DRAM while hot, NVMe while warm.",
+        epilog="Every setting may also come from --config FILE.toml (key NAME) or the environment"
+        f" ({ENV_PREFIX}NAME); flags win over the environment, the environment over the file. "
+        + "Without a flag: "
+        + "; ".join(f"{s.name}: {s.help}" for s in SETTINGS if s.metavar is None)
+        + ".",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.toml", help="read settings from this file")
+    for setting in SETTINGS:
+        if setting.metavar is not None:
+            help_text = setting.help.replace("%", "%%")
+            parser.add_argument(f"--{setting.name}", metavar=setting.metavar, help=help_text)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = ["--config", *(f"--{s.name}" for s in SETTINGS if s.metavar is not None)]
+        raise ConfigError(f"unknown argument {unknown[0]!r}{_nearest(unknown[0], flags)}")
+    return {k: (f"--{k}", v) for k, v in vars(known).items() if v is not None}
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
+    known = {ENV_PREFIX + name.upper(): name for name in ("config", *_NAMES)}
+    found: dict[str, tuple[str, Any]] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        if variable not in known:
+            raise ConfigError(
+                f"unknown environment variable {variable}{_nearest(variable, list(known))}"
+            )
+        found[known[variable]] = (variable, text)
+    return found
+
+
+def _read_toml(path: Path) -> dict[str, tuple[str, Any]]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not TOML: {error}") from None
+    for key in table:
+        if key not in _NAMES:
+            raise ConfigError(f"unknown key {key!r} in {path}{_nearest(key, _NAMES)}")
+    return {key: (f"{key} in {path}", value) for key, value in table.items()}
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.partition("=")[0], known, n=1, cutoff=0.0)
+    return f"; the nearest known one is {near[0]}" if near else ""
+
+
+def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfig:
+    """Fills in defaults and checks what settings say about each other."""
+    data = values.setdefault("data", Path("hybridps-data"))
+    values.setdefault("listen", Address("127.0.0.1", 7440))
+    values.setdefault("unix", None)
+    values.setdefault("ops", Address("127.0.0.1", 7441))
+    values.setdefault("dram_bytes", max(ram_bytes() // 4 // MIB * MIB, DRAM_MIN_BYTES))
+    if "nvme_bytes" not in values:
+        values["nvme_bytes"] = _default_nvme(data)
+    values.setdefault("durability", "interval")
+    values.setdefault("shard", (0, 1))
+    values.setdefault("threads", min(cores(), THREADS_MAX))
+    values.setdefault("loop", "auto")
+    values.setdefault("insecure", False)
+    # One push of 200,000 rows of 64 columns fits; all calls in flight share the same amount.
+    values.setdefault("inflight_max_bytes", 64 * MIB)
+    values.setdefault("frame_limit_bytes", min(64 * MIB, values["inflight_max_bytes"]))
+    values.setdefault("keys_limit", 1 << 20)
+    values.setdefault("connections_max", 10_000)
+    values.setdefault("log_format", "json")
+    values.setdefault("drain_s", 30.0)
+    config = ServerConfig(**values)
+    _check_together(config, origins)
+    return config
+
+
+def _default_nvme(data: Path) -> int:
+    free = free_disk_bytes(data)
+    if free * 3 // 4 < NVME_MIN_BYTES:
+        raise ConfigError(
+            f"three quarters of the {format_size(free)} free at {data} are less than the"
+            f" {format_size(NVME_MIN_BYTES)} that a store needs; free some, or choose another --data"
+        )
+    return free * 3 // 4 // MIB * MIB
+
+
+def _check_together(config: ServerConfig, origins: Mapping[str, str]) -> None:
+    if config.listen is None and config.unix is None:
+        raise ConfigError(f"{origins['listen']} is off and there is no unix socket; give --unix")
+    if config.frame_limit_bytes > config.inflight_max_bytes:
+        raise ConfigError(
+            f"frame_limit {format_size(config.frame_limit_bytes)} is above inflight"
+            f" {format_size(config.inflight_max_bytes)}, so that such a message could never be read;"
+            " raise inflight or lower frame_limit"
+        )
+    for name, address in (("listen", config.listen), ("ops", config.ops)):
+        if address is not None and not address.is_loopback and not config.insecure:
+            raise ConfigError(
+                f"{origins[name]} is {address}, which other machines can reach, and traffic is"
+                " neither encrypted nor authenticated; bind to 127.0.0.1, or accept that with"
+                f" insecure = true in the config file or {ENV_PREFIX}INSECURE=true"
+            )

@@ -1,0 +1,1 @@
+"""The server process: settings to sockets, verbs to the engine, counters to people."""

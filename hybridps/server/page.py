@@ -1,0 +1,214 @@
+"""The status page: one self-contained HTML text from counters; no script, nothing fetched.
+
+Pure: a view in, a string out. Everything that is not a literal of this file is escaped.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+
+from hybridps.server.metrics import Snapshot
+
+REFRESH_S = 3
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What never changes once the store is open."""
+
+    url: str
+    data: str
+    version: str
+    durability: str
+    shard: tuple[int, int]
+    loop: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Counters at one moment of the monotonic clock."""
+
+    at: float
+    snapshot: Snapshot
+    requests: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class View:
+    """All that the page shows."""
+
+    phase: str
+    facts: Facts | None
+    uptime_s: float
+    connections: int
+    inflight_bytes: int
+    now: Sample
+    before: Sample  # rates are taken from here to `now`
+
+
+def render(view: View) -> str:
+    """The page."""
+    store = view.now.snapshot.store
+    body = "\n".join(
+        [
+            f'<h1>hybridps <span class="{escape(view.phase)}">{escape(view.phase)}</span></h1>',
+            _facts(view),
+            _budgets(store),
+            _rates(view),
+            _tables(view.now.snapshot.tables),
+        ]
+    )
+    return (
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" '
+        f'content="{REFRESH_S}"><meta name="viewport" content="width=device-width">'
+        f"<title>hybridps: {escape(view.phase)}</title><style>{_STYLE}</style></head>\n"
+        f"<body>\n{body}\n"
+        f'<footer>Refreshes every {REFRESH_S} s. <a href="/metrics">/metrics</a> '
+        '<a href="/livez">/livez</a> <a href="/readyz">/readyz</a></footer>\n'
+        "</body></html>\n"
+    )
+
+
+def _facts(view: View) -> str:
+    if view.facts is None:
+        return "<p>The store is being opened.</p>"
+    facts = view.facts
+    pairs = {
+        "address": facts.url,
+        "data": facts.data,
+        "shard": f"{facts.shard[0]} of {facts.shard[1]}",
+        "durability": facts.durability,
+        "version": facts.version,
+        "event loop": facts.loop,
+        "up": duration(view.uptime_s),
+        "connections": f"{view.connections:,}",
+        "in flight": size(view.inflight_bytes),
+    }
+    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs.items())
+    return f"<dl>{items}</dl>"
+
+
+def _budgets(store: Mapping[str, int]) -> str:
+    bars = [
+        _bar("DRAM", store.get("dram_bytes", 0), store.get("dram_limit", 0)),
+        _bar("NVMe", store.get("nvme_bytes", 0), store.get("nvme_limit", 0)),
+    ]
+    return f'<section class="bars">{"".join(bars)}</section>'
+
+
+def _bar(name: str, used: int, limit: int) -> str:
+    share = min(used / limit, 1.0) if limit else 0.0
+    text = f"{size(used)} of {size(limit)} ({share:.0%})" if limit else size(used)
+    return (
+        f"<div><b>{escape(name)}</b> {escape(text)}"
+        f'<progress value="{share:.4f}" max="1">{share:.0%}</progress></div>'
+    )
+
+
+def _rates(view: View) -> str:
+    elapsed = max(view.now.at - view.before.at, 1e-9)
+
+    def rate(counter: str) -> float:
+        now = view.now.snapshot.store.get(counter, 0)
+        return max(now - view.before.snapshot.store.get(counter, 0), 0) / elapsed
+
+    rows = [
+        ("keys looked up", f"{rate('unique_keys'):,.0f}/s"),
+        ("cache hit ratio", ratio(rate("cache_hits"), rate("cache_misses"))),
+        ("device reads of calls", f"{rate('device_reads'):,.0f}/s"),
+        ("device reads in background", f"{rate('background_reads'):,.0f}/s"),
+        ("read from device", f"{size(rate('device_bytes_read'))}/s"),
+        ("written to device", f"{size(rate('device_bytes_written'))}/s"),
+        ("journal", f"{size(rate('journal_bytes'))}/s"),
+        ("evictions", f"{rate('evictions'):,.0f}/s"),
+    ]
+    for method, count in sorted(view.now.requests.items()):
+        calls = max(count - view.before.requests.get(method, 0), 0) / elapsed
+        rows.append((f"calls of {method}", f"{calls:,.1f}/s ({count:,} in all)"))
+    cells = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in rows)
+    return f"<h2>Rates over {escape(duration(elapsed))}</h2><table>{cells}</table>"
+
+
+def _tables(tables: Mapping[str, Mapping[str, int]]) -> str:
+    if not tables:
+        return "<h2>Tables</h2><p>None yet.</p>"
+    head = "".join(f"<th>{escape(title)}</th>" for title in ("table", *_COLUMNS))
+    lines = []
+    for name, counters in sorted(tables.items()):
+        cells = "".join(f"<td>{escape(show(counters))}</td>" for show in _COLUMNS.values())
+        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    return (
+        f"<h2>Tables</h2><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def size(size_bytes: float) -> str:
+    """1.5 GiB, 12 MiB, 900 B: three digits that a person can compare."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("the loop returns at its last unit")
+
+
+def duration(seconds: float) -> str:
+    """3 d 4 h, 5 min 2 s, 1.2 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def ratio(hits: float, misses: float) -> str:
+    """Hits as a share of both, or a dash when nothing was asked."""
+    return f"{hits / (hits + misses):.2%}" if hits + misses else "-"
+
+
+def _count(name: str) -> Callable[[Mapping[str, int]], str]:
+    return lambda counters: f"{counters.get(name, 0):,}"
+
+
+def _bytes(name: str) -> Callable[[Mapping[str, int]], str]:
+    return lambda counters: size(counters.get(name, 0))
+
+
+def _hit_ratio(counters: Mapping[str, int]) -> str:
+    return ratio(counters.get("cache_hits", 0), counters.get("cache_misses", 0))
+
+
+_COLUMNS: dict[str, Callable[[Mapping[str, int]], str]] = {
+    "keys": _count("keys"),
+    "rows in DRAM": _count("rows_dram"),
+    "on NVMe": _count("rows_nvme"),
+    "cold": _count("rows_cold"),
+    "hit ratio": _hit_ratio,
+    "DRAM": _bytes("dram_bytes"),
+    "of it index": _bytes("index_bytes"),
+    "NVMe": _bytes("nvme_bytes"),
+    "evictions": _count("evictions"),
+    "duplicates": _count("duplicate_pushes"),
+    "corrupt": _count("corrupt_records"),
+}
+
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:1.5rem auto;padding:0 1rem}
+h1{font-size:1.4rem}h2{font-size:1.05rem;margin-top:1.6rem}
+h1 span{font-size:.8rem;padding:.15rem .6rem;border-radius:1rem;color:#fff;vertical-align:middle}
+.ready{background:#1a7f37}.starting{background:#9a6700}.draining{background:#cf222e}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0}
+dt{opacity:.7}dd{margin:0;overflow-wrap:anywhere}
+.bars{display:flex;gap:2rem;flex-wrap:wrap;margin-top:1rem}.bars div{flex:1;min-width:16rem}
+progress{width:100%;height:.8rem}
+table{border-collapse:collapse;width:100%}
+td,th{text-align:right;padding:.2rem .6rem;border-bottom:1px solid #8884}
+td:first-child,th:first-child{text-align:left}td{font-variant-numeric:tabular-nums}
+footer{margin-top:2rem;opacity:.7;font-size:.85rem}
+""".strip()

@@ -1,0 +1,197 @@
+"""One server put together: store, workers, verbs, listener, ops HTTP; their order of life and death.
+
+Start: sockets are bound (a taken port fails at once), ops HTTP answers, the store is opened, then
+calls are taken. Stop: not ready, no new connection, calls in flight are finished, the store is
+flushed and closed. Whatever step fails, the steps before it are undone.
+"""
+
+import asyncio
+import socket
+
+from hybridps import _core
+from hybridps.config import Address, ServerConfig
+from hybridps.rpc.listener import Limits, Listener
+from hybridps.server.logs import Logger
+from hybridps.server.metrics import Metrics, Snapshot
+from hybridps.server.ops import Ops, Phase
+from hybridps.server.page import Facts
+from hybridps.server.service import Service
+from hybridps.server.sockets import StartError, UnixSocket, bind_tcp, bind_unix, cannot_listen
+from hybridps.server.workers import Workers
+from hybridps.sizes import format_size
+
+WARN_EVERY_S = 3600.0
+
+log = Logger("hybridps.server")
+
+
+class Server:
+    """Everything that one process serves."""
+
+    def __init__(self, config: ServerConfig, loop_name: str) -> None:
+        self._config = config
+        self._loop_name = loop_name
+        self._metrics = Metrics(_core.__version__, config.shard, loop_name)
+        self._workers = Workers(config.threads)
+        self._ops = Ops(self._metrics, self._snapshot)
+        self._ops_address: Address | None = None
+        self._tcp: socket.socket | None = None
+        self._unix: UnixSocket | None = None
+        self._store: _core.Store | None = None
+        self._service: Service | None = None
+        self._listener: Listener | None = None
+        self._tables = 0
+        self._warning: asyncio.TimerHandle | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect: TCP if it listens there, else the unix socket."""
+        if self._tcp is not None:
+            host, port = self._tcp.getsockname()[:2]
+            return f"hps://{Address(host, port)}"
+        return f"hps+unix://{self._config.unix and self._config.unix.absolute()}"
+
+    def ready_line(self) -> str:
+        """The one line of stdout."""
+        return (
+            f"hybridps ready {self.url} data={self._config.data}"
+            f" dram={format_size(self._config.dram_bytes)} tables={self._tables}"
+        )
+
+    async def start(self) -> None:
+        """Returns when calls are served.
+
+        Raises: StartError or HybridPSError when it cannot; `stop` undoes what was done.
+        """
+        self._bind()
+        await self._start_ops()
+        self._store = await self._workers.run(_open, self._config)
+        self._tables = len(self._store.tables())
+        self._service = Service(self._store, self._config, self._workers, self._metrics)
+        await self._listen(self._store, self._service)
+        self._ops.facts = self._facts()
+        self._ops.phase = Phase.READY
+        self._warn_if_open()
+        log.info("ready", **self._report())
+
+    async def stop(self) -> None:
+        """Finishes calls in flight, flushes, closes; safe after a failed start."""
+        was_ready = self._ops.phase is Phase.READY
+        if self._warning is not None:
+            self._warning.cancel()
+        self._ops.phase = Phase.DRAINING
+        try:
+            if was_ready:
+                log.info("draining")
+            if self._listener is not None:
+                await self._listener.drain(self._config.drain_s)
+            if self._store is not None:
+                await self._workers.run(_close, self._store)
+        finally:
+            await self._workers.close()
+            await self._ops.stop()
+            if self._unix is not None:
+                self._unix.socket.close()
+                self._unix.remove()
+            if self._tcp is not None:
+                self._tcp.close()
+        if was_ready:
+            log.info("stopped")
+
+    def _bind(self) -> None:
+        if self._config.listen is not None:
+            self._tcp = bind_tcp(self._config.listen)
+        if self._config.unix is not None:
+            self._unix = bind_unix(self._config.unix)
+
+    async def _start_ops(self) -> None:
+        address = self._config.ops
+        if address is None:
+            return
+        try:
+            self._ops_address = await self._ops.start(address)
+        except OSError as error:
+            raise StartError(cannot_listen(str(address), error) + " (--ops)") from None
+
+    async def _snapshot(self) -> Snapshot | None:
+        return None if self._service is None else await self._service.snapshot()
+
+    async def _listen(self, store: _core.Store, service: Service) -> None:
+        config = self._config
+        limits = Limits(
+            frame_bytes=config.frame_limit_bytes,
+            keys=config.keys_limit,
+            connections=config.connections_max,
+            inflight_bytes=config.inflight_max_bytes,
+        )
+        self._listener = Listener(store, service, self._workers, self._metrics, limits)
+        self._ops.counted = self._listener
+        bound = {str(config.listen): self._tcp, str(config.unix): self._unix and self._unix.socket}
+        for place, listening in bound.items():
+            if listening is None:
+                continue
+            try:
+                await self._listener.listen(listening)
+            except OSError as error:
+                # Two servers may bind one port; the second to listen on it is told here.
+                raise StartError(cannot_listen(place, error)) from None
+
+    def _facts(self) -> Facts:
+        return Facts(
+            url=self.url,
+            data=str(self._config.data.absolute()),
+            version=_core.__version__,
+            durability=self._config.durability,
+            shard=self._config.shard,
+            loop=self._loop_name,
+        )
+
+    def _warn_if_open(self) -> None:
+        """Says every hour that others can read and write the traffic."""
+        config = self._config
+        reachable = {
+            name: str(address)
+            for name, address in (("listen", config.listen), ("ops", config.ops))
+            if address is not None and not address.is_loopback
+        }
+        if reachable:
+            log.warning("bound beyond loopback without encryption or authentication", **reachable)
+            loop = asyncio.get_running_loop()
+            self._warning = loop.call_later(WARN_EVERY_S, self._warn_if_open)
+
+    def _report(self) -> dict[str, object]:
+        """The fields of the log's ready event; the only place that tells the ops port in use."""
+        config = self._config
+        return {
+            "url": self.url,
+            "unix": config.unix and str(config.unix.absolute()),
+            "ops": self._ops_address and f"http://{self._ops_address}",
+            "data": str(config.data.absolute()),
+            "dram": format_size(config.dram_bytes),
+            "nvme": format_size(config.nvme_bytes),
+            "durability": config.durability,
+            "shard": f"{config.shard[0]}/{config.shard[1]}",
+            "threads": config.threads,
+            "loop": self._loop_name,
+            "tables": self._tables,
+            "version": _core.__version__,
+        }
+
+
+def _open(config: ServerConfig) -> _core.Store:
+    return _core.Store(
+        str(config.data),
+        dram=config.dram_bytes,
+        nvme=config.nvme_bytes,
+        durability=config.durability,
+        threads=config.threads,
+        shard=config.shard[0],
+        shards=config.shard[1],
+    )
+
+
+def _close(store: _core.Store) -> None:
+    try:
+        store.flush()
+    finally:
+        store.close()

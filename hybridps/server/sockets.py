@@ -1,0 +1,107 @@
+"""Listening sockets: bound before the store is opened, so that a taken port fails at once.
+
+A bound socket that does not listen yet refuses connections, so no client waits on recovery.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+from hybridps.config import Address
+
+# Shorter by one than sun_path, which ends in a zero byte.
+UNIX_PATH_MAX = 107
+_PROBE_S = 1.0  # A live server on this machine accepts far sooner.
+
+
+class StartError(Exception):
+    """The server cannot start; the text is the one line that a person gets."""
+
+
+class UnixSocket:
+    """A bound unix socket and the file that stands for it."""
+
+    def __init__(self, path: Path, bound: socket.socket) -> None:
+        self.path = path
+        self.socket = bound
+        self._inode = path.stat().st_ino
+
+    def remove(self) -> None:
+        """Removes the file, unless another server has put its own there meanwhile."""
+        with contextlib.suppress(OSError):
+            if self.path.lstat().st_ino == self._inode:
+                self.path.unlink()
+
+
+def bind_tcp(address: Address) -> socket.socket:
+    """A bound, not yet listening, socket. Raises StartError naming the address and the cause."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartError(f"cannot resolve {address.host}: {error.strerror}") from None
+    bound = socket.socket(family, kind, protocol)
+    try:
+        # Without it a restart waits out the connections that the last process closed.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+    except OSError as error:
+        bound.close()
+        raise StartError(cannot_listen(str(address), error)) from None
+    return bound
+
+
+def bind_unix(path: Path) -> UnixSocket:
+    """A bound, not yet listening, unix socket; a file left by a dead server is replaced.
+
+    Raises: StartError when a live server answers there, or something else has the name.
+    """
+    if len(os.fsencode(path)) > UNIX_PATH_MAX:
+        raise StartError(
+            f"unix socket path {path} is longer than {UNIX_PATH_MAX} bytes; give a shorter --unix"
+        )
+    _remove_stale(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.bind(str(path))
+    except OSError as error:
+        bound.close()
+        raise StartError(f"cannot make unix socket {path}: {error.strerror}") from None
+    return UnixSocket(path, bound)
+
+
+def cannot_listen(address: str, error: OSError) -> str:
+    """The line for a failed bind."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"cannot listen on {address}: the port is in use by another process;"
+            " stop it, or give another port"
+        )
+    return f"cannot listen on {address}: {os.strerror(error.errno or 0).lower()}"
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartError(f"cannot make unix socket {path}: {error.strerror}") from None
+    if not stat.S_ISSOCK(mode):
+        raise StartError(f"{path} exists and is not a socket; remove it, or give another --unix")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_S)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise StartError(f"cannot use unix socket {path}: {error.strerror}") from None
+    raise StartError(
+        f"unix socket {path} is in use by another process; stop it, or give another --unix"
+    )

@@ -1,0 +1,97 @@
+"""Table specs between the schema and the engine's JSON.
+
+Both sides spell the same names, the schema in camelCase and the engine in snake_case, so the
+walk below follows the schema; a new optimizer or initializer needs no line here.
+"""
+
+import json
+import re
+from typing import Any
+
+from hybridps.errors import BadInputError
+
+
+def spec_json(reader: Any) -> str:
+    """The engine's JSON of a `TableSpec` of the schema.
+
+    Raises: BadInputError for a number that JSON has no word for, or an unknown member of a union.
+    """
+    optimizer = _union(reader.optimizer, "optimizer")
+    spec = {
+        "name": reader.name,
+        "dim": reader.dim,
+        "optimizer": optimizer,
+        "learning_rate": reader.optimizer.learningRate,
+        "initializer": _union(reader.initializer, "initializer"),
+        "seed": reader.seed,
+        "dtype": reader.dtype,
+        "dram": reader.dram or None,
+        "nvme": reader.nvme or None,
+    }
+    return strict_json(spec)
+
+
+def fill_spec(builder: Any, stored: str) -> None:
+    """Writes the engine's JSON of a spec into a `TableSpec` of the schema."""
+    spec = json.loads(stored)
+    for name in ("name", "dim", "seed", "dtype"):
+        setattr(builder, name, spec[name])
+    builder.dram = spec["dram"] or 0
+    builder.nvme = spec["nvme"] or 0
+    optimizer = builder.init("optimizer")
+    optimizer.learningRate = spec["learning_rate"]
+    _fill_union(optimizer, spec["optimizer"])
+    _fill_union(builder.init("initializer"), spec["initializer"])
+
+
+def strict_json(value: Any) -> str:
+    """JSON that any parser reads.
+
+    Raises: BadInputError for NaN and infinities.
+    """
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise BadInputError(
+            f"a setting is NaN or infinite in {value!r}; give finite numbers"
+        ) from None
+
+
+def snake_case(name: str) -> str:
+    """`rowWiseAdagrad` -> `row_wise_adagrad`."""
+    return re.sub(r"[A-Z]", lambda upper: "_" + upper[0].lower(), name)
+
+
+def camel_case(name: str) -> str:
+    """`row_wise_adagrad` -> `rowWiseAdagrad`."""
+    head, *tail = name.split("_")
+    return head + "".join(word.capitalize() for word in tail)
+
+
+def _union(reader: Any, what: str) -> dict[str, Any]:
+    try:
+        member = str(reader.which())
+    except (AttributeError, TypeError, ValueError):
+        raise BadInputError(
+            f"this server does not know the {what} that the spec names; use a newer server"
+        ) from None
+    value = getattr(reader, member)
+    kind = {"kind": snake_case(member)}
+    if value is None:
+        return kind
+    if isinstance(value, int | float):
+        return {**kind, "value": value}
+    return kind | {snake_case(name): getattr(value, name) for name in value.schema.fieldnames}
+
+
+def _fill_union(builder: Any, union: dict[str, Any]) -> None:
+    member = camel_case(union["kind"])
+    settings = {camel_case(name): value for name, value in union.items() if name != "kind"}
+    if not settings:
+        setattr(builder, member, None)
+    elif settings.keys() == {"value"}:
+        setattr(builder, member, settings["value"])
+    else:
+        options = builder.init(member)
+        for name, value in settings.items():
+            setattr(options, name, value)

@@ -1,0 +1,124 @@
+"""Goal: kill -9 at any moment loses no acknowledged push and doubles none; the next start serves.
+Method: the counting model over real processes killed at seeded random moments. Every unknown push
+is sent again, applied or not. `TEST_ROUNDS=n` multiplies the rounds for a campaign."""
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from support.counting import Trainer, check, trainers
+from support.engine import needs_engine
+from support.server import ServerProcess, command, environment
+
+import capnp
+
+ROUNDS = 4 * int(os.environ.get("TEST_ROUNDS", "1"))
+
+
+async def train_until_killed(server: ServerProcess, crew: list[Trainer], seconds: float) -> None:
+    never = asyncio.Event()
+    work = [asyncio.create_task(t.train(server.address, never)) for t in crew]
+    await asyncio.sleep(seconds)
+    server.kill()
+    await asyncio.gather(*work)
+
+
+async def kill_rounds(
+    data: Path, crew: list[Trainer], moments: random.Random, *arguments: str, **settings: str
+) -> None:
+    async with capnp.kj_loop():
+        for _ in range(ROUNDS):
+            with ServerProcess(data, *arguments, **settings) as server:
+                await check(server.address, crew)
+                await train_until_killed(server, crew, moments.uniform(0.05, 1.0))
+        with ServerProcess(data, *arguments, **settings) as server:
+            await check(server.address, crew)
+            for trainer in crew:
+                await trainer.settle(server.address)
+            await check(server.address, crew)
+            assert server.stop() == 0
+
+
+@needs_engine
+@pytest.mark.parametrize("durability", ["process", "interval", "always"])
+async def test_kill_in_the_middle_of_pushes_loses_nothing_acknowledged(
+    tmp_path: Path, durability: str
+) -> None:
+    crew = trainers(count=4, columns=5, keys=2000, batch=64, seed=11)
+    await kill_rounds(tmp_path / "d", crew, random.Random(11), "--durability", durability)
+    assert all(trainer.pushes > 20 for trainer in crew)
+
+
+@needs_engine
+async def test_kill_with_rows_beyond_dram_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """30,000 rows of 64 columns take 8 MiB without index or journal: rows live on both tiers."""
+    crew = trainers(count=2, columns=64, keys=30_000, batch=1000, seed=12)
+    await kill_rounds(tmp_path / "d", crew, random.Random(12), dram="8MiB", nvme="256MiB")
+
+
+@needs_engine
+async def test_kill_while_the_server_recovers_is_harmless(tmp_path: Path) -> None:
+    crew = trainers(count=2, columns=4, keys=2000, batch=64, seed=13)
+    async with capnp.kj_loop():
+        with ServerProcess(tmp_path / "d") as server:
+            await train_until_killed(server, crew, 0.7)
+        for delay_s in (0.2, 0.3, 0.4, 0.5):
+            await kill_soon_after_start(tmp_path / "d", delay_s)
+        with ServerProcess(tmp_path / "d") as server:
+            await check(server.address, crew)
+            for trainer in crew:
+                await trainer.settle(server.address)
+            await check(server.address, crew)
+
+
+async def kill_soon_after_start(data: Path, delay_s: float) -> None:
+    """Starts a server and kills it, ready or not."""
+    arguments = ("--data", str(data), "--dram", "16MiB", "--nvme", "256MiB")
+    process = await asyncio.create_subprocess_exec(
+        *command(*arguments, "--listen", "127.0.0.1:0", "--ops", "off"),
+        env=environment(),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    await asyncio.sleep(delay_s)
+    process.kill()
+    await process.wait()
+
+
+@needs_engine
+async def test_kill_during_a_drain_is_harmless(tmp_path: Path) -> None:
+    """The second signal ends the process at once: that is a crash, and crashes are safe."""
+    crew = trainers(count=2, columns=4, keys=2000, batch=64, seed=14)
+    async with capnp.kj_loop():
+        with ServerProcess(tmp_path / "d") as server:
+            never = asyncio.Event()
+            work = [asyncio.create_task(t.train(server.address, never)) for t in crew]
+            await asyncio.sleep(0.7)
+            server.send(signal.SIGTERM)
+            server.send(signal.SIGTERM)
+            assert await asyncio.to_thread(server.wait) in (0, 128 + signal.SIGTERM)
+            await asyncio.gather(*work)
+        with ServerProcess(tmp_path / "d") as server:
+            await check(server.address, crew)
+
+
+async def test_cut_connections_apply_every_push_once(tmp_path: Path) -> None:
+    """The server lives; connections die with pushes in flight, and are made again."""
+    crew = trainers(count=3, columns=3, keys=2000, batch=64, seed=15)
+    async with capnp.kj_loop():
+        with ServerProcess(tmp_path / "d") as server:
+            for _ in range(ROUNDS):
+                never = asyncio.Event()
+                work = [asyncio.create_task(t.train(server.address, never)) for t in crew]
+                await asyncio.sleep(0.3)
+                for task in work:
+                    task.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
+                await check(server.address, crew)
+            for trainer in crew:
+                await trainer.settle(server.address)
+            await check(server.address, crew)
+    assert all(trainer.pushes > 20 for trainer in crew)

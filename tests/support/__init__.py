@@ -1,0 +1,1 @@
+"""What the tests of whole processes share: real servers, stock clients, looks at the system."""

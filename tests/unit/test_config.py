@@ -1,0 +1,195 @@
+"""Goal: every setting has the right precedence, range and message. Method: `load` with given
+arguments, environment and files; each refusal is matched on the name, the value and the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from hybridps import config
+from hybridps.config import MIB, Address, load
+from hybridps.errors import ConfigError
+
+
+def toml(path: Path, text: str) -> str:
+    file = path / "server.toml"
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def refused(argv: list[str], environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(argv, environ or {})
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    settings = load([], {})
+    assert settings.data == Path("hybridps-data")
+    assert settings.listen == Address("127.0.0.1", 7440)
+    assert settings.ops == Address("127.0.0.1", 7441)
+    assert settings.unix is None
+    assert (settings.durability, settings.shard, settings.loop) == ("interval", (0, 1), "auto")
+    assert settings.threads == config.cores()
+    assert settings.dram_bytes == config.ram_bytes() // 4 // MIB * MIB
+    assert settings.inflight_max_bytes == 64 * MIB
+    assert settings.insecure is False
+
+
+def test_default_nvme_is_three_quarters_of_the_free_disk_counting_what_the_store_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "segment").write_bytes(b"x" * (8 * MIB))
+    free = config.free_disk_bytes(tmp_path)
+    monkeypatch.setattr(config, "free_disk_bytes", lambda _: free)
+    assert load(["--data", str(tmp_path)], {}).nvme_bytes == free * 3 // 4 // MIB * MIB
+    monkeypatch.undo()
+    plain = config.shutil.disk_usage(tmp_path).free
+    assert config.free_disk_bytes(tmp_path) >= plain + 7 * MIB
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'dram = "16MiB"\nnvme = "1GiB"\nthreads = 3\ndurability = "none"\n')
+    environ = {"HYBRIDPS_DRAM": "32MiB", "HYBRIDPS_NVME": "2GiB", "PATH": "/bin"}
+    settings = load(["--config", file, "--dram", "64MiB"], environ)
+    assert settings.dram_bytes == 64 * MIB
+    assert settings.nvme_bytes == 2048 * MIB
+    assert (settings.threads, settings.durability) == (3, "none")
+    assert settings.loop == "auto"
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    file = toml(tmp_path, "threads = 7\n")
+    assert load([], {"HYBRIDPS_CONFIG": file}).threads == 7
+
+
+def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> None:
+    values = {
+        "data": "d",
+        "listen": "127.0.0.1:0",
+        "unix": "/tmp/s",
+        "ops": "off",
+        "dram": "9MiB",
+        "nvme": "65MiB",
+        "durability": "always",
+        "shard": "1/2",
+        "threads": "5",
+        "loop": "asyncio",
+        "insecure": "true",
+        "frame_limit": "1MiB",
+        "keys_limit": "10",
+        "connections": "11",
+        "inflight": "2MiB",
+        "log_format": "text",
+        "drain": "1.5",
+    }
+    assert sorted(values) == sorted(setting.name for setting in config.SETTINGS)
+    file = toml(tmp_path, "".join(f'{name} = "{value}"\n' for name, value in values.items()))
+    environ = {f"HYBRIDPS_{name.upper()}": value for name, value in values.items()}
+    settings = load([], environ)
+    assert settings == load(["--config", file], {})
+    assert settings.ops is None
+    assert (settings.shard, settings.threads, settings.drain_s) == ((1, 2), 5, 1.5)
+    assert settings.frame_limit_bytes == MIB
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--drm", "8MiB"], ["'--drm'", "--dram"]),
+        (["--listne=1"], ["--listne", "--listen"]),
+        (["serve"], ["'serve'"]),
+        (["--dram"], ["--dram", "expected one argument"]),
+        (["--dram", "7MiB"], ["--dram is '7MiB'", "at least 8MiB"]),
+        (["--dram", "lots"], ["--dram is 'lots'", "512MiB"]),
+        (["--dram", "-1"], ["--dram", "-1"]),
+        (["--nvme", "63MiB"], ["--nvme is '63MiB'", "at least 64MiB"]),
+        (["--threads", "0"], ["--threads is '0'", "1 to 1024"]),
+        (["--threads", "2.5"], ["--threads is '2.5'", "whole number"]),
+        (["--durability", "allways"], ["'allways'", "did you mean always"]),
+        (["--loop", "trio"], ["'trio'", "auto, uvloop, asyncio"]),
+        (["--shard", "2/2"], ["'2/2'", "0 to N - 1"]),
+        (["--shard", "1"], ["'1'", "I/N"]),
+        (["--listen", "7440"], ["'7440'", "HOST:PORT"]),
+        (["--listen", "127.0.0.1:70000"], ["127.0.0.1:70000", "HOST:PORT"]),
+        (["--listen", "off"], ["--listen is off", "--unix"]),
+        (["--listen", "0.0.0.0:7440"], ["--listen is 0.0.0.0:7440", "insecure = true"]),
+        (["--ops", "[::]:7441"], ["--ops is [::]:7441", "insecure = true"]),
+        (["--listen", "example.org:1"], ["example.org:1", "insecure"]),
+        (["--config", "/nonexistent.toml"], ["/nonexistent.toml", "No such file"]),
+        (["--data", ""], ["--data is ''", "path"]),
+    ],
+)
+def test_bad_flags_are_refused(argv: list[str], parts: list[str]) -> None:
+    text = refused(argv)
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("drum = 1", ["unknown key 'drum'", "dram"]),
+        ("[server]\ndram = 1", ["unknown key 'server'"]),
+        ("config = 'x'", ["unknown key 'config'"]),
+        ("dram = true", ["dram", "True", "512MiB"]),
+        ("threads = true", ["threads", "whole number"]),
+        ("insecure = 'perhaps'", ["insecure", "true or false"]),
+        ("keys_limit = 0", ["keys_limit", "from 1"]),
+        ("connections = -4", ["connections", "from 1"]),
+        ("frame_limit = '128MiB'", ["frame_limit 128MiB", "inflight 64MiB"]),
+        ("frame_limit = 10", ["frame_limit", "at least 4KiB"]),
+        ("log_format = 'xml'", ["log_format", "json, text"]),
+        ("drain = 'soon'", ["drain", "seconds"]),
+        ("dram = ", ["is not TOML"]),
+        ("data = 3", ["data", "path"]),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, parts: list[str]) -> None:
+    file = toml(tmp_path, text)
+    message = refused(["--config", file])
+    for part in [file, *parts] if "inflight" not in message else parts:
+        assert part in message
+
+
+def test_unknown_environment_names_are_refused_with_the_nearest() -> None:
+    text = refused([], {"HYBRIDPS_DRAMM": "8MiB"})
+    assert "HYBRIDPS_DRAMM" in text
+    assert text.endswith("HYBRIDPS_DRAM")
+    assert "HYBRIDPS_THREADS is 'many'" in refused([], {"HYBRIDPS_THREADS": "many"})
+
+
+def test_names_of_limits_are_no_flags() -> None:
+    assert "'--insecure'" in refused(["--insecure"])
+
+
+def test_insecure_allows_a_bind_beyond_loopback(tmp_path: Path) -> None:
+    file = toml(tmp_path, "insecure = true\n")
+    settings = load(["--config", file, "--listen", "0.0.0.0:0", "--ops", "[::]:0"], {})
+    assert settings.listen == Address("0.0.0.0", 0)
+    assert str(settings.ops) == "[::]:0"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_needs_no_permission(host: str) -> None:
+    address = f"[{host}]:1" if ":" in host else f"{host}:1"
+    listen = load(["--listen", address], {}).listen
+    assert listen is not None
+    assert listen.is_loopback
+
+
+def test_too_little_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "free_disk_bytes", lambda _: 80 * MIB)
+    text = refused(["--data", "somewhere"])
+    assert "somewhere" in text
+    assert "64MiB" in text
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load(["--help"], {})
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for setting in config.SETTINGS:
+        assert setting.name in text

@@ -1,0 +1,200 @@
+"""Goal: health, metrics and the page tell the truth and nothing hostile gets through. Method: the
+real HTTP server over counters made by hand, its text read by prometheus_client's own parser."""
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from typing import Any
+
+import aiohttp
+import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
+
+from hybridps.config import Address
+from hybridps.server import page
+from hybridps.server.metrics import Metrics, Snapshot
+from hybridps.server.ops import Ops, Phase
+
+HOSTILE = '<script>alert("x")</script>'
+TABLE = {
+    **dict.fromkeys(("keys", "rows_dram", "rows_nvme", "rows_cold"), 0),
+    **{"dram_bytes": 1000, "index_bytes": 100, "nvme_bytes": 5000, "cold_bytes": 0},
+    **{"unique_keys": 50, "cache_hits": 30, "cache_misses": 10, "device_reads": 7},
+}
+
+
+class Running:
+    """An ops server over a snapshot and a clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+        self.now = 100.0
+        self.url = ""
+        self.metrics = Metrics("1.2.3", (0, 1), "asyncio")
+        self.ops = Ops(self.metrics, self._read, lambda: self.now)
+
+    async def _read(self) -> Snapshot | None:
+        return self.snapshot
+
+    async def get(self, path: str, method: str = "GET") -> tuple[int, str, Any]:
+        async with aiohttp.ClientSession() as http, http.request(method, self.url + path) as reply:
+            return reply.status, await reply.text(), reply.headers
+
+
+@dataclass
+class Counted:
+    connections: int = 3
+    inflight_bytes: int = 4096
+
+
+@pytest_asyncio.fixture
+async def running() -> AsyncIterator[Running]:
+    running = Running()
+    running.url = f"http://{await running.ops.start(Address('127.0.0.1', 0))}"
+    yield running
+    await running.ops.stop()
+
+
+def opened(running: Running) -> None:
+    store = {"tables": 2, "dram_limit": 8000, "nvme_limit": 64000, "dram_bytes": 2000}
+    tables = {"item": {**TABLE, "keys": 40, "rows_dram": 30, "rows_nvme": 10}, HOSTILE: TABLE}
+    running.snapshot = Snapshot({**TABLE, **store}, tables)
+    running.ops.phase = Phase.READY
+    running.ops.counted = Counted()
+    running.ops.facts = page.Facts("hps://h:1", f"/{HOSTILE}", "1.2.3", "always", (0, 1), "uvloop")
+
+
+async def samples(running: Running) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    status, text, headers = await running.get("/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def of(found: dict[Any, float], name: str, **labels: str) -> float:
+    return found[name, frozenset(labels.items())]
+
+
+async def test_livez_is_ok_and_readyz_follows_the_phase(running: Running) -> None:
+    for phase, status in ((Phase.STARTING, 503), (Phase.READY, 200), (Phase.DRAINING, 503)):
+        running.ops.phase = phase
+        assert (await running.get("/livez"))[:2] == (200, "ok\n")
+        assert (await running.get("/readyz"))[:2] == (status, f"{phase.value}\n")
+
+
+async def test_only_reading_is_served(running: Running) -> None:
+    for path in ("/", "/livez", "/readyz", "/metrics"):
+        assert (await running.get(path, "POST"))[0] == 405
+    assert (await running.get("/etc/passwd"))[0] == 404
+
+
+async def test_metrics_of_a_server_that_is_opening_its_store(running: Running) -> None:
+    found = await samples(running)
+    assert of(found, "hybridps_build_info", version="1.2.3", shard="0/1", loop="asyncio") == 1
+    assert all(name.startswith("hybridps_") for name, _ in found)
+    assert of(found, "hybridps_process_resident_memory_bytes") > 1e6
+
+
+async def test_metrics_hold_tables_tiers_requests_and_limits(running: Running) -> None:
+    opened(running)
+    running.metrics.observe("lookup", "ok", 0.0003)
+    running.metrics.observe("lookup", "BadInputError", 0.3)
+    running.metrics.reject("connections")
+    found = await samples(running)
+    assert of(found, "hybridps_requests_total", method="lookup", code="ok") == 1
+    assert of(found, "hybridps_requests_total", method="lookup", code="BadInputError") == 1
+    assert of(found, "hybridps_request_seconds_count", method="lookup") == 2
+    assert of(found, "hybridps_request_seconds_bucket", method="lookup", le="0.0005") == 1
+    assert of(found, "hybridps_rejected_total", limit="connections") == 1
+    assert of(found, "hybridps_connections") == 3
+    assert of(found, "hybridps_inflight_bytes") == 4096
+    assert of(found, "hybridps_rows", table="item", tier="nvme") == 10
+    assert of(found, "hybridps_storage_bytes", table="item", tier="dram") == 1000
+    assert of(found, "hybridps_keys", table="item") == 40
+    assert of(found, "hybridps_cache_hits_total", table="item") == 30
+    assert of(found, "hybridps_store_dram_limit") == 8000
+    assert of(found, "hybridps_store_device_reads_total") == 7
+    assert of(found, "hybridps_keys", table=HOSTILE) == 0
+
+
+async def test_no_family_is_told_twice(running: Running) -> None:
+    opened(running)
+    running.metrics.observe("lookup", "ok", 0.1)
+    text = (await running.get("/metrics"))[1]
+    kinds = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+    assert len(kinds) == len(set(kinds))
+
+
+class Reader(HTMLParser):
+    """Checks that tags nest, and keeps text and tag names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+        for _, value in attrs:
+            assert not (value or "").startswith(("http:", "https:", "//", "javascript:"))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data}"
+
+
+async def test_the_page_shows_tables_escaped_and_fetches_nothing(running: Running) -> None:
+    opened(running)
+    running.metrics.observe("lookup", "ok", 0.1)
+    status, text, headers = await running.get("/")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/html")
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert "script" not in reader.tags
+    assert HOSTILE in reader.text, "escaped, it is text"
+    for shown in ("ready", "hps://h:1", "75.00%", "2.0 KiB of 7.8 KiB", "calls of lookup"):
+        assert shown in reader.text
+    assert 'http-equiv="refresh"' in text
+
+
+async def test_the_page_answers_while_the_store_is_being_opened(running: Running) -> None:
+    status, text, _ = await running.get("/")
+    assert status == 200
+    assert "starting" in text
+
+
+async def test_rates_are_those_of_the_last_seconds(running: Running) -> None:
+    opened(running)
+    await running.get("/")
+    assert running.snapshot is not None
+    more = {**running.snapshot.store, "unique_keys": 50 + 4000}
+    running.snapshot = Snapshot(more, running.snapshot.tables)
+    running.now += 4.0
+    text = (await running.get("/"))[1]
+    assert "1,000/s" in text
+    assert "Rates over 4.0 s" in text
+    running.now += 60.0
+    assert "0/s" in (await running.get("/"))[1]
+
+
+def test_people_can_compare_the_numbers() -> None:
+    assert [page.size(n) for n in (0, 999, 1536, 200 << 20, 3 << 40)] == [
+        *("0 B", "999 B", "1.5 KiB", "200 MiB", "3.0 TiB"),
+    ]
+    assert [page.duration(s) for s in (1.25, 125, 7500, 200_000)] == [
+        *("1.2 s", "2 min 5 s", "2 h 5 min", "2 d 7 h"),
+    ]
+    assert page.ratio(0, 0) == "-"
