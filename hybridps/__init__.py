@@ -10,6 +10,7 @@ DRAM while hot, on NVMe while warm.
     rows = item.lookup_or_insert([1, 2, 3])
 """
 
+from hybridps import aio
 from hybridps._core import __version__
 from hybridps.client.blocking import ParameterServer, Table
 from hybridps.client.connect import connect
@@ -60,5 +61,6 @@ __all__ = [
     "Uniform",
     "Zeros",
     "__version__",
+    "aio",
     "connect",
 ]

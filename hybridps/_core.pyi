@@ -85,3 +85,123 @@ class Store:
     def stats(self) -> dict[str, int]: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
+
+# ---------------------------------------------------------------------------------------------
+# Wire: rpc.capnp, two-party, without I/O. Neither class touches a socket: the owner of the socket
+# reads into get_buffer(), says received(n), and writes what it is given, in the order it is given.
+# Not thread-safe: one thread (or one lock) per connection. Only HotCall.run may leave that thread.
+#
+# `Buffer` below is any object with the buffer protocol (a compiled class): hand it to
+# socket.sendmsg, transport.write, memoryview(), np.frombuffer, or pycapnp.
+
+type Verb = str  # a method of Session in the schema, camelCase: "lookup", "createTable", ...
+
+def tune_allocator() -> None:
+    """Keeps blocks of some MiB inside malloc (glibc; else nothing). Once, when a server starts."""
+
+class Buffer:
+    """Bytes owned by the compiled side, exported without a copy; alive while any view of it is."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Login:
+    """Gate.login; nothing more is decoded until accept() or reject() has answered it."""
+
+    question: int
+    token: str
+
+class HotCall:
+    """lookup, lookupOrInsert or applyGradients: decoded and answered without Python objects."""
+
+    question: int
+    verb: Verb
+    frame_bytes: int
+    reply_bytes: int  # size of the reply to come, 0 when the call will fail
+    cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
+
+    def run(self) -> Buffer:
+        """The Return frame: results, or an exception for anything that is wrong. Never raises for
+        what a peer sent. Any thread; releases the interpreter lock. Once."""
+
+class ColdCall:
+    """Any other verb of Session; decoded by pycapnp."""
+
+    question: int
+    verb: Verb
+    frame_bytes: int
+    params: Buffer  # a complete message whose root is the verb's params struct
+
+class Connection:
+    """Server side of one connection."""
+
+    session: int  # set by whoever answers hello; names the pushes of this connection. 0: none yet
+    closing: str | None  # why the connection must be closed once outgoing() is written
+    frame_wanted: int  # bytes of a frame that is on its way and too large for the common buffer
+
+    def __init__(self, store: Store, *, frame_limit: int, keys_limit: int) -> None: ...
+    def get_buffer(self, hint: int) -> Buffer: ...
+    def received(self, count: int) -> list[Login | HotCall | ColdCall]:
+        """What `count` more bytes in the buffer completed. Never raises for what a peer sent."""
+    def accept(self, question: int) -> list[Login | HotCall | ColdCall]:
+        """Answers a Login with the Session; returns what had been waiting behind it."""
+    def reject(self, question: int, reason: str) -> list[Login | HotCall | ColdCall]: ...
+    def answer(self, question: int, reply: Buffer) -> Buffer:
+        """Books the reply of HotCall.run; returns what to send (the peer may have given up)."""
+    def returns(self, question: int, results: bytes) -> Buffer:
+        """Return frame around `results`, the to_bytes() of a message whose root is the results."""
+    def fails(self, question: int, kind: str, reason: str) -> Buffer:
+        """Return frame of an exception; kind: failed, overloaded, disconnected, unimplemented."""
+    def cancelled(self, question: int) -> bool:
+        """The peer no longer wants the answer. It still has to be given."""
+    def outgoing(self) -> bytes:
+        """Frames of the connection itself (bootstrap, unimplemented, abort) to write now."""
+    def abort(self, reason: str) -> None:
+        """Puts an Abort into outgoing() and sets closing."""
+
+class Answer:
+    question: int
+    kind: str  # "rows": lookup, lookupOrInsert; "duplicate": applyGradients; "results"; "exception"
+    rows: list[tuple[Buffer, Buffer | None]]
+    """Per table, in the order asked: rows (float32) and found (uint8, None unless asked for),
+    writable, views of the received frame: `np.frombuffer(rows, np.float32)` owns it, no copy.
+    Lengths are the peer's: check them against keys * dim."""
+    duplicate: bool
+    results: Buffer
+    """A complete message whose root is the verb's results struct, for pycapnp."""
+    exception: tuple[str, str, str]
+    """(type, class name, text): type as in Connection.fails; class name is the part of the reason
+    before ": " when it is an identifier that ends in Error, else ""."""
+
+class ClientConnection:
+    """Client side of one connection. Send every buffer of a call, in order, before the next."""
+
+    closed: str | None  # the peer's Abort, or what it sent wrong; every later call would fail
+    in_flight: int  # calls without an answer
+
+    def __init__(self, *, frame_limit: int = ...) -> None:
+        """frame_limit: the largest reply that is accepted, bytes."""
+    def start(self, session: int, client_id: str, token: str = "") -> tuple[int, bytes]:
+        """Bootstrap + login + hello in one flight: hello's question, the bytes. Its Answer holds
+        the results of hello; a refused login fails it. Calls may be sent behind it at once."""
+    def lookup(
+        self, batches: Sequence[tuple[int, Keys]], want_found: bool
+    ) -> tuple[int, list[Buffer]]:
+        """(question, buffers to send). The arrays themselves are among the buffers: C-contiguous,
+        not changed until sent. BadInputError when a call does not fit one frame."""
+    def lookup_or_insert(
+        self, batches: Sequence[tuple[int, Keys, NDArray[np.uint32] | None]]
+    ) -> tuple[int, list[Buffer]]: ...
+    def apply_gradients(
+        self, number: int, step: int | None, batches: Sequence[tuple[int, Keys, Rows]]
+    ) -> tuple[int, list[Buffer]]: ...
+    def call(self, verb: Verb, params: bytes) -> tuple[int, list[Buffer]]:
+        """Any verb; `params` is the to_bytes() of a message whose root is its params struct."""
+    def get_buffer(self, hint: int) -> Buffer: ...
+    def received(self, count: int) -> list[Answer]:
+        """Answers that `count` more bytes completed. Never raises for what a peer sent: `closed`."""
+    def forget(self, question: int) -> None:
+        """The caller gave up (deadline): its answer, when it comes, is dropped."""
+    def pending_bytes(self) -> bytes:
+        """Small frames (Finish ...) that go with the next write, or at once if none comes soon;
+        call() and the verbs put them in front of their own buffers by themselves."""

@@ -54,7 +54,7 @@ def as_keys(keys: KeysLike, table: str = "") -> tuple[Keys, Shape]:
         return _from_objects(np.array(_plain(value), dtype=object), table)
     if not (isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__array__")):
         raise _refused(type(value).__name__, table)
-    array = np.asarray(cast(ArrayLike, value))
+    array = np.asarray(cast("ArrayLike", value))
     kind = array.dtype.kind
     if kind in "iu":
         wide = array.astype(np.int64 if kind == "i" else np.uint64, copy=False)

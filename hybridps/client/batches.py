@@ -104,7 +104,7 @@ def _to_float32(of: Batch, rows: RowsLike, what: str) -> NDArray[np.float32]:
         value = value.detach().cpu()
         # NumPy has no bfloat16 of its own, so torch widens it; exact.
         if str(getattr(value, "dtype", "")) == "torch.bfloat16":
-            value = cast(Any, value).float()
+            value = cast("Any", value).float()
         value = value.numpy()
     array: NDArray[Any] = np.asarray(value)
     if array.dtype == np.float32 and array.dtype.isnative:

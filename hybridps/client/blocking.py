@@ -32,20 +32,35 @@ class Transport(Protocol):
         """Ends the connections; a second call does nothing."""
 
 
-def drive(steps: Steps[T], transport: Transport, timeout: float | None) -> T:
-    """Runs a verb to its result."""
-    try:
-        addressed = next(steps)
-        while True:
-            try:
-                replies = transport.perform(addressed, timeout)
-            except Exception as error:
-                addressed = steps.throw(error)
-            else:
-                addressed = steps.send(replies)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+class Driver:
+    """Runs verbs over a transport; shared by a client and its tables."""
+
+    def __init__(self, transport: Transport, url: str) -> None:
+        self.transport = transport
+        self.catalog = Catalog(transport.shards)
+        self.url = url
+
+    def run(self, steps: Steps[T], timeout: float | None = None) -> T:
+        """Runs a verb to its result."""
+        try:
+            addressed = next(steps)
+            while True:
+                try:
+                    replies = self.transport.perform(addressed, timeout)
+                except Exception as error:  # noqa: BLE001 - the verb decides what to do with it
+                    addressed = steps.throw(error)
+                else:
+                    addressed = steps.send(replies)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def run_by_name(
+        self, verb: Any, names: Sequence[str], *args: Any, timeout: float | None
+    ) -> dict[str, Any]:
+        """Runs a verb of several tables; its results by name."""
+        results = self.run(verbs.by_name(self.catalog, names, verb, *args), timeout)
+        return dict(zip(names, results or (), strict=False))
 
 
 def check_mapping(batches: object, verb: str) -> None:
@@ -60,7 +75,7 @@ def check_mapping(batches: object, verb: str) -> None:
 def split_pairs(batches: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
     """The keys and the gradients of {"item": (keys, gradients)}."""
     for name, pair in batches.items():
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        if not isinstance(pair, (tuple, list)) or len(pair) != len(("keys", "gradients")):
             raise BadInputError(f"table {name!r}: give a pair (keys, gradients)")
     return [pair[0] for pair in batches.values()], [pair[1] for pair in batches.values()]
 
@@ -72,15 +87,16 @@ class Table:
     Every verb takes `timeout`, seconds, for this call alone; None is that of `connect`.
     """
 
-    def __init__(self, ps: "ParameterServer", handle: Handle) -> None:
-        self._ps = ps
+    def __init__(self, driver: Driver, handle: Handle) -> None:
+        self._driver = driver
+        self._catalog = driver.catalog
         self._handle = handle
 
     def __repr__(self) -> str:
-        return f"<hybridps table {self.name!r} at {self._ps.url}>"
+        return f"<hybridps table {self.name!r} at {self._driver.url}>"
 
     def _run(self, steps: Steps[T], timeout: float | None = None) -> T:
-        return self._ps._run(verbs.on_handle(self._handle, steps), timeout)
+        return self._driver.run(verbs.on_handle(self._handle, steps), timeout)
 
     @property
     def name(self) -> str:
@@ -90,12 +106,12 @@ class Table:
     @property
     def dim(self) -> int:
         """Columns of a row."""
-        return self._run(verbs.resolve(self._ps._catalog, self._handle)).dim
+        return self._run(verbs.resolve(self._catalog, self._handle)).dim
 
     @property
     def spec(self) -> TableSpec:
         """The stored spec, live settings included, as the server has it now."""
-        return self._run(verbs.spec_of(self._ps._catalog, self._handle))
+        return self._run(verbs.spec_of(self._catalog, self._handle))
 
     @overload
     def lookup(
@@ -113,9 +129,10 @@ class Table:
         Args:    keys: any integer array, tensor or sequence, or str, of any shape; may repeat.
         Returns: float32[keys.shape + (dim,)], zeros for absent keys; a fresh array. With
                  `return_found` also bool[keys.shape].
-        Raises:  BadInputError, TableNotFoundError, CorruptionError, UnavailableError, DeadlineError.
+        Raises:  BadInputError, TableNotFoundError, CorruptionError, UnavailableError,
+                 DeadlineError.
         """
-        catalog = self._ps._catalog
+        catalog = self._catalog
         (result,) = self._run(verbs.lookup(catalog, [self._handle], [keys], return_found), timeout)
         rows: Rows | tuple[Rows, Found] = result
         return rows
@@ -129,7 +146,7 @@ class Table:
         Returns: float32[keys.shape + (dim,)]; a fresh array.
         Raises:  as `lookup`, and StoreFullError.
         """
-        catalog = self._ps._catalog
+        catalog = self._catalog
         steps = verbs.lookup_or_insert(catalog, [self._handle], [keys], [counts])
         (rows,) = self._run(steps, timeout)
         return rows
@@ -149,7 +166,7 @@ class Table:
                  step: grows from push to push; lets a restarted trainer replay its steps.
         Raises:  BadInputError, TableNotFoundError, StoreFullError, UnavailableError, DeadlineError.
         """
-        catalog = self._ps._catalog
+        catalog = self._catalog
         steps = verbs.apply_gradients(catalog, [self._handle], [keys], [gradients], step)
         self._run(steps, timeout)
 
@@ -159,27 +176,27 @@ class Table:
         Args:    rows: float32, float16 or bfloat16, keys.shape + (dim,), finite.
         Raises:  as `apply_gradients`.
         """
-        self._run(verbs.assign(self._ps._catalog, self._handle, keys, rows), timeout)
+        self._run(verbs.assign(self._catalog, self._handle, keys, rows), timeout)
 
     def remove(self, keys: KeysLike, *, timeout: float | None = None) -> int:
         """Removes rows, slots and statistics; returns how many there were."""
-        return self._run(verbs.remove(self._ps._catalog, self._handle, keys), timeout)
+        return self._run(verbs.remove(self._catalog, self._handle, keys), timeout)
 
     def set_learning_rate(self, learning_rate: float, *, timeout: float | None = None) -> None:
         """Changes the learning rate of later pushes; it survives a restart."""
-        steps = verbs.set_learning_rate(self._ps._catalog, self._handle, learning_rate)
+        steps = verbs.set_learning_rate(self._catalog, self._handle, learning_rate)
         self._run(steps, timeout)
 
     def alter(
         self,
         *,
         learning_rate: float | Keep = KEEP,
-        dram: int | str | None | Keep = KEEP,
-        nvme: int | str | None | Keep = KEEP,
+        dram: int | str | Keep | None = KEEP,
+        nvme: int | str | Keep | None = KEEP,
         timeout: float | None = None,
     ) -> None:
         """Changes live settings; what is not named stays, None lifts a byte cap."""
-        steps = verbs.alter(self._ps._catalog, self._handle, learning_rate, dram, nvme)
+        steps = verbs.alter(self._catalog, self._handle, learning_rate, dram, nvme)
         self._run(steps, timeout)
 
     def __len__(self) -> int:
@@ -191,11 +208,11 @@ class Table:
 
     def size(self, *, timeout: float | None = None) -> int:
         """Rows in all tiers; the same as `len`."""
-        return self._run(verbs.size(self._ps._catalog, self._handle), timeout)
+        return self._run(verbs.size(self._catalog, self._handle), timeout)
 
     def keys(self, *, timeout: float | None = None) -> Iterator[Keys]:
         """uint64 arrays that together hold every key once, in no order; for tools and tests."""
-        catalog, shard, bucket = self._ps._catalog, 0, 0
+        catalog, shard, bucket = self._catalog, 0, 0
         while shard < catalog.shards:
             steps = verbs.keys_page(catalog, self._handle, shard, bucket)
             page, shard, bucket = self._run(steps, timeout)
@@ -204,15 +221,15 @@ class Table:
 
     def stats(self, *, timeout: float | None = None) -> dict[str, int]:
         """Counters since open, summed over the servers."""
-        return self._run(verbs.table_stats(self._ps._catalog, self._handle), timeout)
+        return self._run(verbs.table_stats(self._catalog, self._handle), timeout)
 
 
 class ParameterServer:
     """Tables on servers, or in this process; made by `hybridps.connect`. Also a context manager."""
 
     def __init__(self, transport: Transport, url: str) -> None:
-        self._transport = transport
-        self._catalog = Catalog(transport.shards)
+        self._driver = Driver(transport, url)
+        self._catalog = self._driver.catalog
         self.url = url
 
     def __repr__(self) -> str:
@@ -229,33 +246,27 @@ class ParameterServer:
     ) -> None:
         self.close()
 
-    def _run(self, steps: Steps[T], timeout: float | None = None) -> T:
-        return drive(steps, self._transport, timeout)
-
-    def _by_name(self, names: Sequence[str], verb: Any, *args: Any, timeout: float | None) -> Any:
-        return self._run(verbs.by_name(self._catalog, names, verb, *args), timeout)
-
     def create_table(self, spec: TableSpec, *, timeout: float | None = None) -> Table:
         """Creates the table, or opens an equal one; a UserWarning names each live difference.
 
         Raises: TableMismatchError naming each difference in shape, BadInputError, StoreFullError.
         """
-        handle, differences = self._run(verbs.create_table(self._catalog, spec), timeout)
+        handle, differences = self._driver.run(verbs.create_table(self._catalog, spec), timeout)
         for text in differences:
             warnings.warn(text, UserWarning, stacklevel=2)
-        return Table(self, handle)
+        return Table(self._driver, handle)
 
     def table(self, name: str, *, timeout: float | None = None) -> Table:
         """The table of that name. Raises TableNotFoundError when absent."""
-        return Table(self, self._run(verbs.open_table(self._catalog, name), timeout))
+        return Table(self._driver, self._driver.run(verbs.open_table(self._catalog, name), timeout))
 
     def tables(self, *, timeout: float | None = None) -> list[str]:
         """Names of all tables, sorted."""
-        return self._run(verbs.list_tables(self._catalog), timeout)
+        return self._driver.run(verbs.list_tables(self._catalog), timeout)
 
     def drop_table(self, name: str, *, timeout: float | None = None) -> None:
         """Drops a table and all its rows. Raises TableNotFoundError when absent."""
-        self._run(verbs.drop_table(self._catalog, name), timeout)
+        self._driver.run(verbs.drop_table(self._catalog, name), timeout)
 
     def lookup(
         self,
@@ -266,9 +277,9 @@ class ParameterServer:
     ) -> dict[str, Any]:
         """`Table.lookup` of several tables in one pass: one call per server for all of them."""
         check_mapping(batches, "lookup")
-        names, keys = list(batches), list(batches.values())
-        rows = self._by_name(names, verbs.lookup, keys, return_found, timeout=timeout)
-        return dict(zip(names, rows, strict=True))
+        keys = list(batches.values())
+        args = verbs.lookup, list(batches), keys, return_found
+        return self._driver.run_by_name(*args, timeout=timeout)
 
     def lookup_or_insert(
         self,
@@ -281,8 +292,8 @@ class ParameterServer:
         check_mapping(batches, "lookup_or_insert")
         names, keys = list(batches), list(batches.values())
         per_table = [None if counts is None else counts.get(name) for name in names]
-        rows = self._by_name(names, verbs.lookup_or_insert, keys, per_table, timeout=timeout)
-        return dict(zip(names, rows, strict=True))
+        args = verbs.lookup_or_insert, names, keys, per_table
+        return self._driver.run_by_name(*args, timeout=timeout)
 
     def apply_gradients(
         self,
@@ -294,23 +305,23 @@ class ParameterServer:
         """`Table.apply_gradients` of several tables in one push; atomic on each server."""
         check_mapping(batches, "apply_gradients")
         keys, gradients = split_pairs(batches)
-        args = keys, gradients, step
-        self._by_name(list(batches), verbs.apply_gradients, *args, timeout=timeout)
+        args = verbs.apply_gradients, list(batches), keys, gradients, step
+        self._driver.run_by_name(*args, timeout=timeout)
 
     def prefetch(self, batches: Mapping[str, KeysLike], *, timeout: float | None = None) -> None:
         """Looks ahead: brings the rows of these keys into DRAM; never inserts."""
         check_mapping(batches, "prefetch")
         names, keys = list(batches), list(batches.values())
-        self._by_name(names, verbs.prefetch, keys, timeout=timeout)
+        self._driver.run_by_name(verbs.prefetch, names, keys, timeout=timeout)
 
     def stats(self, *, timeout: float | None = None) -> dict[str, int]:
         """Counters of all tables, summed over the servers, and tables, dram_limit, nvme_limit."""
-        return self._run(verbs.stats(self._catalog), timeout)
+        return self._driver.run(verbs.stats(self._catalog), timeout)
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Returns when all that was acknowledged before is on the device."""
-        self._run(verbs.flush(self._catalog), timeout)
+        self._driver.run(verbs.flush(self._catalog), timeout)
 
     def close(self) -> None:
         """Ends the connections; a store in this process is flushed and closed. Idempotent."""
-        self._transport.close()
+        self._driver.transport.close()

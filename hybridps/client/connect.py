@@ -1,13 +1,15 @@
-"""`connect`: from a URL to a client."""
+"""`connect`, blocking and asynchronous: from a URL to a client."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from hybridps import _core
+from hybridps.client import aio
 from hybridps.client.blocking import ParameterServer
 from hybridps.client.local import LocalTransport
-from hybridps.client.urls import local_settings, parse_servers, refuse_local_settings
-from hybridps.errors import ConfigError
+from hybridps.client.retry import check_settings
+from hybridps.client.urls import Address, local_settings, parse_servers, refuse_local_settings
 
 
 def connect(
@@ -31,30 +33,67 @@ def connect(
              three quarters of the free disk, "none" and one thread per core unless given.
     Raises:  ConfigError for the URL or a setting, UnavailableError when no server answers.
     """
-    check_connect(client_id, timeout)
-    addresses = parse_servers(url)
     own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
+    addresses = _checked(url, client_id, timeout, own)
     if addresses is None:
-        return ParameterServer(open_local(url, client_id, own), url)
-    refuse_local_settings(url, own)
-    raise ConfigError(f"url is {url!r}; this build only opens local: URLs")
+        return ParameterServer(_open_local(url, client_id, own), url)
+    # The wire needs pycapnp, which a store in this process does not.
+    from hybridps.client.remote import RemoteTransport  # noqa: PLC0415
+
+    transport = RemoteTransport(addresses, client_id, timeout)
+    try:
+        transport.connect()
+    except BaseException:
+        transport.close()
+        raise
+    return ParameterServer(transport, url)
 
 
-def check_connect(client_id: object, timeout: object) -> None:
-    """Refuses what no connection can have."""
-    if client_id is not None and not (isinstance(client_id, str) and client_id):
-        raise ConfigError(f"client_id is {client_id!r}; give a non-empty str, or None")
-    check_timeout(timeout)
+def connect_async(
+    url: str,
+    *,
+    client_id: str | None = None,
+    timeout: float = 10.0,
+    dram: int | str | None = None,
+    nvme: int | str | None = None,
+    cold: str | None = None,
+    durability: str | None = None,
+    threads: int | None = None,
+) -> aio.Connecting:
+    """The asyncio client of `url`; see `hybridps.connect`. Await it, or use `async with`."""
+    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
+
+    async def opening() -> aio.ParameterServer:
+        return aio.ParameterServer(await _open_async(url, client_id, timeout, own), url)
+
+    return aio.Connecting(opening)
 
 
-def check_timeout(timeout: object) -> None:
-    """Refuses what is no number of seconds above 0."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise ConfigError(f"timeout is {timeout!r}; give seconds above 0")
+async def _open_async(
+    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any]
+) -> aio.Transport:
+    addresses = _checked(url, client_id, timeout, own)
+    if addresses is None:
+        opened = await asyncio.to_thread(_open_local, url, client_id, own)
+        return aio.ThreadedTransport(opened, timeout)
+    from hybridps.client.streams import StreamTransport  # noqa: PLC0415 - as above
+
+    transport = StreamTransport(addresses, client_id, timeout)
+    await transport.connect()
+    return transport
 
 
-def open_local(url: str, client_id: str | None, own: Mapping[str, Any]) -> LocalTransport:
-    """The transport of a `local:` URL."""
+def _checked(
+    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any]
+) -> list[Address] | None:
+    check_settings(client_id, timeout)
+    addresses = parse_servers(url)
+    if addresses is not None:
+        refuse_local_settings(url, own)
+    return addresses
+
+
+def _open_local(url: str, client_id: str | None, own: Mapping[str, Any]) -> LocalTransport:
     settings = local_settings(url, **own)
     store = _core.Store(
         settings.path,

@@ -55,48 +55,48 @@ class LocalTransport:
             self._store.close()
 
     def _execute(self, call: Call) -> Any:
-        return _EXECUTE[type(call)](self, call)
-
-    def _push(self, call: calls.Push) -> Any:
-        with self._push_lock:
-            number = next(self._numbers)
-            store, session = self._store, self._session
-            match call:
-                case calls.ApplyGradients(tables, step):
-                    return store.apply_gradients(session, number, step, list(tables))
-                case calls.Assign(table, keys, rows):
-                    return store.assign(session, number, table, keys, rows)
-                case calls.Remove(table, keys):
-                    return store.remove(session, number, table, keys)
-        raise HybridPSError(f"no push is called {type(call).__name__}")
-
-    def _create_table(self, call: calls.CreateTable) -> Opened:
-        table, spec, warnings = self._store.create_table(call.spec.to_json())
-        return Opened(table, TableSpec.from_json(spec), warnings)
-
-    def _open_table(self, call: calls.OpenTable) -> Opened:
-        table, spec = self._store.table(call.name)
-        return Opened(table, TableSpec.from_json(spec), ())
+        if isinstance(call, calls.Push):
+            with self._push_lock:
+                return _push(self._store, self._session, next(self._numbers), call)
+        return _EXECUTE[type(call)](self._store, call)
 
 
-_EXECUTE: dict[type[Call], Callable[[LocalTransport, Any], Any]] = {
-    calls.Lookup: lambda t, c: t._store.lookup(list(c.tables), c.want_found),
-    calls.LookupOrInsert: lambda t, c: t._store.lookup_or_insert(list(c.tables)),
-    calls.ApplyGradients: LocalTransport._push,
-    calls.Assign: LocalTransport._push,
-    calls.Remove: LocalTransport._push,
-    calls.Prefetch: lambda t, c: t._store.prefetch(list(c.tables)),
-    calls.CreateTable: LocalTransport._create_table,
-    calls.OpenTable: LocalTransport._open_table,
-    calls.ListTables: lambda t, c: t._store.tables(),
-    calls.DropTable: lambda t, c: t._store.drop_table(c.name),
-    calls.SetLearningRate: lambda t, c: t._store.alter(
-        c.table, json.dumps({"learning_rate": c.learning_rate})
+def _push(store: _core.Store, session: int, number: int, call: calls.Push) -> Any:
+    match call:
+        case calls.ApplyGradients(tables, step):
+            return store.apply_gradients(session, number, step, tables)
+        case calls.Assign(table, keys, rows):
+            return store.assign(session, number, table, keys, rows)
+        case calls.Remove(table, keys):
+            return store.remove(session, number, table, keys)
+    raise HybridPSError(f"no push is called {type(call).__name__}")
+
+
+def _create_table(store: _core.Store, call: calls.CreateTable) -> Opened:
+    table, spec, warnings = store.create_table(call.spec.to_json())
+    return Opened(table, TableSpec.from_json(spec), warnings)
+
+
+def _open_table(store: _core.Store, call: calls.OpenTable) -> Opened:
+    table, spec = store.table(call.name)
+    return Opened(table, TableSpec.from_json(spec), ())
+
+
+_EXECUTE: dict[type[Call], Callable[[_core.Store, Any], Any]] = {
+    calls.Lookup: lambda store, call: store.lookup(call.tables, call.want_found),
+    calls.LookupOrInsert: lambda store, call: store.lookup_or_insert(call.tables),
+    calls.Prefetch: lambda store, call: store.prefetch(call.tables),
+    calls.CreateTable: _create_table,
+    calls.OpenTable: _open_table,
+    calls.ListTables: lambda store, _: store.tables(),
+    calls.DropTable: lambda store, call: store.drop_table(call.name),
+    calls.SetLearningRate: lambda store, call: store.alter(
+        call.table, json.dumps({"learning_rate": call.learning_rate})
     ),
-    calls.Alter: lambda t, c: t._store.alter(c.table, json.dumps(c.change)),
-    calls.Size: lambda t, c: t._store.size(c.table),
-    calls.KeysOf: lambda t, c: t._store.keys(c.table, c.bucket),
-    calls.TableStats: lambda t, c: t._store.table_stats(c.table),
-    calls.Stats: lambda t, c: t._store.stats(),
-    calls.Flush: lambda t, c: t._store.flush(),
+    calls.Alter: lambda store, call: store.alter(call.table, json.dumps(call.change)),
+    calls.Size: lambda store, call: store.size(call.table),
+    calls.KeysOf: lambda store, call: store.keys(call.table, call.bucket),
+    calls.TableStats: lambda store, call: store.table_stats(call.table),
+    calls.Stats: lambda store, _: store.stats(),
+    calls.Flush: lambda store, _: store.flush(),
 }

@@ -25,9 +25,14 @@ class Split:
     inverse: NDArray[np.uint32]
 
     @property
+    def servers(self) -> int:
+        """How many servers share the keys."""
+        return len(self.offsets) - 1
+
+    @property
     def is_same(self) -> bool:
         """True if the batch goes as it is: one server, no repeats, hence the order of the ids."""
-        return len(self.offsets) == 2 and len(self.keys) == len(self.batch.keys)
+        return self.servers == 1 and not self.has_repeats
 
     @property
     def has_repeats(self) -> bool:
@@ -40,7 +45,7 @@ class Split:
 
     def shards(self) -> list[int]:
         """Servers that own keys of this batch; the first one for an empty batch."""
-        owners = [s for s in range(len(self.offsets) - 1) if self.offsets[s] < self.offsets[s + 1]]
+        owners = [s for s in range(self.servers) if self.offsets[s] < self.offsets[s + 1]]
         return owners or [0]
 
     def counts(self, counts: Counts | None) -> Counts | None:

@@ -17,6 +17,7 @@ from hybridps.sizes import parse_size
 _FORMS: Final = (
     '"hps://HOST:PORT" (several by commas, shards in order), "hps+unix://PATH" or "local:PATH"'
 )
+_PORT_MAX: Final = 65535
 DRAM_MIN: Final = 8 << 20
 
 
@@ -70,7 +71,7 @@ def _unix(path: str, url: str) -> Address:
 def _tcp(part: str, url: str) -> Address:
     host, separator, port = part.strip().rstrip("/").rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not separator or not host or not port.isdecimal() or not 0 < int(port) <= _PORT_MAX:
         raise ConfigError(f"url {url!r} holds {part!r}; give HOST:PORT with a port of 1 to 65535")
     return Address(host, int(port))
 

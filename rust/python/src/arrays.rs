@@ -38,8 +38,9 @@ pub(crate) fn slice<'a, T: numpy::Element, D: numpy::ndarray::Dimension>(
 
 /// Parses the JSON of a spec and checks its ranges.
 pub(crate) fn parse_spec(spec: &str) -> PyResult<TableSpec> {
-    let spec: TableSpec = serde_json::from_str(spec)
-        .map_err(|e| bad_input(format!("table spec is not readable: {e}; use TableSpec.to_json")))?;
+    let spec: TableSpec = serde_json::from_str(spec).map_err(|e| {
+        bad_input(format!("table spec is not readable: {e}; use TableSpec.to_json"))
+    })?;
     spec.check().map_err(raise)?;
     Ok(spec)
 }

@@ -2,7 +2,12 @@
 //! the interpreter lock, call, map errors.
 
 mod arrays;
+mod buffer;
+mod client_connection;
+mod connection;
 mod errors;
+mod hot;
+mod receiver;
 mod store;
 
 use pyo3::prelude::*;
@@ -17,6 +22,14 @@ mod _core {
     use crate::arrays::{
         check_spec, gather, initial_rows, is_finite, sum_counts, sum_rows, unique,
     };
+    #[pymodule_export]
+    use crate::buffer::{tune_allocator, Buffer};
+    #[pymodule_export]
+    use crate::client_connection::{Answer, ClientConnection};
+    #[pymodule_export]
+    use crate::connection::{ColdCall, Connection, Login};
+    #[pymodule_export]
+    use crate::hot::HotCall;
     #[pymodule_export]
     use crate::store::PyStore;
 }

@@ -82,6 +82,11 @@ fn counters<'py>(py: Python<'py>, stats: Vec<(&'static str, u64)>) -> PyResult<B
 }
 
 impl PyStore {
+    /// The engine itself, for the connections that serve it.
+    pub(crate) fn engine(&self) -> Arc<Store> {
+        Arc::clone(&self.store)
+    }
+
     fn run<T: Send>(
         &self,
         py: Python<'_>,

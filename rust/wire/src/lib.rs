@@ -1,1 +1,32 @@
-//! Cap'n Proto RPC (two-party, level 1) as a state machine: bytes in, events and bytes out.
+//! Cap'n Proto RPC (`rpc.capnp`, two-party, level 1) as a state machine: frames in, events and
+//! frames out. No I/O, no clock, no Python, no thread; the standard library only.
+//!
+//! Floor plan, from the bytes up: `frame` (how long is the next message) > `message` (walk a
+//! received one, every offset checked) and `compose` (write one) > `rpc` (the protocol's messages)
+//! and `verbs` (the arrays of our schema) > `server`, `client` (the two sides).
+//!
+//! Frames are slices of 64-bit words, because every object in them starts at a word: keys come out
+//! as `&[u64]` without a cast. The wire is little-endian and so is every machine we build for.
+
+#[cfg(target_endian = "big")]
+compile_error!("frames are read in place as little-endian words; this machine is big-endian");
+
+mod client;
+mod compose;
+mod frame;
+mod message;
+mod rpc;
+mod schema;
+mod server;
+mod verbs;
+
+pub use client::{Answer, ClientConnection, Outcome, Reason};
+pub use frame::{FrameSize, SEGMENTS_MAX};
+pub use message::{Bytes, Malformed, Message, Struct, StructList};
+pub use rpc::{exception_return, ExceptionKind};
+pub use schema::{HOT_VERBS, INTERFACE_GATE, INTERFACE_SESSION, VERBS};
+pub use server::{Event, ServerConnection, QUESTIONS_MAX};
+pub use verbs::{
+    decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, rows_reply,
+    Batch, BlobAt, Layout, PushHeader, RowsAt, DATA_MAX,
+};

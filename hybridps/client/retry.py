@@ -1,0 +1,80 @@
+"""How long to wait between attempts, and what to say when time is over. Pure but for the clock.
+
+Reads and pushes alike are sent again after a lost connection: a push keeps its number, so that the
+server applies it once.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from hybridps.client.urls import Address
+from hybridps.errors import BadInputError, ConfigError, DeadlineError, UnavailableError
+
+FIRST_DELAY_S: Final = 0.02
+LONGEST_DELAY_S: Final = 1.0
+
+
+def delays() -> Iterator[float]:
+    """Seconds before each further attempt: full jitter, so that clients do not return as one."""
+    longest = FIRST_DELAY_S
+    while True:
+        yield random.uniform(0, longest)  # noqa: S311 - spreads load, guards nothing
+        longest = min(2 * longest, LONGEST_DELAY_S)
+
+
+class Deadline:
+    """The end of one call."""
+
+    __slots__ = ("_end", "timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._end = time.monotonic() + timeout
+
+    @property
+    def left(self) -> float:
+        """Seconds left; 0 when time is over."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        """True when no time is left."""
+        return time.monotonic() >= self._end
+
+    def error(self, verb: str, where: object) -> DeadlineError:
+        """The call's time is over while a server had it."""
+        return DeadlineError(
+            f"{verb} at {where} did not end within {self.timeout:g} s; give more timeout= or fewer"
+            " keys (a push may still be applied, once)"
+        )
+
+    def unavailable(self, address: Address, cause: object) -> UnavailableError:
+        """The call's time is over and no server was there."""
+        listen = (
+            f"--unix {address.host}"
+            if address.port is None
+            else (f"--listen {address.host}:{address.port}")
+        )
+        return UnavailableError(
+            f"no server answers at {address} within {self.timeout:g} s: {cause}; start it"
+            f" (python -m hybridps.server {listen}), or correct the URL"
+        )
+
+
+def check_timeout(timeout: float | None, default: float) -> float:
+    """Seconds of a call; None is that of `connect`. Raises BadInputError."""
+    if timeout is None:
+        return default
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise BadInputError(f"timeout is {timeout!r}; give seconds above 0, or None")
+    return timeout
+
+
+def check_settings(client_id: object, timeout: object) -> None:
+    """Refuses what no connection can have."""
+    if client_id is not None and not (isinstance(client_id, str) and client_id):
+        raise ConfigError(f"client_id is {client_id!r}; give a non-empty str, or None")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise ConfigError(f"timeout is {timeout!r}; give seconds above 0")

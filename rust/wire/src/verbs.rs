@@ -1,0 +1,222 @@
+//! The three hot verbs of `Session`: their params and results, as arrays in place.
+//!
+//! Decoders take a frame whose root is the params or results struct (see `ServerConnection` and
+//! `ClientConnection`, which make it so); encoders give a header, and say where the arrays go.
+
+use std::ops::Range;
+
+use crate::compose::Composer;
+use crate::message::{Bytes, Malformed, Message, Struct};
+use crate::rpc::{self, Target};
+use crate::schema::{APPLY_GRADIENTS, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT};
+
+type Result<T> = std::result::Result<T, Malformed>;
+
+/// Most bytes of one `Data`: its length has 29 bits.
+pub const DATA_MAX: usize = (1 << 29) - 1;
+
+/// One table's part of a hot call.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Table id.
+    pub table: u32,
+    /// Keys.
+    pub keys: &'a [u64],
+    /// Counts of `lookupOrInsert`, gradients of `applyGradients`; empty for `lookup`.
+    pub blob: Bytes<'a>,
+}
+
+/// The push of an `applyGradients`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PushHeader {
+    /// Number within the session.
+    pub number: u64,
+    /// The trainer's step, if it gave one.
+    pub step: Option<i64>,
+}
+
+/// A frame in two parts: a header, and arrays that the caller puts behind it.
+#[derive(Debug)]
+pub struct Layout {
+    /// The first words of the frame.
+    pub header: Vec<u64>,
+    /// Words of the whole frame.
+    pub words: usize,
+    /// Where each array goes, in the order they were given; they follow the header without gaps but
+    /// for the padding of each to a whole word, which must be zero.
+    pub blobs: Vec<BlobAt>,
+}
+
+/// Place of an array in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobAt {
+    /// First word.
+    pub start: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+/// Where the rows of one table lie in a received frame, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowsAt {
+    /// Rows.
+    pub rows: Range<usize>,
+    /// Found flags; empty if none were sent.
+    pub found: Range<usize>,
+}
+
+/// The batches of a hot call.
+///
+/// # Errors
+/// Not a message of that verb, keys that are not a whole number of 64-bit words, more than
+/// `keys_max` keys in all, or more batches than that.
+pub fn decode_batches<'a>(verb: u16, frame: &'a [u64], keys_max: usize) -> Result<Vec<Batch<'a>>> {
+    let message = Message::new(frame)?;
+    let list = message.root()?.list(if verb == APPLY_GRADIENTS { 1 } else { 0 })?;
+    let too_many = Malformed("the call names more keys than the server's limit");
+    if list.len() > keys_max {
+        return Err(too_many);
+    }
+    let mut keys = 0;
+    let mut batches = Vec::with_capacity(list.len());
+    for element in list.iter() {
+        let batch = decode_batch(verb, element)?;
+        keys += batch.keys.len();
+        if keys > keys_max {
+            return Err(too_many);
+        }
+        batches.push(batch);
+    }
+    Ok(batches)
+}
+
+fn decode_batch<'a>(verb: u16, element: Struct<'_, 'a>) -> Result<Batch<'a>> {
+    let keys = element.bytes(0)?;
+    if keys.len % 8 != 0 {
+        return Err(Malformed("keys are not a whole number of 64-bit words"));
+    }
+    let blob = if verb == LOOKUP { Bytes { words: &[], len: 0 } } else { element.bytes(1)? };
+    Ok(Batch { table: element.u32(0), keys: keys.words, blob })
+}
+
+/// The flag `wantFound` of a `lookup`.
+///
+/// # Errors
+/// Not such a message.
+pub fn decode_want_found(frame: &[u64]) -> Result<bool> {
+    Ok(Message::new(frame)?.root()?.bit(0))
+}
+
+/// The push of an `applyGradients`.
+///
+/// # Errors
+/// Not such a message.
+pub fn decode_push(frame: &[u64]) -> Result<PushHeader> {
+    let message = Message::new(frame)?;
+    let push = message.root()?.structure(0)?;
+    Ok(PushHeader { number: push.u64(0), step: push.bit(64).then(|| push.u64(2) as i64) })
+}
+
+/// Where the rows of a reply lie.
+///
+/// # Errors
+/// Not the results of `lookup` or `lookupOrInsert`.
+pub fn decode_rows(frame: &[u64]) -> Result<Vec<RowsAt>> {
+    let message = Message::new(frame)?;
+    let list = message.root()?.list(0)?;
+    list.iter()
+        .map(|batch| Ok(RowsAt { rows: batch.bytes_at(0)?, found: batch.bytes_at(1)? }))
+        .collect()
+}
+
+/// Reply to a read: per table the bytes of rows and of found flags (0: none asked for). The blobs
+/// of the layout alternate: rows, found, rows, found ...
+pub fn rows_reply(question: u32, tables: &[(usize, usize)]) -> Layout {
+    let (mut composer, at) = rpc::results_return(question);
+    let results = composer.structure(at, 0, 1);
+    let first = composer.list(results, tables.len(), 0, 2);
+    let pointers = (0..2 * tables.len()).map(|i| first + i);
+    let sizes = tables.iter().flat_map(|&(rows, found)| [rows, found]);
+    let blobs = place(&mut composer, pointers.zip(sizes));
+    layout(composer, blobs)
+}
+
+/// Reply to a push.
+pub fn duplicate_reply(question: u32, duplicate: bool) -> Vec<u64> {
+    let (mut composer, at) = rpc::results_return(question);
+    let results = composer.structure(at, 1, 0);
+    composer.words[results] = u64::from(duplicate);
+    composer.frame()
+}
+
+/// Call of `lookup`; per table its id and the bytes of its keys.
+pub(crate) fn lookup_call(
+    question: u32,
+    target: &Target,
+    tables: &[(u32, usize)],
+    want_found: bool,
+) -> Layout {
+    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, LOOKUP);
+    let params = composer.structure(at, 1, 1);
+    composer.words[params] = u64::from(want_found);
+    let first = composer.list(params + 1, tables.len(), 1, 1);
+    let pointers = (0..tables.len()).map(|i| first + 2 * i + 1);
+    for (i, (table, _)) in tables.iter().enumerate() {
+        composer.words[first + 2 * i] = u64::from(*table);
+    }
+    let blobs = place(&mut composer, pointers.zip(tables.iter().map(|&(_, keys)| keys)));
+    layout(composer, blobs)
+}
+
+/// Call of `lookupOrInsert`; per table its id and the bytes of its keys and counts. The blobs of
+/// the layout alternate: keys, counts, keys, counts ...
+pub(crate) fn lookup_or_insert_call(
+    question: u32,
+    target: &Target,
+    tables: &[(u32, usize, usize)],
+) -> Layout {
+    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, LOOKUP_OR_INSERT);
+    let params = composer.structure(at, 0, 1);
+    let blobs = paired_batches(&mut composer, params, tables);
+    layout(composer, blobs)
+}
+
+/// Call of `applyGradients`; as `lookup_or_insert_call`, with gradients for counts.
+pub(crate) fn apply_gradients_call(
+    question: u32,
+    target: &Target,
+    push: PushHeader,
+    tables: &[(u32, usize, usize)],
+) -> Layout {
+    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, APPLY_GRADIENTS);
+    let params = composer.structure(at, 0, 2);
+    let header = composer.structure(params, 3, 0);
+    composer.words[header] = push.number;
+    composer.words[header + 1] = u64::from(push.step.is_some());
+    composer.words[header + 2] = push.step.unwrap_or(0) as u64;
+    let blobs = paired_batches(&mut composer, params + 1, tables);
+    layout(composer, blobs)
+}
+
+fn paired_batches(
+    composer: &mut Composer,
+    at: usize,
+    tables: &[(u32, usize, usize)],
+) -> Vec<BlobAt> {
+    let first = composer.list(at, tables.len(), 1, 2);
+    for (i, (table, _, _)) in tables.iter().enumerate() {
+        composer.words[first + 3 * i] = u64::from(*table);
+    }
+    let pointers = (0..tables.len()).flat_map(|i| [first + 3 * i + 1, first + 3 * i + 2]);
+    let sizes = tables.iter().flat_map(|&(_, keys, blob)| [keys, blob]);
+    place(composer, pointers.zip(sizes))
+}
+
+fn place(composer: &mut Composer, blobs: impl Iterator<Item = (usize, usize)>) -> Vec<BlobAt> {
+    blobs.map(|(at, bytes)| BlobAt { start: composer.blob(at, bytes), bytes }).collect()
+}
+
+fn layout(composer: Composer, blobs: Vec<BlobAt>) -> Layout {
+    let (header, words) = composer.finish();
+    Layout { header, words, blobs }
+}
