@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from hybridps.errors import BadInputError
 from torch import Tensor
 from torch.nn import functional
 
+from hybridps.errors import BadInputError
 from hybridps_torch.keys import Keys, as_key, as_keys
 from hybridps_torch.layer import Layer, unknown_feature
 
@@ -117,7 +117,8 @@ class EmbeddingBag(_SingleTable):
             if offsets is not None:
                 raise self._refused("offsets are given with 2-D ids; drop one of the two")
             bags, size = keys.shape
-            return np.arange(bags + self.include_last_offset, dtype=np.int64) * size
+            lines = np.arange(bags + self.include_last_offset, dtype=np.int64)
+            return np.multiply(lines, size, dtype=np.int64)
         if keys.ndim != 1:
             raise self._refused(f"ids have {keys.ndim} dimensions; give 1 with offsets, or 2")
         if offsets is None:

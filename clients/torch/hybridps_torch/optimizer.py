@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hybridps.errors import BadInputError
 from torch import nn
 
+from hybridps.errors import BadInputError
 from hybridps_torch.gradients import Gradient, push
 from hybridps_torch.layer import Layer
 
@@ -41,11 +41,10 @@ class Optimizer(torch.optim.Optimizer):
         """Keeps one pass's gradients, each as the `.grad` of a placeholder of its shape."""
         with self._lock:
             for gradient in gradients:
-                # The step will read .grad, which the scaler divides in place: hence the copy.
-                grad = gradient.rows.clone(memory_format=torch.contiguous_format)
-                # Costs no memory: one number, expanded.
-                placeholder = nn.Parameter(torch.zeros(()).expand(grad.shape))
-                placeholder.grad = grad
+                rows = gradient.rows
+                # Costs no memory: one number, expanded. Same device, as the scaler wants.
+                placeholder = nn.Parameter(torch.zeros((), device=rows.device).expand(rows.shape))
+                placeholder.grad = rows
                 self._waiting.append((gradient, placeholder))
                 self.param_groups[0]["params"].append(placeholder)
 

@@ -2,8 +2,9 @@
 
 from importlib.util import find_spec
 
-import hybridps as hps
 import pytest
+
+import hybridps as hps
 
 if find_spec("torch") and find_spec("hybridps_torch"):
     import torch

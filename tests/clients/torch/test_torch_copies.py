@@ -1,11 +1,17 @@
 """Goal: saved, copied and mistaken layers behave. Method: round trips and refused calls."""
 
 import copy
+import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
-from hybridps.errors import BadInputError, TableMismatchError
 from hybridps_torch import Embedding, EmbeddingBag, EmbeddingCollection, Optimizer
+from torch.utils.data import DataLoader
+
+import hybridps as hps
+from hybridps.errors import BadInputError, TableMismatchError
 
 IDS = torch.tensor([1, 2, 2])
 
@@ -36,6 +42,39 @@ def test_deep_copy_shares_the_table_and_leaves_the_optimizer(ps, spec):
     sparse.step()
     assert len(ps.pushes()) == 2
     assert torch.equal(clone[0](IDS), model[0](IDS))
+
+
+def test_pickled_layers_share_the_connection_of_their_process(ps, spec):
+    model = torch.nn.ModuleList([Embedding(ps, spec("a")), EmbeddingBag(ps, spec("b"))])
+    sparse = Optimizer(model)
+    clones = pickle.loads(pickle.dumps(model))
+    assert [layer.ps for layer in clones] == [ps, ps]
+    clones[0](IDS).sum().backward()
+    assert len(ps.pushes()) == 1
+    assert sparse.param_groups[0]["params"][1:] == []
+
+
+def test_pickled_layer_connects_in_another_process(spec, tmp_path):
+    with hps.connect(f"local:{tmp_path}/store", dram="64MiB") as store:
+        layer = Embedding(store, spec()).eval()
+        store.table("item").assign([1, 2], torch.tensor([[0.5] * 8, [0.25] * 8]))
+        (tmp_path / "layer").write_bytes(pickle.dumps(layer))
+    script = (
+        "import pickle, sys, torch;"
+        "layer = pickle.load(open(sys.argv[1], 'rb'));"
+        "print(layer(torch.tensor([1, 2, 3]))[:, 0].tolist()); layer.ps.close()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "layer")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[0.5, 0.25, 0.0]"
+
+
+def test_worker_of_a_local_store_is_refused_clearly(ps, spec):
+    layer = Embedding(ps, spec()).eval()
+    loader = DataLoader(range(4), num_workers=1, collate_fn=lambda b: layer(torch.tensor(b)))
+    with pytest.raises(hps.UnavailableError, match="through a server"):
+        list(loader)
 
 
 def test_mistakes_name_the_table_and_read_nothing(ps, spec):

@@ -1,10 +1,11 @@
 """Goal: every layer trains to torch's rows. Method: several steps beside torch's own functions,
 on ids that repeat, then every row of the table against the reference."""
 
-import hybridps as hps
 import pytest
 import torch
 from hybridps_torch import Embedding, EmbeddingBag, EmbeddingCollection
+
+import hybridps as hps
 
 KEYS = 12
 STEPS = 4
