@@ -1,19 +1,19 @@
 //! From bytes to frames: a common buffer for small frames, memory of its own for a large one, so
 //! that large frames are received where they stay.
 
+use std::ops::Range;
+
 use hybridps_wire::{FrameSize, Malformed};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::buffer::{as_numbers, Window, Words};
+use crate::buffer::{as_numbers, Buffer, Words};
 
 /// Size of the common buffer; frames larger than it get memory of their own.
-const COMMON_WORDS: usize = (64 << 10) / 8;
+const COMMON_WORDS: usize = (32 << 10) / 8;
 
 /// Receive side of one connection.
 pub(crate) struct Receiver {
-    window: Py<Window>,
-    is_open: bool,
     frame_limit: usize,
     common: Words,
     /// Bytes of `common` that were received and not yet taken; begins at a word.
@@ -29,62 +29,41 @@ struct Large {
 }
 
 impl Receiver {
-    pub(crate) fn new(py: Python<'_>, frame_limit: usize) -> PyResult<Self> {
-        let window = Py::new(py, Window::new())?;
-        let common = Words::new(COMMON_WORDS);
-        Ok(Self { window, is_open: false, frame_limit, common, start: 0, end: 0, large: None })
+    pub(crate) fn new(frame_limit: usize) -> Self {
+        Self { frame_limit, common: Words::new(COMMON_WORDS), start: 0, end: 0, large: None }
     }
 
     /// Bytes of the large frame that is on its way, 0 if none is.
     pub(crate) fn frame_wanted(&self) -> usize {
-        match (&self.large, self.is_open) {
-            (Some(large), false) => large.words.len() * 8,
-            _ => 0,
+        self.large.as_ref().map_or(0, |large| large.words.len() * 8)
+    }
+
+    /// True while a frame has begun and not ended.
+    pub(crate) fn is_inside_frame(&self) -> bool {
+        self.large.is_some() || self.end > self.start
+    }
+
+    fn place(&self) -> (&Words, Range<usize>) {
+        match &self.large {
+            Some(large) => (&large.words, large.filled..large.words.len() * 8),
+            None => (&self.common, self.end..self.common.len() * 8),
         }
     }
 
-    /// Offers the place that the next bytes go to.
-    pub(crate) fn open(&mut self, py: Python<'_>) -> PyResult<Py<Window>> {
-        self.close(py)?;
-        let empty = || Words::new(0);
-        let (words, bytes) = match &mut self.large {
-            Some(large) => {
-                let words = std::mem::replace(&mut large.words, empty());
-                let bytes = large.filled..words.len() * 8;
-                (words, bytes)
-            }
-            None => {
-                let words = std::mem::replace(&mut self.common, empty());
-                let bytes = self.end..words.len() * 8;
-                (words, bytes)
-            }
-        };
-        self.window.get().open(words, bytes);
-        self.is_open = true;
-        Ok(self.window.clone_ref(py))
+    /// The place that the next bytes go to.
+    pub(crate) fn buffer(&self) -> Buffer {
+        let (words, bytes) = self.place();
+        words.view(bytes, true)
     }
 
-    fn close(&mut self, _py: Python<'_>) -> PyResult<()> {
-        if self.is_open {
-            let words = self.window.get().close()?;
-            match &mut self.large {
-                Some(large) => large.words = words,
-                None => self.common = words,
-            }
-            self.is_open = false;
-        }
-        Ok(())
-    }
-
-    /// Takes note of `count` bytes written to the place offered.
-    pub(crate) fn received(&mut self, py: Python<'_>, count: usize) -> PyResult<()> {
-        let offered = if self.is_open { self.window.get().len() } else { 0 };
-        if count > offered {
+    /// Takes note of `count` bytes written there.
+    pub(crate) fn received(&mut self, count: usize) -> PyResult<()> {
+        let room = self.place().1.len();
+        if count > room {
             return Err(PyValueError::new_err(format!(
-                "received({count}), but get_buffer() offered {offered} bytes"
+                "received({count}), but get_buffer() gave room for {room} bytes"
             )));
         }
-        self.close(py)?;
         match &mut self.large {
             Some(large) => large.filled += count,
             None => self.end += count,
