@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -79,12 +79,17 @@ def _joined(parts: list[Gradient]) -> tuple[Keys, NDArray[np.float32]]:
     return np.concatenate([part.keys for part in parts]), np.concatenate(rows)
 
 
+def _running_pass() -> int:
+    """Number of the pass that runs the caller, never used again; -1 outside of any."""
+    return torch._C._current_graph_task_id()  # noqa: SLF001 - torch has no public name for it
+
+
 class Backward:
     """The gradients of one backward pass, in the order in which autograd ran its nodes."""
 
     # Threads run passes at the same time, and one pass runs on a thread per device.
     _lock = threading.Lock()
-    _running: weakref.WeakValueDictionary[int, "Backward"] = weakref.WeakValueDictionary()
+    _running: ClassVar = weakref.WeakValueDictionary[int, "Backward"]()
 
     def __init__(self) -> None:
         self._due: list[Gradient] = []
@@ -93,12 +98,12 @@ class Backward:
     @classmethod
     def current(cls) -> "Backward":
         """That of the pass which runs the caller."""
-        task = torch._C._current_graph_task_id()
+        number = _running_pass()
         with cls._lock:
-            current = cls._running.get(task)
+            current: Backward | None = cls._running.get(number)
             if current is None:
-                current = cls._running[task] = cls()
-                engine: Any = torch.autograd.Variable._execution_engine
+                current = cls._running[number] = cls()
+                engine: Any = torch.autograd.Variable._execution_engine  # noqa: SLF001 - as above
                 engine.queue_callback(current.finish)
             return current
 
@@ -107,7 +112,8 @@ class Backward:
         keys, rows = read.keys.reshape(-1), gradient.detach()
         if rows.is_sparse:
             # A bag: one entry a position, in the order of the ids. Not coalesced on purpose.
-            keys, rows = keys[rows._indices()[0].cpu().numpy()], rows._values()
+            places = rows._indices()[0].cpu().numpy()  # noqa: SLF001 - the public ones coalesce
+            keys, rows = keys[places], rows._values()  # noqa: SLF001
         else:
             rows = rows.reshape(-1, rows.shape[-1])
         if read.padding is not None:
@@ -115,7 +121,7 @@ class Backward:
             keys, rows = keys[kept], rows[torch.from_numpy(kept).to(rows.device)]
         accumulator = read.reader.accumulator
         if accumulator is None:
-            # Copied here, where the stream that computed it is current; `finish` may run on another.
+            # Copied here, where the stream that computed it is current; `finish` may see another.
             self._due.append(Gradient(read.reader.ps, read.table, keys, rows.cpu()))
         else:
             # Cloned: a scaler divides it in place, and it may be someone else's `.grad` as well.
@@ -131,22 +137,23 @@ class Backward:
 
 
 class ReadRows(torch.autograd.Function):
-    """Rows as a tensor of the graph. The anchor, an empty parameter, is what makes autograd visit."""
+    """Rows as a tensor of the graph. The anchor, an empty parameter, makes autograd visit it."""
 
     @staticmethod
     def forward(
         ctx: Any, anchor: torch.Tensor, rows: NDArray[np.float32], device: torch.device, read: Read
     ) -> torch.Tensor:
+        """The rows, on the device."""
         ctx.anchor, ctx.read = anchor, read
         # A read within a backward pass is a checkpointed segment being run again; the pass nested
         # in it is part of the outer one. Weak: the graph may outlive that pass.
-        is_within = torch._C._current_graph_task_id() >= 0
-        ctx.outer = weakref.ref(Backward.current()) if is_within else None
+        ctx.outer = weakref.ref(Backward.current()) if _running_pass() >= 0 else None
         return torch.from_numpy(rows).to(device)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Notes the gradient; torch refuses a second derivative."""
         outer: Backward | None = ctx.outer and ctx.outer()
         (outer or Backward.current()).note(ctx.read, gradient)
         # Not None: wrappers that wait for every parameter's gradient (DDP) would wait for ever.

@@ -53,7 +53,7 @@ class Embedding(_SingleTable):
     def __init__(self, ps: Any, spec: Any, padding_idx: int | None = None) -> None:
         super().__init__(ps, spec, padding_idx)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """One row an id. Raises BadInputError for ids that are not a tensor of integers."""
         keys = as_keys(input, self.table)
         return self._read({"ids": (keys, input.device)}, self._padding)["ids"]
@@ -81,7 +81,7 @@ class EmbeddingBag(_SingleTable):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor,  # noqa: A002 - torch's name
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
@@ -113,7 +113,7 @@ class EmbeddingBag(_SingleTable):
 
     def _starts(self, keys: Keys, offsets: Tensor | None) -> Keys:
         """Where bags begin among the flat ids; with include_last_offset also where they end."""
-        if keys.ndim == 2:
+        if keys.ndim == 2:  # noqa: PLR2004 - bags and places
             if offsets is not None:
                 raise self._refused("offsets are given with 2-D ids; drop one of the two")
             bags, size = keys.shape

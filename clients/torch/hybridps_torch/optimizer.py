@@ -62,7 +62,7 @@ class Optimizer(torch.optim.Optimizer):
             self._drop()
         return loss
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002 - torch's signature
         """Drops what was accumulated."""
         with self._lock:
             self._drop()

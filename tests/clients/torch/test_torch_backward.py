@@ -12,18 +12,18 @@ from torch.utils.checkpoint import checkpoint
 IDS = torch.tensor([1, 2, 2, 5])
 
 
-class Boom(Exception):
+class BoomError(Exception):
     pass
 
 
 class Explodes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(_, x):
         return x.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
-        raise Boom
+    def backward(_, __):
+        raise BoomError
 
 
 def test_each_backward_call_pushes(ps, spec, reference, same_rows, loss_of):
@@ -85,7 +85,7 @@ def test_failed_pass_leaves_nothing_behind(ps, spec):
     weight = torch.ones(8, requires_grad=True)
     early = layer(IDS)
     loss = (layer(IDS) * Explodes.apply(weight)).sum() + early.sum()
-    with pytest.raises(Boom):
+    with pytest.raises(BoomError):
         loss.backward()
     assert ps.pushes() == []
     assert len(Backward._running) == 0
@@ -135,7 +135,7 @@ def test_checkpointed_segments_push_once(ps, spec, use_reentrant):
 def test_graph_made_within_a_pass_and_run_after_it(ps, spec):
     layer, later = Embedding(ps, spec()), []
     vectors = layer(IDS)
-    vectors.register_hook(lambda gradient: later.append(enabled(layer, IDS)))
+    vectors.register_hook(lambda _: later.append(enabled(layer, IDS)))
     vectors.sum().backward()
     assert len(ps.pushes()) == 1
     later[0].sum().backward()
@@ -169,7 +169,8 @@ def test_eval_never_inserts_counts_or_pushes(ps, spec):
     layers.eval()
     weight = torch.ones(8, requires_grad=True)
     vectors, bags = layers[0](IDS), layers[1](IDS.view(2, 2))
-    assert not vectors.any() and not bags.any()
+    assert not vectors.any()
+    assert not bags.any()
     ((vectors + bags.sum(0)) * weight).sum().backward()
     assert ps.verbs() == ["lookup"] * 2
     assert len(ps.table("a")) == len(ps.table("b")) == 0
