@@ -233,6 +233,38 @@ mod tests {
     }
 
     #[test]
+    fn a_visitor_that_panics_leaves_a_usable_device() {
+        for choice in ["", "threads"] {
+            let name = format!("hybridps-{}-panic{choice}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            let device = FileDevice::open_with(&path, 64, choice).expect("open");
+            let mut bytes = AlignedBuffer::new(256 * PAGE);
+            bytes.chunks_mut(PAGE).enumerate().for_each(|(page, chunk)| chunk.fill(page as u8));
+            device.write_at(&bytes, 0).expect("write");
+            let extents: Vec<Extent> = (0..256)
+                .map(|page| Extent { offset: page * PAGE as u64, bytes: PAGE as u32 })
+                .collect();
+            for panics_at in [0, 1, 40, 255] {
+                let mut visits = 0;
+                let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    device.read_batch(&extents, &mut |_, _| {
+                        assert!(visits < panics_at, "on purpose");
+                        visits += 1;
+                    });
+                }));
+                assert!(panicked.is_err());
+                let mut seen = 0;
+                device.read_batch(&extents, &mut |index, read| {
+                    assert!(read.expect("read").iter().all(|&byte| byte == index as u8));
+                    seen += 1;
+                });
+                assert_eq!(seen, 256);
+            }
+            std::fs::remove_file(&path).expect("remove");
+        }
+    }
+
+    #[test]
     fn unknown_back_end_is_named() {
         let path = std::env::temp_dir().join(format!("hybridps-{}-unknown", std::process::id()));
         let error = FileDevice::open_with(&path, 128, "aio").err().expect("refused");
