@@ -233,6 +233,24 @@ mod tests {
     }
 
     #[test]
+    fn without_direct_io_it_works_and_warns() {
+        let path = std::env::temp_dir().join(format!("hybridps-{}-plain", std::process::id()));
+        let mut device = FileDevice::open_with(&path, 64, "threads").expect("open");
+        let mut options = OpenOptions::new();
+        device.file = Arc::new(options.read(true).write(true).open(&path).expect("plain"));
+        device.reader = Reader::Threads(ThreadReader::new(&device.file));
+        device.direct = false;
+        let mut bytes = AlignedBuffer::new(2 * PAGE);
+        bytes.fill(7);
+        device.write_at(&bytes, 0).expect("write");
+        device.sync().expect("sync");
+        let extent = Extent { offset: 0, bytes: 2 * PAGE as u32 };
+        device.read_batch(&[extent], &mut |_, read| assert_eq!(read.expect("read"), &bytes[..]));
+        assert!(device.description().contains("warning"), "{}", device.description());
+        std::fs::remove_file(&path).expect("remove");
+    }
+
+    #[test]
     fn a_visitor_that_panics_leaves_a_usable_device() {
         for choice in ["", "threads"] {
             let name = format!("hybridps-{}-panic{choice}", std::process::id());
