@@ -233,6 +233,56 @@ mod tests {
     }
 
     #[test]
+    fn without_direct_io_it_works_and_warns() {
+        let path = std::env::temp_dir().join(format!("hybridps-{}-plain", std::process::id()));
+        let mut device = FileDevice::open_with(&path, 64, "threads").expect("open");
+        let mut options = OpenOptions::new();
+        device.file = Arc::new(options.read(true).write(true).open(&path).expect("plain"));
+        device.reader = Reader::Threads(ThreadReader::new(&device.file));
+        device.direct = false;
+        let mut bytes = AlignedBuffer::new(2 * PAGE);
+        bytes.fill(7);
+        device.write_at(&bytes, 0).expect("write");
+        device.sync().expect("sync");
+        let extent = Extent { offset: 0, bytes: 2 * PAGE as u32 };
+        device.read_batch(&[extent], &mut |_, read| assert_eq!(read.expect("read"), &bytes[..]));
+        assert!(device.description().contains("warning"), "{}", device.description());
+        std::fs::remove_file(&path).expect("remove");
+    }
+
+    #[test]
+    fn a_visitor_that_panics_leaves_a_usable_device() {
+        for choice in ["", "threads"] {
+            let name = format!("hybridps-{}-panic{choice}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            let device = FileDevice::open_with(&path, 64, choice).expect("open");
+            let mut bytes = AlignedBuffer::new(256 * PAGE);
+            bytes.chunks_mut(PAGE).enumerate().for_each(|(page, chunk)| chunk.fill(page as u8));
+            device.write_at(&bytes, 0).expect("write");
+            let extents: Vec<Extent> = (0..256)
+                .map(|page| Extent { offset: page * PAGE as u64, bytes: PAGE as u32 })
+                .collect();
+            for panics_at in [0, 1, 40, 255] {
+                let mut visits = 0;
+                let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    device.read_batch(&extents, &mut |_, _| {
+                        assert!(visits < panics_at, "on purpose");
+                        visits += 1;
+                    });
+                }));
+                assert!(panicked.is_err());
+                let mut seen = 0;
+                device.read_batch(&extents, &mut |index, read| {
+                    assert!(read.expect("read").iter().all(|&byte| byte == index as u8));
+                    seen += 1;
+                });
+                assert_eq!(seen, 256);
+            }
+            std::fs::remove_file(&path).expect("remove");
+        }
+    }
+
+    #[test]
     fn unknown_back_end_is_named() {
         let path = std::env::temp_dir().join(format!("hybridps-{}-unknown", std::process::id()));
         let error = FileDevice::open_with(&path, 128, "aio").err().expect("refused");

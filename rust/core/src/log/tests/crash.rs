@@ -190,7 +190,7 @@ fn bits(mut seed: u64) -> impl FnMut() -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 40, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 40, ..Default::default() })]
     #[test]
     fn every_cut_keeps_what_was_synced(steps in steps(), seed: u64) {
         let mut model = Model::new();
