@@ -83,7 +83,8 @@ fn calls() -> Vec<Vec<u64>> {
     let params = [2 << 32, 0x0000_0001_0000_0000, 7];
     said.push(client.call(13, &params).expect("a message").1);
     // Two segments: a far pointer inside, a double far one around.
-    let many = [1 | 3 << 32, 2, 1 << 32 | 1 << 48, 7, 2 | 1 << 32, 1 | 2 << 32 | 4 << 35, 6_513_249];
+    let many =
+        [1 | 3 << 32, 2, 1 << 32 | 1 << 48, 7, 2 | 1 << 32, 1 | 2 << 32 | 4 << 35, 6_513_249];
     said.push(client.call(8, &many).expect("a message").1);
     client.forget(4);
     said.extend(frames(&client.pending()));
