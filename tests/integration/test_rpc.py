@@ -494,3 +494,33 @@ def test_drain_finishes_calls_in_flight_and_closes(run: Any, tmp_path: Path) -> 
                 await asyncio.open_unix_connection(served.path)
 
     run(main())
+
+
+def test_connections_that_stall_are_cut(run: Any, tmp_path: Path) -> None:
+    """Silent before login, inside a frame, with answers unread, idle: each for its own reason."""
+    times = {"login_s": 0.2, "frame_s": 0.2, "unread_s": 0.2, "idle_s": 0.2}
+
+    async def main() -> None:
+        async with serving(tmp_path, **times) as served:
+            rejected = served.counts.rejected
+            async with raw(served) as silent:
+                await silent.ending()
+            assert rejected == ["login"]
+            async with raw(served) as idle:
+                await idle.start()
+                await idle.ending()
+            assert rejected[1:] == ["idle"]
+            async with raw(served) as half:
+                await half.start()
+                half.writer.write(struct.pack("<II", 0, 100))
+                await half.ending()
+            assert rejected[2:] == ["frame"]
+            async with raw(served) as deaf:
+                await deaf.start()
+                deaf.writer.transport.pause_reading()
+                for _ in range(10):
+                    deaf.lookup(served.table, range(50_000))
+                await served.idle()
+            assert rejected[3:] == ["unread"]
+
+    run(main())
