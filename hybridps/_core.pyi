@@ -94,7 +94,10 @@ class Store:
 # `Buffer` below is any object with the buffer protocol (a compiled class): hand it to
 # socket.sendmsg, transport.write, memoryview(), np.frombuffer, or pycapnp.
 
-type Verb = str  # a method of Session in the schema, camelCase: "lookup", "createTable", ...
+Verb = str  # a method of Session in the schema, camelCase: "lookup", "createTable", ...
+
+def schema() -> str:
+    """Text of schemas/hybridps.capnp, as this module was compiled with it."""
 
 def tune_allocator() -> None:
     """Keeps blocks of some MiB inside malloc (glibc; else nothing). Once, when a server starts."""
@@ -118,11 +121,13 @@ class HotCall:
     verb: Verb
     frame_bytes: int
     reply_bytes: int  # size of the reply to come, 0 when the call will fail
+    code: str  # once run: "ok", or the class name of the error
     cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
 
     def run(self) -> Buffer:
         """The Return frame: results, or an exception for anything that is wrong. Never raises for
-        what a peer sent. Any thread; releases the interpreter lock. Once."""
+        what a peer sent. Any thread; releases the interpreter lock. Once.
+        """
 
 class ColdCall:
     """Any other verb of Session; decoded by pycapnp."""
@@ -137,6 +142,7 @@ class Connection:
 
     session: int  # set by whoever answers hello; names the pushes of this connection. 0: none yet
     closing: str | None  # why the connection must be closed once outgoing() is written
+    is_inside_frame: bool  # the peer owes the rest of a frame
     frame_wanted: int  # bytes of a frame that is on its way and too large for the common buffer
 
     def __init__(self, store: Store, *, frame_limit: int, keys_limit: int) -> None: ...
@@ -183,12 +189,14 @@ class ClientConnection:
         """frame_limit: the largest reply that is accepted, bytes."""
     def start(self, session: int, client_id: str, token: str = "") -> tuple[int, bytes]:
         """Bootstrap + login + hello in one flight: hello's question, the bytes. Its Answer holds
-        the results of hello; a refused login fails it. Calls may be sent behind it at once."""
+        the results of hello; a refused login fails it. Calls may be sent behind it at once.
+        """
     def lookup(
         self, batches: Sequence[tuple[int, Keys]], want_found: bool
     ) -> tuple[int, list[Buffer]]:
         """(question, buffers to send). The arrays themselves are among the buffers: C-contiguous,
-        not changed until sent. BadInputError when a call does not fit one frame."""
+        not changed until sent. BadInputError when a call does not fit one frame.
+        """
     def lookup_or_insert(
         self, batches: Sequence[tuple[int, Keys, NDArray[np.uint32] | None]]
     ) -> tuple[int, list[Buffer]]: ...
@@ -199,9 +207,10 @@ class ClientConnection:
         """Any verb; `params` is the to_bytes() of a message whose root is its params struct."""
     def get_buffer(self, hint: int) -> Buffer: ...
     def received(self, count: int) -> list[Answer]:
-        """Answers that `count` more bytes completed. Never raises for what a peer sent: `closed`."""
+        """Answers that `count` more bytes completed. What a peer sent wrong is told by `closed`."""
     def forget(self, question: int) -> None:
         """The caller gave up (deadline): its answer, when it comes, is dropped."""
     def pending_bytes(self) -> bytes:
         """Small frames (Finish ...) that go with the next write, or at once if none comes soon;
-        call() and the verbs put them in front of their own buffers by themselves."""
+        call() and the verbs put them in front of their own buffers by themselves.
+        """

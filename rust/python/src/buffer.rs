@@ -1,16 +1,15 @@
 //! The buffer border: memory of frames, shared with Python without a copy, and seen as words, bytes
 //! or numbers. All `unsafe` of the wire lies here.
 //!
-//! Memory is handed out writable in two places only: a receive window, while the owner of the
-//! socket reads into it (Rust does not look before it is released), and the rows of an answer
-//! (Rust never looks again).
+//! Views are writable in two places only: where the next bytes of a socket go (Rust does not look
+//! before it is told that they came), and the rows of an answer (Rust never looks again). Python
+//! that writes at other times can spoil its own data; it cannot reach freed memory.
 
 use std::ffi::c_int;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
-use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
@@ -56,19 +55,35 @@ impl Pool {
     }
 }
 
-/// Word-aligned memory of one frame. Its content is arbitrary until written.
-pub(crate) struct Words {
-    memory: NonNull<u64>,
-    capacity: usize,
-    len: usize,
+/// An allocation of words. Goes back to the pool when the last frame and the last view are gone.
+struct Memory {
+    first: NonNull<u64>,
+    words: usize,
 }
 
-// SAFETY: Words owns its memory as a Box does; nothing in it depends on a thread.
+// SAFETY: Memory owns its allocation as a Box does; nothing in it depends on a thread.
 #[allow(unsafe_code, reason = "an owned allocation behind a raw pointer")]
-unsafe impl Send for Words {}
-// SAFETY: as above; shared access from Rust only reads.
+unsafe impl Send for Memory {}
+// SAFETY: as above; who may look at the words and when is settled by Words and Buffer.
 #[allow(unsafe_code, reason = "an owned allocation behind a raw pointer")]
-unsafe impl Sync for Words {}
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let whole = NonNull::slice_from_raw_parts(self.first, self.words);
+        // SAFETY: the pointer and length are those of the Box leaked in `Words::of`.
+        #[allow(unsafe_code, reason = "takes the leaked allocation back")]
+        let block = unsafe { Box::from_raw(whole.as_ptr()) };
+        Pool::give(block);
+    }
+}
+
+/// Word-aligned memory of one frame, and the only way for Rust to look into it. Its content is
+/// arbitrary until written.
+pub(crate) struct Words {
+    memory: Arc<Memory>,
+    len: usize,
+}
 
 impl Words {
     pub(crate) fn new(len: usize) -> Self {
@@ -82,10 +97,17 @@ impl Words {
         copy
     }
 
-    fn of(memory: Box<[u64]>, len: usize) -> Self {
-        let capacity = memory.len();
-        let memory = NonNull::from(Box::leak(memory)).cast();
-        Self { memory, capacity, len }
+    fn of(block: Box<[u64]>, len: usize) -> Self {
+        let words = block.len();
+        let first = NonNull::from(Box::leak(block)).cast();
+        Self { memory: Arc::new(Memory { first, words }), len }
+    }
+
+    /// A view for Python of some bytes. Who asks for a writable one looks at those bytes only when
+    /// Python has written them, or not any more.
+    pub(crate) fn view(&self, bytes: Range<usize>, writable: bool) -> Buffer {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.len * 8, "part of the memory");
+        Buffer { memory: Arc::clone(&self.memory), bytes, writable }
     }
 }
 
@@ -96,25 +118,15 @@ impl From<Vec<u64>> for Words {
     }
 }
 
-impl Drop for Words {
-    fn drop(&mut self) {
-        let whole = NonNull::slice_from_raw_parts(self.memory, self.capacity);
-        // SAFETY: the pointer and length are those of the Box leaked in `of`, taken back once.
-        #[allow(unsafe_code, reason = "takes the leaked allocation back")]
-        let block = unsafe { Box::from_raw(whole.as_ptr()) };
-        Pool::give(block);
-    }
-}
-
 impl Deref for Words {
     type Target = [u64];
 
     fn deref(&self) -> &[u64] {
-        // SAFETY: `memory` holds `capacity >= len` initialized words as long as self lives. Python
-        // may write to it only through a sealed answer, which Rust does not read any more.
+        // SAFETY: `memory` holds at least `len` initialized words as long as self lives. No other
+        // Words and so no `&mut` shares it; Python writes to it only when told (see `view`).
         #[allow(unsafe_code, reason = "the slice that the raw pointer stands for")]
         unsafe {
-            std::slice::from_raw_parts(self.memory.as_ptr(), self.len)
+            std::slice::from_raw_parts(self.memory.first.as_ptr(), self.len)
         }
     }
 }
@@ -124,7 +136,7 @@ impl DerefMut for Words {
         // SAFETY: as in `deref`; `&mut self` excludes every other Rust reference.
         #[allow(unsafe_code, reason = "the slice that the raw pointer stands for")]
         unsafe {
-            std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len)
+            std::slice::from_raw_parts_mut(self.memory.first.as_ptr(), self.len)
         }
     }
 }
@@ -158,32 +170,10 @@ pub(crate) fn as_numbers_mut<T: Number>(words: &mut [u64]) -> &mut [T] {
     }
 }
 
-/// Fills in `view`.
-///
-/// # Safety
-/// `view` is valid for writing, and `memory` for `len` bytes (also for writing if `writable`) as
-/// long as `owner` lives.
-#[allow(unsafe_code, reason = "the C interface of the buffer protocol")]
-unsafe fn export(
-    view: *mut ffi::Py_buffer,
-    owner: &Bound<'_, PyAny>,
-    memory: *mut u8,
-    len: usize,
-    writable: bool,
-    flags: c_int,
-) -> PyResult<()> {
-    let read_only = c_int::from(!writable);
-    let (memory, len) = (memory.cast(), len as ffi::Py_ssize_t);
-    match ffi::PyBuffer_FillInfo(view, owner.as_ptr(), memory, len, read_only, flags) {
-        0 => Ok(()),
-        _ => Err(PyErr::fetch(owner.py())),
-    }
-}
-
-/// Bytes of a frame, for Python.
+/// Bytes of a frame, for Python; the memory stays in place as long as a view of it lives.
 #[pyclass(module = "hybridps._core", frozen)]
 pub(crate) struct Buffer {
-    words: Arc<Words>,
+    memory: Arc<Memory>,
     bytes: Range<usize>,
     writable: bool,
 }
@@ -191,14 +181,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// A whole frame, read-only.
     pub(crate) fn whole(words: Words) -> Self {
-        let bytes = 0..words.len() * 8;
-        Self { words: Arc::new(words), bytes, writable: false }
-    }
-
-    /// A writable part of a frame that Rust gives up to Python; `bytes` lies inside it.
-    pub(crate) fn part(words: &Arc<Words>, bytes: Range<usize>) -> Self {
-        assert!(bytes.start <= bytes.end && bytes.end <= words.len() * 8, "part of the frame");
-        Self { words: Arc::clone(words), bytes, writable: true }
+        words.view(0..words.len() * 8, false)
     }
 }
 
@@ -215,88 +198,19 @@ impl Buffer {
         flags: c_int,
     ) -> PyResult<()> {
         let this = slf.get();
-        let memory = this.words.memory.as_ptr().cast::<u8>().add(this.bytes.start);
-        // SAFETY: the interpreter passes a valid view; the range was checked when the Buffer was
-        // made, and the Buffer, which the view keeps alive, owns the memory, which never moves.
-        export(view, slf.as_any(), memory, this.bytes.len(), this.writable, flags)
-    }
-}
-
-/// What `get_buffer` returns: the place that the next bytes of a socket go to.
-#[pyclass(module = "hybridps._core", frozen)]
-pub(crate) struct Window {
-    state: Mutex<WindowState>,
-}
-
-struct WindowState {
-    words: Words,
-    bytes: Range<usize>,
-    exports: usize,
-}
-
-impl Window {
-    pub(crate) fn new() -> Self {
-        let state = WindowState { words: Words::new(0), bytes: 0..0, exports: 0 };
-        Self { state: Mutex::new(state) }
-    }
-
-    /// Offers `bytes` of `words` to be written.
-    pub(crate) fn open(&self, words: Words, bytes: Range<usize>) {
-        assert!(bytes.start <= bytes.end && bytes.end <= words.len() * 8, "part of the memory");
-        let mut state = self.lock();
-        assert_eq!(state.exports, 0, "a window is opened after it was closed");
-        *state = WindowState { words, bytes, exports: 0 };
-    }
-
-    /// Bytes offered.
-    pub(crate) fn len(&self) -> usize {
-        self.lock().bytes.len()
-    }
-
-    /// Takes the memory back.
-    ///
-    /// # Errors
-    /// BufferError while a view of the window is alive.
-    pub(crate) fn close(&self) -> PyResult<Words> {
-        let mut state = self.lock();
-        if state.exports > 0 {
-            return Err(PyBufferError::new_err(
-                "a view of the receive buffer is alive; release it before received()",
-            ));
+        // SAFETY: the range was checked in `Words::view`.
+        let first = unsafe { this.memory.first.as_ptr().cast::<u8>().add(this.bytes.start) };
+        let len = this.bytes.len() as ffi::Py_ssize_t;
+        let read_only = c_int::from(!this.writable);
+        // SAFETY: the interpreter passes a valid view; the bytes lie in memory that this Buffer,
+        // which the view keeps alive, owns a share of, and which never moves.
+        let filled = unsafe {
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), first.cast(), len, read_only, flags)
+        };
+        match filled {
+            0 => Ok(()),
+            _ => Err(PyErr::fetch(slf.py())),
         }
-        state.bytes = 0..0;
-        Ok(std::mem::replace(&mut state.words, Words::new(0)))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, WindowState> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-#[pymethods]
-impl Window {
-    fn __len__(&self) -> usize {
-        self.len()
-    }
-
-    #[allow(unsafe_code, reason = "the C interface of the buffer protocol")]
-    unsafe fn __getbuffer__(
-        slf: Bound<'_, Self>,
-        view: *mut ffi::Py_buffer,
-        flags: c_int,
-    ) -> PyResult<()> {
-        let mut state = slf.get().lock();
-        let memory = state.words.memory.as_ptr().cast::<u8>().add(state.bytes.start);
-        // SAFETY: the interpreter passes a valid view; the range was checked in `open`; the memory
-        // stays in place until `close`, which refuses while this view counts as an export.
-        export(view, slf.as_any(), memory, state.bytes.len(), true, flags)?;
-        state.exports += 1;
-        Ok(())
-    }
-
-    #[allow(unsafe_code, reason = "the C interface of the buffer protocol")]
-    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
-        self.lock().exports -= 1;
     }
 }
 

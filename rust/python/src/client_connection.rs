@@ -1,8 +1,6 @@
 //! `_core.ClientConnection`: the client's side of a connection, for a blocking or an asyncio
 //! socket.
 
-use std::sync::Arc;
-
 use hybridps_wire::{self as wire, Layout, Outcome, PushHeader, DATA_MAX, VERBS};
 use numpy::PyReadonlyArray1;
 use pyo3::exceptions::PyValueError;
@@ -10,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView};
 
 use crate::arrays::{slice, KeysIn, RowsIn};
-use crate::buffer::{Buffer, Window, Words};
+use crate::buffer::{Buffer, Words};
 use crate::connection::{bytes_of, words_of};
 use crate::errors::bad_input;
 use crate::receiver::Receiver;
@@ -88,11 +86,10 @@ impl ClientConnection {
 /// Views of the rows in an answer, which own the frame together.
 fn row_views(py: Python<'_>, frame: Words) -> PyResult<Py<PyList>> {
     let places = wire::decode_rows(&frame).map_err(|e| PyValueError::new_err(e.0))?;
-    let frame = Arc::new(frame);
     let views = PyList::empty(py);
     for place in places {
-        let rows = Py::new(py, Buffer::part(&frame, place.rows))?;
-        let found = (!place.found.is_empty()).then(|| Buffer::part(&frame, place.found));
+        let rows = Py::new(py, frame.view(place.rows, true))?;
+        let found = (!place.found.is_empty()).then(|| frame.view(place.found, true));
         views.append((rows, found.map(|found| Py::new(py, found)).transpose()?))?;
     }
     Ok(views.unbind())
@@ -113,12 +110,12 @@ fn size_of_array(what: &str, numbers: usize, size: usize) -> PyResult<usize> {
 impl ClientConnection {
     #[new]
     #[pyo3(signature = (*, frame_limit=FRAME_LIMIT))]
-    fn new(py: Python<'_>, frame_limit: usize) -> PyResult<Self> {
-        Ok(Self {
+    fn new(frame_limit: usize) -> Self {
+        Self {
             client: wire::ClientConnection::new(),
-            receiver: Receiver::new(py, frame_limit)?,
+            receiver: Receiver::new(frame_limit),
             failure: None,
-        })
+        }
     }
 
     #[getter]
@@ -212,13 +209,13 @@ impl ClientConnection {
     }
 
     #[pyo3(signature = (hint, /))]
-    fn get_buffer(&mut self, py: Python<'_>, hint: isize) -> PyResult<Py<Window>> {
+    fn get_buffer(&mut self, hint: isize) -> Buffer {
         let _ = hint;
-        self.receiver.open(py)
+        self.receiver.buffer()
     }
 
     fn received<'py>(&mut self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyList>> {
-        self.receiver.received(py, count)?;
+        self.receiver.received(count)?;
         let answers = PyList::empty(py);
         while self.closed().is_none() {
             let mut frame = match self.receiver.next() {

@@ -8,10 +8,16 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::buffer::{as_numbers, Buffer, Window, Words};
+use crate::buffer::{as_numbers, Buffer, Words};
 use crate::hot::{HotCall, Shared};
 use crate::receiver::Receiver;
 use crate::store::PyStore;
+
+/// The schema that this module was compiled with, so that Python reads no other.
+#[pyfunction]
+pub(crate) fn schema() -> &'static str {
+    include_str!("../../../schemas/hybridps.capnp")
+}
 
 /// A login that waits for `accept` or `reject`.
 #[pyclass(module = "hybridps._core", frozen, get_all)]
@@ -92,17 +98,12 @@ pub(crate) fn bytes_of<'py>(py: Python<'py>, words: &[u64]) -> Bound<'py, PyByte
 impl Connection {
     #[new]
     #[pyo3(signature = (store, *, frame_limit, keys_limit))]
-    fn new(
-        py: Python<'_>,
-        store: &PyStore,
-        frame_limit: usize,
-        keys_limit: usize,
-    ) -> PyResult<Self> {
-        Ok(Self {
+    fn new(store: &PyStore, frame_limit: usize, keys_limit: usize) -> Self {
+        Self {
             shared: Arc::new(Shared::new(store.engine(), frame_limit, keys_limit)),
             server: ServerConnection::new(),
-            receiver: Receiver::new(py, frame_limit)?,
-        })
+            receiver: Receiver::new(frame_limit),
+        }
     }
 
     #[getter]
@@ -122,18 +123,23 @@ impl Connection {
     }
 
     #[getter]
+    fn is_inside_frame(&self) -> bool {
+        self.receiver.is_inside_frame()
+    }
+
+    #[getter]
     fn frame_wanted(&self) -> usize {
         self.receiver.frame_wanted()
     }
 
     #[pyo3(signature = (hint, /))]
-    fn get_buffer(&mut self, py: Python<'_>, hint: isize) -> PyResult<Py<Window>> {
+    fn get_buffer(&mut self, hint: isize) -> Buffer {
         let _ = hint;
-        self.receiver.open(py)
+        self.receiver.buffer()
     }
 
     fn received<'py>(&mut self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyList>> {
-        self.receiver.received(py, count)?;
+        self.receiver.received(count)?;
         self.events(py)
     }
 

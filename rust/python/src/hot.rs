@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use hybridps_core::{
     Error, ErrorKind, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Store,
@@ -116,6 +116,8 @@ pub(crate) struct HotCall {
     #[pyo3(get)]
     reply_bytes: usize,
     work: Mutex<Option<Work>>,
+    /// Class of the error that `run` answered with.
+    failure: OnceLock<String>,
 }
 
 struct Work {
@@ -134,6 +136,7 @@ impl HotCall {
             frame_bytes: frame.len() * 8,
             reply_bytes: reply,
             work: Mutex::new(Some(Work { frame, plan })),
+            failure: OnceLock::new(),
         }
     }
 
@@ -146,6 +149,9 @@ impl HotCall {
             })
         });
         done.unwrap_or_else(|Failure(reason)| {
+            let class = reason.split(": ").next().unwrap_or_default();
+            // Set once: `run` takes the work before it comes here.
+            let _ = self.failure.set(class.to_owned());
             wire::exception_return(self.question, ExceptionKind::Failed, &reason).into()
         })
     }
@@ -215,6 +221,11 @@ impl HotCall {
     #[getter]
     fn verb(&self) -> &'static str {
         VERBS[usize::from(self.verb)]
+    }
+
+    #[getter]
+    fn code(&self) -> &str {
+        self.failure.get().map_or("ok", String::as_str)
     }
 
     #[getter]

@@ -27,7 +27,7 @@ mod _core {
     #[pymodule_export]
     use crate::client_connection::{Answer, ClientConnection};
     #[pymodule_export]
-    use crate::connection::{ColdCall, Connection, Login};
+    use crate::connection::{schema, ColdCall, Connection, Login};
     #[pymodule_export]
     use crate::hot::HotCall;
     #[pymodule_export]

@@ -1,0 +1,79 @@
+"""Accepts connections, sweeps the stalled ones away, and drains them when the server stops."""
+
+import asyncio
+import socket
+import time
+
+from hybridps import _core
+from hybridps.rpc.transport import Host, Limits, Metrics, Service, Transport, Workers
+
+__all__ = ["Limits", "Listener"]
+
+BACKLOG = 512
+_SWEEP_EVERY_S = 0.5
+_POLL_EVERY_S = 0.01
+
+
+class Listener:
+    """All connections of one server."""
+
+    def __init__(
+        self,
+        store: _core.Store,
+        service: Service,
+        workers: Workers,
+        metrics: Metrics,
+        limits: Limits,
+    ) -> None:
+        self._host = Host(store, service, workers, metrics, limits)
+        self._servers: list[asyncio.Server] = []
+        self._sweep: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return len(self._host.transports)
+
+    @property
+    def inflight_bytes(self) -> int:
+        """Bytes of requests and replies in flight now."""
+        return self._host.frames.used + self._host.replies.used
+
+    async def listen(self, bound: socket.socket) -> None:
+        """Accepts connections on a bound socket, TCP or unix, until `drain`."""
+        loop = asyncio.get_running_loop()
+        listen = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
+        server = await listen(self._connection, sock=bound, backlog=BACKLOG)
+        self._servers.append(server)
+        if self._sweep is None:
+            _core.tune_allocator()
+            self._sweep = loop.call_later(_SWEEP_EVERY_S, self._check)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Accepts and reads no more, finishes the calls in flight, closes every connection."""
+        self._host.is_draining = True
+        for server in self._servers:
+            server.close()
+        for transport in list(self._host.transports):
+            transport.drain()
+        deadline = time.monotonic() + timeout_s
+        while self._is_busy() and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_EVERY_S)
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for transport in list(self._host.transports):
+            transport.end("UnavailableError: this server is shutting down")
+        # Let the loop deliver the last bytes and the closes.
+        await asyncio.sleep(0)
+
+    def _is_busy(self) -> bool:
+        return bool(self._host.tasks) or any(not t.is_idle for t in self._host.transports)
+
+    def _connection(self) -> Transport:
+        return Transport(self._host)
+
+    def _check(self) -> None:
+        now = time.monotonic()
+        for transport in list(self._host.transports):
+            transport.check(now)
+        self._sweep = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._check)

@@ -1,0 +1,450 @@
+"""One connection on asyncio or uvloop: moves bytes between a socket and `_core.Connection`.
+
+Bounds: bytes of frames and replies (with all other connections), calls in flight, unsent bytes;
+at a bound the socket is not read, which pushes back to the peer. `Transport.check` ends a
+connection that stalls inside a frame or does not read its replies. Never here: what verbs mean.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+
+from hybridps import _core
+from hybridps.errors import HybridPSError
+from hybridps.rpc.budget import Budget
+from hybridps.rpc.sequencer import EXCLUSIVE, Sequencer
+
+# Unsent bytes above which the transport asks us to wait. Small enough that what plain asyncio
+# copies when the socket is full stays in cache.
+WRITE_HIGH_BYTES = 256 << 10
+# Calls of one connection that may run or wait; with small frames this bounds their memory.
+CALLS_MAX = 256
+# Replies up to this size do not stand in line for the budget: they are bounded by CALLS_MAX, and
+# should not wait for what somebody else does not read.
+SMALL_REPLY_BYTES = 64 << 10
+
+log = logging.getLogger("hybridps.rpc")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server lets its peers take.
+
+    `inline_cost_bytes`: a hot call that moves no more runs on the loop, since a hop to a thread
+    costs more; `inline_pushes`: also a push (not where a push waits for the device).
+    """
+
+    frame_bytes: int
+    keys: int
+    connections: int
+    inflight_bytes: int
+    unsent_bytes: int = 64 << 20
+    inline_cost_bytes: int = 64 << 10
+    inline_pushes: bool = True
+    login_s: float = 60.0
+    frame_s: float = 30.0
+    unread_s: float = 30.0
+    idle_s: float = 3600.0
+    # Instead of frame_s and unread_s while somebody waits for bytes that this connection holds.
+    pressed_s: float = 1.0
+
+
+class Service(Protocol):
+    """Who answers cold verbs."""
+
+    async def call(self, caller: Any, verb: str, params: Any) -> bytes:
+        """The results message of a call. HybridPSErrors reach the peer by class and text."""
+
+
+class Workers(Protocol):
+    """Who runs engine work off the loop."""
+
+    def run(self, function: Callable[[], _T], /) -> Awaitable[_T]:
+        """Runs the function on a thread."""
+
+
+class Metrics(Protocol):
+    """Who counts."""
+
+    def observe(self, method: str, code: str, seconds: float) -> None:
+        """One answered call."""
+
+    def reject(self, limit: str) -> None:
+        """One refusal."""
+
+
+class Host:
+    """What all connections of a server share."""
+
+    def __init__(
+        self,
+        store: _core.Store,
+        service: Service,
+        workers: Workers,
+        metrics: Metrics,
+        limits: Limits,
+    ) -> None:
+        self.store = store
+        self.service = service
+        self.workers = workers
+        self.metrics = metrics
+        self.limits = limits
+        # Apart, because a call that holds its frame waits for room for its reply.
+        self.frames = Budget(limits.inflight_bytes // 2)
+        self.replies = Budget(limits.inflight_bytes // 2)
+        self.transports: set[Transport] = set()
+        # The loop keeps only weak references to tasks.
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.is_draining = False
+
+    def spawn(self, work: Any) -> None:
+        """Runs a coroutine to its end, whatever becomes of the connection it serves."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+class Transport(asyncio.BufferedProtocol):
+    """One connection. `session` is set by whoever answers hello."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._limits = host.limits
+        self._wire = _core.Connection(
+            host.store, frame_limit=host.limits.frame_bytes, keys_limit=host.limits.keys
+        )
+        self._sequencer = Sequencer()
+        self._socket: asyncio.Transport | None = None
+        self._chunk_bytes = WRITE_HIGH_BYTES
+        self._unsent: deque[tuple[memoryview, int]] = deque()
+        self._unsent_bytes = 0
+        # Budgeted bytes of replies that the socket's own buffer holds.
+        self._handed_bytes = 0
+        # Bytes granted for the frame on its way; None: asked for, not granted yet.
+        self._frame_bytes: int | None = 0
+        self._is_logged_in = False
+        self._is_reading = True
+        self._is_writable = True
+        self._is_ending = False
+        now = time.monotonic()
+        self._heard_s = now
+        self._frame_since_s: float | None = None
+        self._written_s = now
+        self._backlog_bytes = 0
+
+    @property
+    def session(self) -> int:
+        """Session of this connection's pushes; 0: hello was not said."""
+        return self._wire.session
+
+    @session.setter
+    def session(self, session: int) -> None:
+        self._wire.session = session
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes the connection on, or refuses it at the limit."""
+        self._socket = cast("asyncio.Transport", transport)
+        self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        if type(transport).__module__.startswith("uvloop"):
+            # uvloop keeps a reference to what the socket does not take, and copies nothing.
+            self._chunk_bytes = 1 << 62
+        own: socket.socket | None = transport.get_extra_info("socket")
+        if own is not None and own.family in (socket.AF_INET, socket.AF_INET6):
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        host = self._host
+        if host.is_draining or len(host.transports) >= self._limits.connections:
+            host.metrics.reject("connections")
+            self.end("OverloadedError: this server has as many connections as it takes")
+            return
+        host.transports.add(self)
+
+    def get_buffer(self, sizehint: int) -> Any:
+        """Where the socket's next bytes go."""
+        return self._wire.get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came."""
+        events = self._wire.received(nbytes)
+        self._heard_s = time.monotonic()
+        wanted = self._wire.frame_wanted
+        granted = 0
+        if self._frame_bytes and not wanted:
+            # The frame is whole; a call takes over what was granted for it.
+            granted, self._frame_bytes = self._frame_bytes, 0
+        self._take(events, granted)
+        if wanted and self._frame_bytes == 0:
+            self._frame_bytes = None
+            self._host.frames.take(wanted, lambda: self._frame_granted(wanted))
+        if wanted and self._frame_since_s is None:
+            self._frame_since_s = self._heard_s
+        elif not wanted:
+            self._frame_since_s = None
+        self._check_reading()
+
+    def eof_received(self) -> bool:
+        """The peer sends no more, but may still read: what it asked is answered first."""
+        self._is_reading = False
+        self._is_ending = True
+        return not self._end_if_done()
+
+    def pause_writing(self) -> None:
+        """The socket's buffer is full."""
+        self._is_writable = False
+
+    def resume_writing(self) -> None:
+        """The socket's buffer has room."""
+        self._is_writable = True
+        self._written_s = time.monotonic()
+        self._give_back()
+        self._write()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets what waits; calls that run go on, their answers are dropped."""
+        del exc
+        self._socket = None
+        self._host.transports.discard(self)
+        self._sequencer.clear()
+        self._give_back()
+        for _, budgeted in self._unsent:
+            self._host.replies.release(budgeted)
+        self._unsent.clear()
+        if self._frame_bytes:
+            self._host.frames.release(self._frame_bytes)
+            self._frame_bytes = 0
+
+    # Called by the listener.
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nothing was asked that is not answered, and all answers left."""
+        if self._socket is None:
+            return True
+        return not (self._sequencer.calls or self._unsent or self._socket.get_write_buffer_size())
+
+    def end(self, reason: str) -> None:
+        """Tells the peer why and closes, after what is written already."""
+        self._wire.abort(reason)
+        self._write_outgoing()
+        self._is_ending = True
+        if self._socket is not None:
+            self._socket.close()
+
+    def drain(self) -> None:
+        """Takes no further call; closes when those in flight are answered."""
+        self._is_ending = True
+        self._check_reading()
+        self._end_if_done()
+
+    def check(self, now_s: float) -> None:
+        """Ends the connection if it holds what others wait for, or holds on to nothing."""
+        if self._socket is None:
+            return
+        limits, host = self._limits, self._host
+        backlog = self._socket.get_write_buffer_size() + self._unsent_bytes
+        if backlog == 0 or backlog != self._backlog_bytes:
+            self._written_s = now_s
+        self._backlog_bytes = backlog
+        is_pressed = host.replies.is_short and backlog > SMALL_REPLY_BYTES
+        unread_s = limits.pressed_s if is_pressed else limits.unread_s
+        frame_s = limits.pressed_s if host.frames.is_short else limits.frame_s
+        if now_s - self._written_s > unread_s:
+            self._abandon("unread", "replies were not read")
+        elif self._is_inside_frame() and now_s - self._heard_s > frame_s:
+            self._abandon("frame", "a message was begun and not finished")
+        elif self._is_slow(now_s):
+            self._abandon("frame", "a message took too long to arrive")
+        elif not self._is_logged_in and now_s - self._heard_s > limits.login_s:
+            self._abandon("login", "nobody logged in")
+        elif backlog == 0 and not self._sequencer.calls and now_s - self._heard_s > limits.idle_s:
+            self._abandon("idle", "nothing was asked for long")
+
+    # Inside.
+
+    def _is_inside_frame(self) -> bool:
+        """True while the peer owes the rest of a frame, and we read it."""
+        return self._is_reading and self._wire.is_inside_frame
+
+    def _is_slow(self, now_s: float) -> bool:
+        """A peer that trickles: below 64 KiB/s over a whole frame, after the first while."""
+        since = self._frame_since_s
+        if since is None or not self._frame_bytes:
+            return False
+        return now_s - since > 2 * self._limits.frame_s + self._frame_bytes / (64 << 10)
+
+    def _abandon(self, limit: str, reason: str) -> None:
+        self._host.metrics.reject(limit)
+        log.info("connection closed: %s", reason)
+        if self._socket is not None:
+            # Not close(), which would wait for the peer to read.
+            self._socket.abort()
+
+    def _frame_granted(self, count: int) -> None:
+        if self._socket is None:
+            self._host.frames.release(count)
+            return
+        self._frame_bytes = count
+        self._heard_s = time.monotonic()
+        self._check_reading()
+
+    def _take(self, events: list[Any], granted: int) -> None:
+        while events:
+            event = events.pop(0)
+            if isinstance(event, _core.Login):
+                # Every peer that reaches the socket may enter; tokens are not checked yet. A
+                # login is always the last event: what came behind it is decoded now.
+                self._is_logged_in = True
+                events = self._wire.accept(event.question)
+                continue
+            if not granted:
+                self._host.frames.add(event.frame_bytes)
+            granted = 0
+            self._enter(event)
+        if granted:
+            self._host.frames.release(granted)
+        self._write_outgoing()
+        if self._wire.closing is not None:
+            self.end(self._wire.closing)
+
+    def _enter(self, call: _core.HotCall | _core.ColdCall) -> None:
+        is_exclusive = call.verb in EXCLUSIVE
+        if isinstance(call, _core.ColdCall):
+            self._sequencer.enter(is_exclusive, lambda: self._host.spawn(self._run_cold(call)))
+        else:
+            self._sequencer.enter(is_exclusive, lambda: self._start_hot(call))
+
+    def _start_hot(self, call: _core.HotCall) -> None:
+        if call.verb not in EXCLUSIVE and self._wire.cancelled(call.question):
+            self._answered(call, self._wire.fails(call.question, "failed", "canceled"), 0)
+        elif call.reply_bytes <= SMALL_REPLY_BYTES:
+            self._host.replies.add(call.reply_bytes)
+            self._run_hot(call)
+        else:
+            self._host.replies.take(call.reply_bytes, lambda: self._run_hot(call))
+
+    def _run_hot(self, call: _core.HotCall) -> None:
+        if self._socket is None:
+            # The client will ask again over a new connection; pushes too, by number.
+            self._finish(call, call.reply_bytes)
+            return
+        limits = self._limits
+        is_small = call.cost <= limits.inline_cost_bytes
+        if is_small and (limits.inline_pushes or call.verb not in EXCLUSIVE):
+            started = time.perf_counter()
+            reply = call.run()
+            self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
+            self._answered(call, self._wire.answer(call.question, reply), call.reply_bytes)
+        else:
+            self._host.spawn(self._run_away(call))
+
+    async def _run_away(self, call: _core.HotCall) -> None:
+        started = time.perf_counter()
+        try:
+            reply = self._wire.answer(call.question, await self._host.workers.run(call.run))
+        except Exception:
+            log.exception("call failed inside the server: verb=%s", call.verb)
+            reply = self._wire.fails(call.question, "failed", _INTERNAL)
+        self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
+        self._answered(call, reply, call.reply_bytes)
+
+    async def _run_cold(self, call: _core.ColdCall) -> None:
+        try:
+            results = await self._host.service.call(self, call.verb, call.params)
+            reply = self._wire.returns(call.question, results)
+        except HybridPSError as error:
+            kind = "overloaded" if type(error).__name__ == "OverloadedError" else "failed"
+            reason = f"{type(error).__name__}: {error}"
+            reply = self._wire.fails(call.question, kind, reason)
+        except Exception:
+            log.exception("call failed inside the server: verb=%s", call.verb)
+            reply = self._wire.fails(call.question, "failed", _INTERNAL)
+        self._host.replies.add(len(reply))
+        self._answered(call, reply, len(reply))
+
+    def _answered(
+        self, call: _core.HotCall | _core.ColdCall, reply: _core.Buffer, budgeted: int
+    ) -> None:
+        """Sends the reply, for which `budgeted` bytes were taken, and lets later calls start."""
+        if self._socket is not None and not self._socket.is_closing():
+            self._unsent.append((memoryview(reply), budgeted))
+            self._unsent_bytes += len(reply)
+            budgeted = 0
+            self._write()
+        self._finish(call, budgeted)
+
+    def _finish(self, call: _core.HotCall | _core.ColdCall, budgeted: int) -> None:
+        if budgeted:
+            self._host.replies.release(budgeted)
+        self._host.frames.release(call.frame_bytes)
+        self._sequencer.leave(call.verb in EXCLUSIVE)
+        self._check_reading()
+        if self._is_ending:
+            self._end_if_done()
+
+    def _write(self) -> None:
+        """Hands replies to the socket as far as it takes them."""
+        if self._socket is None or self._socket.is_closing():
+            return
+        while self._unsent and self._is_writable:
+            view, budgeted = self._unsent.popleft()
+            chunk = view[: self._chunk_bytes]
+            rest = view[len(chunk) :]
+            self._unsent_bytes -= len(chunk)
+            if rest:
+                self._unsent.appendleft((rest, budgeted))
+            else:
+                self._handed_bytes += budgeted
+            self._socket.write(chunk)
+        if self._is_writable:
+            self._give_back()
+        self._check_reading()
+        if self._is_ending:
+            self._end_if_done()
+
+    def _give_back(self) -> None:
+        if self._handed_bytes:
+            handed, self._handed_bytes = self._handed_bytes, 0
+            self._host.replies.release(handed)
+
+    def _write_outgoing(self) -> None:
+        frames = self._wire.outgoing()
+        if frames:
+            self._unsent.append((memoryview(frames), 0))
+            self._unsent_bytes += len(frames)
+            self._write()
+
+    def _check_reading(self) -> None:
+        """Reads if, and only if, nothing stands against more calls."""
+        if self._socket is None or self._socket.is_closing():
+            return
+        wanted = not (
+            self._is_ending
+            or self._frame_bytes is None
+            or self._unsent_bytes >= self._limits.unsent_bytes
+            or self._sequencer.calls >= CALLS_MAX
+        )
+        if wanted and not self._is_reading:
+            self._is_reading = True
+            self._socket.resume_reading()
+        elif self._is_reading and not wanted:
+            self._is_reading = False
+            self._socket.pause_reading()
+
+    def _end_if_done(self) -> bool:
+        """Closes the socket if no answer is owed any more; it still sends what it holds."""
+        if self._sequencer.calls or self._unsent:
+            return False
+        if self._socket is not None:
+            self._socket.close()
+        return True
+
+
+_INTERNAL = "HybridPSError: the call failed inside the server; its log has the details"
