@@ -59,7 +59,7 @@ class Servers:
                 yield ServerProcess(where, "--shard", f"{shard}/2")
         elif kind == "unix":
             path = str(self._directory / "hps.sock")
-            yield ServerProcess(self._directory / "unix", "--unix", path, "--listen", "")
+            yield ServerProcess(self._directory / "unix", "--unix", path, "--listen", "off")
         else:
             yield ServerProcess(self._directory / "tcp")
 
