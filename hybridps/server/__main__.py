@@ -49,7 +49,8 @@ async def serve(config: ServerConfig, loop_name: str) -> None:
     server = Server(config, loop_name)
     try:
         await server.start()
-        print(server.ready_line(), flush=True)
+        if not stop.is_set():
+            print(server.ready_line(), flush=True)
         await stop.wait()
     finally:
         await server.stop()

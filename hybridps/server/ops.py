@@ -16,8 +16,10 @@ from hybridps.config import Address
 from hybridps.server import page
 from hybridps.server.metrics import CONTENT_TYPE, Counted, Metrics, Snapshot
 
-# Rates are taken over at least this long, so that the page's own refresh does not make them jump.
+# Rates reach back this far if the page was viewed then, else to the start; samples are kept no
+# closer than SAMPLE_S, however many people watch.
 RATE_WINDOW_S = 10.0
+SAMPLE_S = 1.0
 _SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -49,7 +51,7 @@ class Ops:
         self._snapshot = snapshot
         self._clock = clock
         self._started = clock()
-        self._samples: deque[page.Sample] = deque(maxlen=64)
+        self._samples: deque[page.Sample] = deque(maxlen=16)
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: Address) -> Address:
@@ -95,23 +97,25 @@ class Ops:
         return web.Response(body=body, headers=headers)
 
     async def _page(self, _request: web.Request) -> web.Response:
-        snapshot = await self._snapshot()
-        now = self._clock()
-        requests = self._metrics.requests()
-        sample = page.Sample(now, snapshot or Snapshot({}), requests)
-        before = next((s for s in self._samples if now - s.at <= RATE_WINDOW_S), None)
-        self._samples.append(sample)
-        if before is None:
-            before = page.Sample(self._started, Snapshot({}), {})
+        snapshot = await self._snapshot() or Snapshot({})
+        now = page.Sample(self._clock(), snapshot.store, self._metrics.requests())
         view = page.View(
             phase=self.phase.value,
             facts=self.facts,
-            uptime_s=now - self._started,
+            uptime_s=now.at - self._started,
             connections=self.counted.connections if self.counted else 0,
             inflight_bytes=self.counted.inflight_bytes if self.counted else 0,
-            now=sample,
-            before=before,
+            tables=snapshot.tables,
+            now=now,
+            before=self._before(now),
         )
         return web.Response(
             text=page.render(view), content_type="text/html", headers=_SECURITY_HEADERS
         )
+
+    def _before(self, now: page.Sample) -> page.Sample:
+        """The oldest sample of the rate window, else the start; keeps `now` for later views."""
+        before = next((s for s in self._samples if now.at - s.at <= RATE_WINDOW_S), None)
+        if not self._samples or now.at - self._samples[-1].at >= SAMPLE_S:
+            self._samples.append(now)
+        return before or page.Sample(self._started, {}, {})

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from hybridps.server.metrics import Snapshot
-
 REFRESH_S = 3
 
 
@@ -26,10 +24,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Sample:
-    """Counters at one moment of the monotonic clock."""
+    """Counters at one moment of the monotonic clock: of the store, and calls by verb."""
 
     at: float
-    snapshot: Snapshot
+    store: Mapping[str, int]
     requests: Mapping[str, int]
 
 
@@ -42,20 +40,21 @@ class View:
     uptime_s: float
     connections: int
     inflight_bytes: int
+    tables: Mapping[str, Mapping[str, int]]
     now: Sample
     before: Sample  # rates are taken from here to `now`
 
 
 def render(view: View) -> str:
     """The page."""
-    store = view.now.snapshot.store
+    store = view.now.store
     body = "\n".join(
         [
             f'<h1>hybridps <span class="{escape(view.phase)}">{escape(view.phase)}</span></h1>',
             _facts(view),
             _budgets(store),
             _rates(view),
-            _tables(view.now.snapshot.tables),
+            _tables(view.tables),
         ]
     )
     return (
@@ -110,8 +109,8 @@ def _rates(view: View) -> str:
     elapsed = max(view.now.at - view.before.at, 1e-9)
 
     def rate(counter: str) -> float:
-        now = view.now.snapshot.store.get(counter, 0)
-        return max(now - view.before.snapshot.store.get(counter, 0), 0) / elapsed
+        now = view.now.store.get(counter, 0)
+        return max(now - view.before.store.get(counter, 0), 0) / elapsed
 
     rows = [
         ("keys looked up", f"{rate('unique_keys'):,.0f}/s"),

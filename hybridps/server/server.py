@@ -17,7 +17,7 @@ from hybridps.server.ops import Ops, Phase
 from hybridps.server.page import Facts
 from hybridps.server.service import Service
 from hybridps.server.sockets import StartError, UnixSocket, bind_tcp, bind_unix, cannot_listen
-from hybridps.server.workers import Workers
+from hybridps.server.workers import INLINE_COST_MAX_BYTES, Workers
 from hybridps.sizes import format_size
 
 WARN_EVERY_S = 3600.0
@@ -85,6 +85,7 @@ class Server:
                 log.info("draining")
             if self._listener is not None:
                 await self._listener.drain(self._config.drain_s)
+            self._service = None  # The ops port stays up and no longer asks the store.
             if self._store is not None:
                 await self._workers.run(_close, self._store)
         finally:
@@ -123,6 +124,9 @@ class Server:
             keys=config.keys_limit,
             connections=config.connections_max,
             inflight_bytes=config.inflight_max_bytes,
+            inline_cost_bytes=INLINE_COST_MAX_BYTES,
+            # Where each push waits for the device, none may do so on the event loop.
+            inline_pushes=config.durability != "always",
         )
         self._listener = Listener(store, service, self._workers, self._metrics, limits)
         self._ops.counted = self._listener

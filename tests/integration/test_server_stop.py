@@ -126,7 +126,7 @@ async def test_a_restart_keeps_tables_settings_and_rows_bit_for_bit(tmp_path: Pa
             assert "tables=2" in server.ready_line
             async with stock_session(server.address) as ps:
                 assert await ps.hello(1) == 2
-                info = (await ps.remote.table(name="item")).table
+                info = (await ps.remote.table("item")).table
                 assert info.id == table
                 assert info.spec.optimizer.learningRate == 0.5
                 assert (await ps.lookup(table, keys, 8)).tobytes() == before.tobytes()
@@ -134,7 +134,7 @@ async def test_a_restart_keeps_tables_settings_and_rows_bit_for_bit(tmp_path: Pa
                 after = await ps.lookup(table, keys, 8)
                 assert np.isfinite(after).all()
                 assert not np.array_equal(after, before)
-                await ps.remote.dropTable(name="empty")
+                await ps.remote.dropTable("empty")
             assert server.stop() == 0
         with ServerProcess(tmp_path / "d") as server:
             assert "tables=1" in server.ready_line

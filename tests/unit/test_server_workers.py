@@ -1,4 +1,4 @@
-"""Goal: work leaves the loop, in bounded number, and small work does not. Method: functions that
+"""Goal: work leaves the loop, in bounded number and fair order. Method: functions that
 block on events, counted."""
 
 import asyncio
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hybridps.server.workers import INLINE_COST_MAX_BYTES, QUEUED_PER_THREAD, Workers
+from hybridps.server.workers import QUEUED_PER_THREAD, Workers
 
 
 async def test_work_runs_off_the_loop_and_returns_or_raises() -> None:
@@ -16,14 +16,6 @@ async def test_work_runs_off_the_loop_and_returns_or_raises() -> None:
     assert await workers.run(int, "ff", base=16) == 255
     with pytest.raises(ZeroDivisionError):
         await workers.run(lambda: 1 // 0)
-    await workers.close()
-
-
-async def test_small_calls_run_where_they_are() -> None:
-    workers = Workers(1)
-    here = threading.get_ident()
-    assert await workers.run_costing(INLINE_COST_MAX_BYTES, threading.get_ident) == here
-    assert await workers.run_costing(INLINE_COST_MAX_BYTES + 1, threading.get_ident) != here
     await workers.close()
 
 

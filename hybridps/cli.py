@@ -1,0 +1,270 @@
+"""The command `hybridps`: tables of a server or a local store, the demonstration, benchmarks.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage, a bad setting or bad input; 3 no such table; 4 the
+table exists with another shape; 5 no server, or not in time. Errors are one line on stderr, or with
+--json one object {"error": ..., "message": ...} there; results go to stdout.
+"""
+
+import argparse
+import json
+import os
+import runpy
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hybridps import (
+    SGD,
+    Adagrad,
+    Adam,
+    BadInputError,
+    ConfigError,
+    Constant,
+    DeadlineError,
+    HybridPSError,
+    Normal,
+    ParameterServer,
+    RowWiseAdagrad,
+    TableMismatchError,
+    TableNotFoundError,
+    TableSpec,
+    TruncatedNormal,
+    UnavailableError,
+    Uniform,
+    Zeros,
+    __version__,
+    connect,
+)
+from hybridps.sizes import format_size
+
+DEFAULT_URL: Final = "hps://127.0.0.1:7440"
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+_EXIT_CODES: Final[tuple[tuple[type[HybridPSError], int], ...]] = (
+    (BadInputError, EXIT_USAGE),
+    (ConfigError, EXIT_USAGE),
+    (TableNotFoundError, 3),
+    (TableMismatchError, 4),
+    (UnavailableError, 5),
+    (DeadlineError, 5),
+)
+_OPTIMIZERS: Final[dict[str, Callable[..., Any]]] = {
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "row_wise_adagrad": RowWiseAdagrad,
+    "adam": Adam,
+}
+_INITIALIZERS: Final[dict[str, Callable[..., Any]]] = {
+    "zeros": Zeros,
+    "constant": Constant,
+    "uniform": Uniform,
+    "normal": Normal,
+    "truncated_normal": TruncatedNormal,
+}
+_BENCHMARKS: Final = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["demo"]:
+        return _demo(given[1:])
+    if given[:1] == ["bench"]:
+        return _bench(given[1:])
+    flags = _parser().parse_args(given)
+    try:
+        with connect(flags.url, timeout=flags.timeout) as ps, warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.simplefilter("always", UserWarning)
+            result = flags.run(ps, flags)
+    except HybridPSError as error:
+        return _fail(error, as_json=flags.json)
+    return _print(json.dumps(result) if flags.json else flags.show(result))
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; the interpreter flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hybridps",
+        description="Tables of a hybridps server, the demonstration, and benchmarks.",
+        epilog="exit codes: 0 done, 1 failed, 2 usage or bad input, 3 no such table,"
+        " 4 table of another shape, 5 no server or not in time",
+    )
+    parser.add_argument("--version", action="version", version=f"hybridps {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    table = commands.add_parser("table", help="list, create, inspect and drop tables")
+    commands.add_parser("demo", help="train a real click model through a server", add_help=False)
+    commands.add_parser("bench", help="run a script of benchmarks/", add_help=False)
+    actions = table.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add(actions, "list", _list, _show_list, "the names of all tables")
+    create = _add(actions, "create", _create, _show_create, "create a table, or open an equal one")
+    stats = _add(actions, "stats", _stats, _show_stats, "counters of a table, or of all together")
+    drop = _add(actions, "drop", _drop, _show_drop, "drop a table and all its rows")
+    stats.add_argument("name", nargs="?", help="table; all tables together when left out")
+    drop.add_argument("name", help="table")
+    _add_spec(create)
+    return parser
+
+
+def _add(
+    actions: Any, name: str, run: Callable[..., Any], show: Callable[[Any], str], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
+    url = os.environ.get("HYBRIDPS_URL", DEFAULT_URL)
+    parser.add_argument("--url", default=url, help="server, or local:PATH (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
+    parser.set_defaults(run=run, show=show)
+    return parser
+
+
+def _add_spec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="table")
+    parser.add_argument("--dim", type=int, required=True, help="columns of a row")
+    parser.add_argument("--optimizer", choices=_OPTIMIZERS, default="adagrad")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--initial-accumulator", type=float, help="adagrad, row_wise_adagrad")
+    parser.add_argument("--betas", type=float, nargs=2, help="adam")
+    parser.add_argument("--eps", type=float, help="adagrad, row_wise_adagrad, adam")
+    parser.add_argument("--initializer", choices=_INITIALIZERS, default="normal")
+    parser.add_argument("--value", type=float, help="constant")
+    parser.add_argument("--low", type=float, help="uniform")
+    parser.add_argument("--high", type=float, help="uniform")
+    parser.add_argument("--mean", type=float, help="normal, truncated_normal")
+    parser.add_argument("--std", type=float, help="normal, truncated_normal")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dram", help='cap in DRAM, such as "8GiB"')
+    parser.add_argument("--nvme", help="cap on NVMe")
+
+
+def _list(ps: ParameterServer, _flags: argparse.Namespace) -> list[str]:
+    return ps.tables()
+
+
+def _show_list(names: list[str]) -> str:
+    return "\n".join(names) if names else "no tables"
+
+
+def _create(ps: ParameterServer, flags: argparse.Namespace) -> dict[str, Any]:
+    spec = TableSpec(
+        name=flags.name,
+        dim=flags.dim,
+        optimizer=_make(
+            "optimizer",
+            _OPTIMIZERS[flags.optimizer],
+            flags,
+            ("learning_rate", "initial_accumulator", "betas", "eps"),
+        ),
+        initializer=_make(
+            "initializer",
+            _INITIALIZERS[flags.initializer],
+            flags,
+            ("value", "low", "high", "mean", "std"),
+        ),
+        seed=flags.seed,
+        dram=flags.dram,
+        nvme=flags.nvme,
+    )
+    spec_json: dict[str, Any] = json.loads(ps.create_table(spec).spec.to_json())
+    return spec_json
+
+
+def _make(
+    what: str, cls: Callable[..., Any], flags: argparse.Namespace, names: Sequence[str]
+) -> Any:
+    settings = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        chosen = getattr(flags, what)
+        reason = str(error).partition(") ")[2] or str(error)
+        raise BadInputError(f"{what} {chosen} {reason}; see hybridps table create --help") from None
+
+
+def _show_create(spec: dict[str, Any]) -> str:
+    kind = spec["optimizer"]["kind"]
+    return f"table {spec['name']}: dim {spec['dim']}, {kind}, learning rate {spec['learning_rate']}"
+
+
+def _stats(ps: ParameterServer, flags: argparse.Namespace) -> dict[str, int]:
+    return ps.stats() if flags.name is None else ps.table(flags.name).stats()
+
+
+def _show_stats(stats: dict[str, int]) -> str:
+    width = max(map(len, stats))
+    return "\n".join(f"{name:<{width}}  {_show_count(name, n)}" for name, n in stats.items())
+
+
+def _show_count(name: str, count: int) -> str:
+    is_size = "bytes" in name or name.endswith("_limit")
+    return f"{count} ({format_size(count)})" if is_size else str(count)
+
+
+def _drop(ps: ParameterServer, flags: argparse.Namespace) -> dict[str, str]:
+    ps.drop_table(flags.name)
+    return {"dropped": flags.name}
+
+
+def _show_drop(result: dict[str, str]) -> str:
+    return f"dropped table {result['dropped']}"
+
+
+def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
+    print(f"hybridps: warning: {message}", file=sys.stderr)
+
+
+def _fail(error: HybridPSError, *, as_json: bool) -> int:
+    name = type(error).__name__
+    if as_json:
+        print(json.dumps({"error": name, "message": str(error)}), file=sys.stderr)
+    else:
+        print(f"hybridps: {error}", file=sys.stderr)
+    codes = (code for cls, code in _EXIT_CODES if isinstance(error, cls))
+    return next(codes, EXIT_FAILED)
+
+
+def _demo(arguments: Sequence[str]) -> int:
+    # torch and the data come with the demonstration alone.
+    from hybridps.demo.command import main as demo  # noqa: PLC0415
+
+    return demo(arguments)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    scripts = sorted(path.stem for path in _BENCHMARKS.glob("*.py") if path.stem[0] != "_")
+    if not scripts:
+        print(f"hybridps: no scripts in {_BENCHMARKS}; use a checkout", file=sys.stderr)
+        return EXIT_FAILED
+    if not arguments or arguments[0] not in scripts:
+        is_help = list(arguments) in (["-h"], ["--help"])
+        usage = f"usage: hybridps bench {{{','.join(scripts)}}} [OPTION...]"
+        print(usage, file=sys.stdout if is_help else sys.stderr)
+        return 0 if is_help else EXIT_USAGE
+    return _run_script(_BENCHMARKS / f"{arguments[0]}.py", arguments[1:])
+
+
+def _run_script(script: Path, arguments: Sequence[str]) -> int:
+    before = sys.argv
+    sys.argv = [str(script), *arguments]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as leaving:
+        code = leaving.code
+        return code if isinstance(code, int) else int(code is not None)
+    finally:
+        sys.argv = before
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
