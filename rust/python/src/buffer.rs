@@ -30,7 +30,7 @@ impl Pool {
     /// thread holds, perhaps one that a fork left behind, counts as empty.
     fn take(words: usize) -> Option<Box<[u64]>> {
         let mut pool = POOL.try_lock().ok()?;
-        let fits = |block: &Box<[u64]>| block.len() >= words && block.len() / 2 <= words;
+        let fits = |block: &[u64]| block.len() >= words && block.len() / 2 <= words;
         let (index, _) = pool
             .blocks
             .iter()
