@@ -200,10 +200,31 @@ def test_large_batches_come_back_in_order(table: Any, spec: hps.TableSpec) -> No
 
 def test_stats_have_the_names_of_the_contract(ps: Any, table: Any) -> None:
     table.lookup_or_insert(np.arange(100))
-    names = """keys rows_dram rows_nvme rows_cold dram_bytes index_bytes nvme_bytes cold_bytes
-        unique_keys probes cache_hits cache_misses device_reads background_reads device_bytes_read
-        device_bytes_written journal_bytes bytes_updated evictions duplicate_pushes
-        gradients_unadmitted rows_poisoned corrupt_records""".split()
+    names = [
+        "keys",
+        "rows_dram",
+        "rows_nvme",
+        "rows_cold",
+        "dram_bytes",
+        "index_bytes",
+        "nvme_bytes",
+        "cold_bytes",
+        "unique_keys",
+        "probes",
+        "cache_hits",
+        "cache_misses",
+        "device_reads",
+        "background_reads",
+        "device_bytes_read",
+        "device_bytes_written",
+        "journal_bytes",
+        "bytes_updated",
+        "evictions",
+        "duplicate_pushes",
+        "gradients_unadmitted",
+        "rows_poisoned",
+        "corrupt_records",
+    ]
     stats, total = table.stats(), ps.stats()
     for name in names:
         assert isinstance(stats[name], int), name
