@@ -4,6 +4,7 @@ Method: each test runs over the store in this process, TCP, unix sockets and two
 blocking and the asyncio client, and compares with NumPy.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -247,3 +248,18 @@ def test_torch_tensors_are_taken(table: Any) -> None:
     assert not table.lookup([1, 2]).any()
     with pytest.raises(hps.BadInputError, match="float32"):
         table.lookup(torch.tensor([1.0]))
+
+
+def test_reads_larger_than_a_frame_are_one_result(ps: Any, spec: hps.TableSpec) -> None:
+    wide = dataclasses.replace(spec, dim=512)
+    ps.create_table(wide)
+    ps.create_table(dataclasses.replace(spec, name=spec.name + "-b"))
+    wide_table = ps.table(spec.name)
+    wide_table.lookup_or_insert([3, 70_000])
+    keys = np.arange(70_001)[::-1]
+    both = ps.lookup({spec.name: keys, spec.name + "-b": keys}, return_found=True)
+    rows, found = both[spec.name]
+    assert np.flatnonzero(found).tolist() == [0, 69_997]
+    np.testing.assert_array_equal(rows[found], wide.initial_rows([70_000, 3]))
+    assert not rows[~found].any()
+    assert not both[spec.name + "-b"][1].any()
