@@ -54,6 +54,7 @@ class Catalog:
     def __init__(self, shards: int) -> None:
         self.shards = shards
         self._handles: dict[str, Handle] = {}
+        self.has_warned_of_replay = False
 
     def handle(self, name: object) -> Handle:
         """The handle that verbs by name use."""
@@ -234,8 +235,11 @@ def apply_gradients(
     keys: Sequence[KeysLike],
     gradients: Sequence[RowsLike],
     step: object,
-) -> Steps[None]:
-    """One push for all tables; with a step every server hears of it, so that all agree on it."""
+) -> Steps[str | None]:
+    """One push for all tables; with a step every server hears of it, so that all agree on it.
+
+    Returns what to warn of: the first step of this client that had been applied before.
+    """
     number = as_step(step)
     splits = yield from _splits(catalog, handles, keys)
     tables: dict[int, list[tuple[int, Keys, Rows]]] = {}
@@ -250,7 +254,18 @@ def apply_gradients(
                 tables.setdefault(shard, []).append((ref.ids[shard], *parts[shard]))
             elif number is not None:
                 tables[shard].append((ref.ids[shard], split.keys[:0], rows[:0]))
-    yield [(shard, calls.ApplyGradients(t, number)) for shard, t in sorted(tables.items())]
+    replayed: list[bool] = yield [
+        (shard, calls.ApplyGradients(t, number)) for shard, t in sorted(tables.items())
+    ]
+    if number is None or not any(replayed) or catalog.has_warned_of_replay:
+        return None
+    catalog.has_warned_of_replay = True
+    names = ", ".join(repr(handle.name) for handle in handles)
+    return (
+        f"table {names}: step {number} was applied before this client connected; it and others at"
+        " or below the table's last step are acknowledged, not applied, and counted in"
+        " duplicate_pushes"
+    )
 
 
 def assign(catalog: Catalog, handle: Handle, keys: KeysLike, rows: RowsLike) -> Steps[None]:
