@@ -312,7 +312,7 @@ def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, Any]]:
         description="Serves embedding tables: DRAM while hot, NVMe while warm.",
         epilog="Every setting may also come from --config FILE.toml (key NAME) or the environment"
         f" ({ENV_PREFIX}NAME); flags win over the environment, the environment over the file. "
-        + "Without a flag: "
+        "Without a flag: "
         + "; ".join(f"{s.name}: {s.help}" for s in SETTINGS if s.metavar is None)
         + ".",
         allow_abbrev=False,

@@ -108,8 +108,11 @@ def begin(wire: _core.ClientConnection, call: Call, number: int) -> tuple[int, S
     return wire.call(verb, params.to_bytes())
 
 
-def finish(call: Call, answer: _core.Answer) -> Any:
-    """The reply of a call; raises the server's error, or LostError when it is going away."""
+def finish(call: Call, answer: _core.Answer, *, is_first: bool) -> Any:
+    """The reply of a call; raises the server's error, or LostError when it is going away.
+
+    `is_first`: the call was sent once, so that a duplicate is no echo of ourselves.
+    """
     _raise_exception(answer)
     match call:
         case calls.Lookup(tables, want_found):
@@ -117,7 +120,7 @@ def finish(call: Call, answer: _core.Answer) -> Any:
         case calls.LookupOrInsert(inserts):
             return [rows for rows, _ in _rows_of([keys for _, keys, _ in inserts], answer)]
         case calls.ApplyGradients():
-            return answer.duplicate
+            return answer.duplicate and is_first
     _, verb, _, read = _VERBS[type(call)]
     with schemas.read_results(verb, answer.results) as results:
         return read(results)

@@ -1,4 +1,4 @@
-"""Goal: bad input is refused whole, by a clear error that names the table, the value and the remedy.
+"""Goal: bad input is refused whole, by an error that names the table, the value and the remedy.
 
 Method: over every transport, each bad argument of each verb; then nothing has changed.
 """

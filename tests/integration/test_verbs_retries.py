@@ -4,6 +4,7 @@ Method: a proxy between client and server loses answers with their connections; 
 how often each push was applied. Blocking and asyncio client alike.
 """
 
+import asyncio
 import os
 import socket
 import threading
@@ -111,10 +112,12 @@ def test_a_slow_server_is_a_deadline(table: Any, proxy: Proxy) -> None:
 def test_no_server_is_named_with_the_remedy(kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(hps.UnavailableError, match=f"127.0.0.1:{port}.*hybridps.server") as caught:
+    with pytest.raises(
+        hps.UnavailableError, match=rf"127\.0\.0\.1:{port}.*hybridps\.server"
+    ) as caught:
         connect(kind, f"hps://127.0.0.1:{port}", timeout=0.3)
     assert isinstance(caught.value, ConnectionError)
-    with pytest.raises(hps.UnavailableError, match="absent.sock"):
+    with pytest.raises(hps.UnavailableError, match=r"absent\.sock"):
         connect(kind, "hps+unix:///tmp/absent.sock", timeout=0.2)
 
 
@@ -206,8 +209,6 @@ def test_many_threads_share_a_client(servers: Servers) -> None:
 
 
 def test_many_calls_in_flight_keep_their_order(servers: Servers) -> None:
-    import asyncio
-
     async def main() -> None:
         async with hps.aio.connect(servers.url("shards")) as ps:
             spec = hps.TableSpec(fresh_name(), 2, hps.SGD(1.0), hps.Zeros())

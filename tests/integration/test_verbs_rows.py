@@ -4,6 +4,7 @@ Method: each test runs over the store in this process, TCP, unix sockets and two
 blocking and the asyncio client, and compares with NumPy.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -200,10 +201,31 @@ def test_large_batches_come_back_in_order(table: Any, spec: hps.TableSpec) -> No
 
 def test_stats_have_the_names_of_the_contract(ps: Any, table: Any) -> None:
     table.lookup_or_insert(np.arange(100))
-    names = """keys rows_dram rows_nvme rows_cold dram_bytes index_bytes nvme_bytes cold_bytes
-        unique_keys probes cache_hits cache_misses device_reads background_reads device_bytes_read
-        device_bytes_written journal_bytes bytes_updated evictions duplicate_pushes
-        gradients_unadmitted rows_poisoned corrupt_records""".split()
+    names = [
+        "keys",
+        "rows_dram",
+        "rows_nvme",
+        "rows_cold",
+        "dram_bytes",
+        "index_bytes",
+        "nvme_bytes",
+        "cold_bytes",
+        "unique_keys",
+        "probes",
+        "cache_hits",
+        "cache_misses",
+        "device_reads",
+        "background_reads",
+        "device_bytes_read",
+        "device_bytes_written",
+        "journal_bytes",
+        "bytes_updated",
+        "evictions",
+        "duplicate_pushes",
+        "gradients_unadmitted",
+        "rows_poisoned",
+        "corrupt_records",
+    ]
     stats, total = table.stats(), ps.stats()
     for name in names:
         assert isinstance(stats[name], int), name
@@ -226,3 +248,18 @@ def test_torch_tensors_are_taken(table: Any) -> None:
     assert not table.lookup([1, 2]).any()
     with pytest.raises(hps.BadInputError, match="float32"):
         table.lookup(torch.tensor([1.0]))
+
+
+def test_reads_larger_than_a_frame_are_one_result(ps: Any, spec: hps.TableSpec) -> None:
+    wide = dataclasses.replace(spec, dim=512)
+    ps.create_table(wide)
+    ps.create_table(dataclasses.replace(spec, name=spec.name + "-b"))
+    wide_table = ps.table(spec.name)
+    wide_table.lookup_or_insert([3, 70_000])
+    keys = np.arange(70_001)[::-1]
+    both = ps.lookup({spec.name: keys, spec.name + "-b": keys}, return_found=True)
+    rows, found = both[spec.name]
+    assert np.flatnonzero(found).tolist() == [0, 69_997]
+    np.testing.assert_array_equal(rows[found], wide.initial_rows([70_000, 3]))
+    assert not rows[~found].any()
+    assert not both[spec.name + "-b"][1].any()

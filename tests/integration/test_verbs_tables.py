@@ -74,7 +74,7 @@ def test_live_differences_warn_and_the_stored_value_stays(
     ps: Any, table: Any, spec: hps.TableSpec
 ) -> None:
     asked = dataclasses.replace(spec, optimizer=hps.SGD(0.25), dram="4MiB")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match=spec.name) as caught:
         opened = ps.create_table(asked)
     texts = [str(warning.message) for warning in caught]
     assert len(texts) == 2
@@ -108,7 +108,7 @@ def test_a_handle_stays_with_its_table(ps: Any, table: Any, spec: hps.TableSpec)
         lambda: table.assign(1, np.zeros(4, np.float32)),
         lambda: table.remove(1),
         lambda: len(table),
-        lambda: table.stats(),
+        table.stats,
         lambda: table.spec,
         lambda: table.alter(dram=None),
         lambda: table.set_learning_rate(1),
@@ -124,7 +124,8 @@ def test_a_handle_stays_with_its_table(ps: Any, table: Any, spec: hps.TableSpec)
     assert len(anew) == 0
 
 
-def test_verbs_by_name_find_the_new_table(ps: Any, table: Any, spec: hps.TableSpec) -> None:
+def test_verbs_by_name_find_the_new_table(ps: Any, spec: hps.TableSpec) -> None:
+    ps.create_table(spec)
     ps.lookup_or_insert({spec.name: [1]})
     ps.drop_table(spec.name)
     with pytest.raises(hps.TableNotFoundError, match=spec.name):

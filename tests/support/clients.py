@@ -9,12 +9,12 @@ import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from support.server import ServerProcess
 
 import hybridps as hps
+from support.server import ServerProcess
 
 LOCAL = ("local", "local-aio")
 REMOTE = ("tcp", "unix", "shards", "tcp-aio", "unix-aio", "shards-aio")
@@ -90,7 +90,7 @@ class AsyncClient:
             self._end()
             raise
 
-    def __enter__(self) -> "AsyncClient":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,7 +34,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """The proxy as a server."""
-        return "hps://127.0.0.1:{}".format(self._listener.getsockname()[1])
+        return f"hps://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def lose_answers(self, count: int) -> None:
         """The next `count` answers are lost together with their connections."""
