@@ -6,6 +6,7 @@ a parameter server never asks for that.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 import hybridps as hps
 from hybridps.demo.datasets import Dataset
+
+# torch's Adagrad builds sparse tensors and then warns that it does not check what it built.
+warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
 
 
 class TorchTables(nn.Module):
