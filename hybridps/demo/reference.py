@@ -39,7 +39,8 @@ class TorchTables(nn.Module):
         self.tables = nn.ModuleDict()
         for name, spec in specs.items():
             weight = torch.from_numpy(spec.initial_rows(unique))
-            self.tables[name] = nn.Embedding(*weight.shape, sparse=True, _weight=weight)
+            rows, dim = weight.shape
+            self.tables[name] = nn.Embedding(rows, dim, sparse=True, _weight=weight)
         self.optimizer = torch_optimizer(next(iter(specs.values())), list(self.parameters()))
 
     def forward(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
