@@ -32,6 +32,8 @@ FRAME_MIN_BYTES = 4 * KIB
 FRAME_MAX_BYTES = 2 * GIB
 THREADS_MAX = 1024
 ENV_PREFIX = "HYBRIDPS_"
+# Of the command line, of the tests and of `make`: ours, but no settings of a server.
+ENV_OTHERS = frozenset({"HYBRIDPS_URL", "HYBRIDPS_SHARED", "HYBRIDPS_LONG", "HYBRIDPS_TORCH_SITE"})
 DURABILITY_MODES = ("none", "process", "interval", "always")
 
 
@@ -333,7 +335,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     known = {ENV_PREFIX + name.upper(): name for name in ("config", *_NAMES)}
     found: dict[str, tuple[str, Any]] = {}
     for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX):
+        if not variable.startswith(ENV_PREFIX) or variable in ENV_OTHERS:
             continue
         if variable not in known:
             raise ConfigError(
