@@ -1,7 +1,8 @@
 //! Goal: a store is a map from key to row, whatever its cache, its restarts and its crashes.
 //!
-//! Method: random calls on a store with the smallest budgets, beside plain maps that follow the same
-//! rules with the same optimizer code; after every few calls all rows are compared bit for bit.
+//! Method: random calls on a store with the smallest budgets, beside plain maps that follow the
+//! same rules with the same optimizer code; after every few calls all rows are compared bit for
+//! bit.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -118,8 +119,8 @@ fn gradients(seed: u64, keys: &[u64], dim: usize) -> Vec<f32> {
     (0..keys.len() * dim).map(|i| ((i as u64 * 31 + seed) % 17) as f32 / 8.0 - 1.0).collect()
 }
 
-/// What a killed process leaves: the files as the kernel has them at one moment. The copy takes the
-/// journal last, so that it is not older than the rows.
+/// What a killed process leaves: the files as the kernel has them at one moment. The copy takes
+/// the journal last, so that it is not older than the rows.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to.join("journal")).unwrap();
     for name in ["MANIFEST", "superblock", "rows.log"] {

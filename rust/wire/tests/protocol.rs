@@ -1,5 +1,6 @@
 //! Goal: the server's side keeps to rpc.capnp where stock clients seldom go. Method: both state
-//! machines talk to each other, frame by frame; frames that no client of ours sends are built here.
+//! machines talk to each other, frame by frame; frames that no client of ours sends are built
+//! here.
 
 use hybridps_wire::{
     ClientConnection, Event, ExceptionKind, FrameSize, Message, Outcome, ServerConnection,

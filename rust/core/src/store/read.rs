@@ -1,8 +1,8 @@
 //! Reading verbs: one pass over the stripes, one batch of device reads for what was not in DRAM.
 //!
-//! The three verbs differ in what they do with a row, with an absent key and with a record; the walk
-//! is the same. A record that proves to be another key's (a fingerprint said yes), or that moved
-//! while it was read, is looked up again, alone.
+//! The three verbs differ in what they do with a row, with an absent key and with a record; the
+//! walk is the same. A record that proves to be another key's (a fingerprint said yes), or that
+//! moved while it was read, is looked up again, alone.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Every cut and every flipped byte: corruption before the known end, a torn tail after it, never a
-//! part of an entry, never more memory than the file is long.
+//! Every cut and every flipped byte: corruption before the known end, a torn tail after it, never
+//! a part of an entry, never more memory than the file is long.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
