@@ -412,7 +412,7 @@ impl Insert<'_, '_> {
 
 impl Verb for Insert<'_, '_> {
     #[inline(always)]
-    fn hit(&mut self, engine: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
+    fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         pool.header_mut(at).state.warm();
         self.touch(pool, at, batch, item);
     }
