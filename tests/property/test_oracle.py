@@ -142,7 +142,8 @@ class TableMachine(RuleBasedStateMachine):
             expected = [oracle.rows[key][0] if key in oracle.rows else zeros for key in keys]
             np.testing.assert_array_equal(rows, expected)
             assert len(table) == len(oracle.rows)
-            listed = [int(key) for page in table.keys() for key in page.view(np.int64)]  # noqa: SIM118 - a verb
+            pages = list(table.keys())
+            listed = [int(key) for page in pages for key in page.view(np.int64)]
             assert sorted(listed) == sorted(oracle.rows)
 
     def teardown(self) -> None:
