@@ -300,9 +300,14 @@ class StreamTransport:
     async def connect(self) -> None:
         """Meets every server, so that a wrong URL shows at once."""
         deadline = Deadline(self._timeout)
+        meetings = [asyncio.create_task(c.connect(deadline)) for c in self._connections]
         try:
-            await asyncio.gather(*(c.connect(deadline) for c in self._connections))
+            await asyncio.gather(*meetings)
         except BaseException:
+            # One refusal ends all: no meeting may go on behind the caller's back.
+            for meeting in meetings:
+                meeting.cancel()
+            await asyncio.gather(*meetings, return_exceptions=True)
             await self.close()
             raise
 
@@ -326,3 +331,5 @@ class StreamTransport:
         """Ends the connections; a second call does nothing."""
         for connection in self._connections:
             await connection.close()
+        # The loop closes sockets in its next turn; a caller may end the loop right after.
+        await asyncio.sleep(0)

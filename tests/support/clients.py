@@ -20,6 +20,8 @@ LOCAL = ("local", "local-aio")
 REMOTE = ("tcp", "unix", "shards", "tcp-aio", "unix-aio", "shards-aio")
 HAS_SERVER = importlib.util.find_spec("hybridps.rpc") is not None
 needs_server = pytest.mark.skipif(not HAS_SERVER, reason="the server is not part of this build")
+# Tables of all tests stay until the run ends.
+DRAM = "128MiB"
 _numbers = itertools.count(1)
 
 
@@ -56,12 +58,14 @@ class Servers:
         if kind == "shards":
             for shard in range(2):
                 where = self._directory / f"shard{shard}"
-                yield ServerProcess(where, "--shard", f"{shard}/2")
+                yield ServerProcess(where, "--shard", f"{shard}/2", dram=DRAM)
         elif kind == "unix":
             path = str(self._directory / "hps.sock")
-            yield ServerProcess(self._directory / "unix", "--unix", path, "--listen", "off")
+            yield ServerProcess(
+                self._directory / "unix", "--unix", path, "--listen", "off", dram=DRAM
+            )
         else:
-            yield ServerProcess(self._directory / "tcp")
+            yield ServerProcess(self._directory / "tcp", dram=DRAM)
 
 
 def urls_of(servers: list[ServerProcess]) -> str:
