@@ -21,12 +21,13 @@ RUST := $(shell find rust schemas -type f -not -path '*/target/*' 2>/dev/null) C
 TOOLS := 'maturin>=1.8,<2' 'pytest>=8' 'pytest-asyncio>=0.24' 'hypothesis>=6.100' 'tqdm>=4.66'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export CARGO_TERM_PROGRESS_WHEN := never
+export PIP_QUIET := 1
 
 .PHONY: setup demo test test-long bench check clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.torch $(VENV)/.engine $(VENV)/.torch-client
-	@$(BIN)/python -c 'import hybridps, hybridps_torch; print("ready: hybridps", hybridps.__version__)'
+	@$(BIN)/python -c 'import hybridps, sys; print("ready: hybridps", hybridps.__version__, "in", sys.prefix)'
 
 $(VENV)/.created:
 	@echo "setup: $(VENV) of $$($(PYTHON) --version)"

@@ -241,7 +241,7 @@ def _demo(arguments: Sequence[str]) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    scripts = sorted(path.stem for path in _BENCHMARKS.glob("*.py") if path.stem[0] != "_")
+    scripts = sorted(path.stem for path in _BENCHMARKS.glob("*.py") if path.stem != "yardstick")
     if not scripts:
         print(f"hybridps: no scripts in {_BENCHMARKS}; use a checkout", file=sys.stderr)
         return EXIT_FAILED
@@ -256,6 +256,7 @@ def _bench(arguments: Sequence[str]) -> int:
 def _run_script(script: Path, arguments: Sequence[str]) -> int:
     before = sys.argv
     sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.parent))  # scripts share `yardstick`, as when run by path
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as leaving:
@@ -263,6 +264,7 @@ def _run_script(script: Path, arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) else int(code is not None)
     finally:
         sys.argv = before
+        sys.path.remove(str(script.parent))
     return 0
 
 

@@ -48,7 +48,7 @@ class Accuracy:
 def run(options: Options, dataset: Dataset) -> Accuracy:
     """Trains both sides and compares them."""
     plain_model = models.build(options.model, dataset, options.dim, options.seed)
-    tables = specs(plain_model, options.seed)
+    tables = specs(plain_model, options.rate or dataset.rate, options.seed)
     sizes = table_sizes(plain_model, tables, dataset)
     rows = sum(size.rows for size in sizes)
     reference = TorchTables(tables, dataset)

@@ -27,6 +27,7 @@ class Options:
     dim: int
     batch: int
     epochs: int
+    rate: float | None
     seed: int
     scale: int
     samples: int
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=1024, help="samples a step of the first part (1024)")
     add("--epochs", type=int, default=1, help="passes over the data of the first part (1)")
     add("--seed", type=int, default=1)
+    add("--rate", type=float, help="learning rate of the embeddings; each data set has its own")
     add(
         "--scale",
         type=int,

@@ -43,6 +43,8 @@ class Dataset:
     """float32[n, d], d may be 0: log1p of the numeric columns."""
     label: Floats
     is_train: NDArray[np.bool_]
+    rate: float = 0.02
+    """Learning rate of the embeddings that suits a single pass over these data."""
     bayes_auc: float | None = None
     """What a perfect model would reach on the test part, when the data are planted."""
 
@@ -103,7 +105,7 @@ def _census(z: dict[str, NDArray[np.generic]]) -> Dataset:
     split = z["split"].astype(np.int64)
     label = z["label"].astype(np.float32)
     dense = dense_features(np.delete(numeric, 1, axis=1))
-    return Dataset("census", column_keys(codes), len(columns), dense, label, split == 0)
+    return Dataset("census", column_keys(codes), len(columns), dense, label, split == 0, rate=0.01)
 
 
 def crosses(columns: dict[str, Codes]) -> Iterator[Codes]:

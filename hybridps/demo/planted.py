@@ -38,7 +38,7 @@ class PlantedLog:
         """Distinct ids of each feature; they sum to `ids`, to rounding."""
         shape = np.geomspace(SMALLEST, LARGEST, FEATURES)
         sizes = np.maximum(2, shape * self.ids / shape.sum()).astype(np.int64)
-        sizes[-1] += max(0, self.ids - int(sizes.sum()))
+        sizes[-1] = max(2, self.ids - int(sizes[:-1].sum()))
         return sizes
 
     def chunk(self, number: int, samples: int) -> tuple[Keys, NDArray[np.float32], Doubles]:
@@ -55,7 +55,7 @@ class PlantedLog:
         is_train = np.arange(samples + test) < samples
         bayes = auc(label[samples:], probability[samples:])
         dense = np.zeros((samples + test, 0), np.float32)
-        return Dataset("planted", keys, FEATURES, dense, label, is_train, bayes)
+        return Dataset("planted", keys, FEATURES, dense, label, is_train, 0.05, bayes)
 
     def all_keys(self, batch: int) -> Iterator[Keys]:
         """Every key of the log once, in arrays of at most `batch`, rare ones first."""
@@ -66,16 +66,17 @@ class PlantedLog:
 
     def _probability(self, ids: Keys) -> Doubles:
         first, pairs = hidden_terms(ids)
-        mean, first_scale, pair_scale = self._scales()
-        logit = BIAS + FIRST_ORDER * first / first_scale + PAIRS * (pairs - mean) / pair_scale
+        first_mean, first_spread, pairs_mean, pairs_spread = self._moments()
+        logit = BIAS + FIRST_ORDER * (first - first_mean) / first_spread
+        logit += PAIRS * (pairs - pairs_mean) / pairs_spread
         return np.asarray(1 / (1 + np.exp(-logit)))
 
-    def _scales(self) -> tuple[float, float, float]:
-        """Mean of the pair term and both spreads, the same for every chunk."""
+    def _moments(self) -> tuple[float, float, float, float]:
+        """Mean and spread of both terms, the same for every chunk."""
         random = np.random.default_rng((self.seed, 2**32))
         uniform = random.random((CALIBRATION_SAMPLES, FEATURES))
         first, pairs = hidden_terms(ids_of(zipf(uniform, self.vocabularies)))
-        return float(pairs.mean()), float(first.std()), float(pairs.std())
+        return float(first.mean()), float(first.std()), float(pairs.mean()), float(pairs.std())
 
 
 def zipf(uniform: Doubles, sizes: NDArray[np.int64]) -> Keys:

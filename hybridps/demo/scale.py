@@ -115,7 +115,8 @@ def run(options: Options) -> Scale:
 
 def sizes(options: Options, dataset: Dataset) -> list[sizing.TableSize]:
     """Both tables of a wide model hold a row for every id."""
-    tables = specs(models.build(options.model, dataset, options.dim, options.seed), options.seed)
+    model = models.build(options.model, dataset, options.dim, options.seed)
+    tables = specs(model, options.rate or dataset.rate, options.seed)
     return [sizing.TableSize(spec, options.scale) for spec in tables.values()]
 
 
@@ -131,7 +132,7 @@ def enter(
     server = stack.enter_context(Server(dram_bytes, disk, options.directory))
     ps = stack.enter_context(hps.connect(server.url, timeout=60.0))
     model = models.build(options.model, dataset, options.dim, options.seed)
-    layers = hybridps_torch.EmbeddingCollection(ps, specs(model, options.seed))
+    layers = hybridps_torch.EmbeddingCollection(ps, {t.spec.name: t.spec for t in tables})
     return Side(server, ps, Trainer(model, layers, signed(dataset.keys), dataset))
 
 

@@ -115,7 +115,9 @@ class Server:
         command += [str(part) for pair in flags.items() for part in pair]
         log = (self.room / "server.log").open("wb")
         with log:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603
+                command, stdout=subprocess.PIPE, stderr=log
+            )
         self._await_ready()
 
     def _await_ready(self) -> None:

@@ -21,9 +21,6 @@ from hybridps.demo.models import ClickModel
 from hybridps.demo.planted import auc
 
 DENSE_LEARNING_RATE = 1e-3
-SPARSE_LEARNING_RATE = 0.05
-# Adagrad's usual start: the first steps of a rare id stay small, and it does not overfit.
-INITIAL_ACCUMULATOR = 0.1
 
 Positions: TypeAlias = NDArray[np.int64]
 
@@ -108,15 +105,13 @@ def batches(positions: Positions, batch: int, epochs: int, seed: int) -> Iterato
             yield order[low : low + batch]
 
 
-def specs(model: ClickModel, seed: int, prefix: str = "") -> dict[str, hps.TableSpec]:
-    """The tables of a model; `prefix` tells apart tables of one store."""
+def specs(model: ClickModel, rate: float, seed: int) -> dict[str, hps.TableSpec]:
+    """The tables of a model."""
     return {
         name: hps.TableSpec(
-            name=prefix + name,
+            name=name,
             dim=dim,
-            optimizer=hps.Adagrad(
-                learning_rate=SPARSE_LEARNING_RATE, initial_accumulator=INITIAL_ACCUMULATOR
-            ),
+            optimizer=hps.Adagrad(learning_rate=rate),
             initializer=hps.Normal(std=0.01),
             seed=seed,
         )

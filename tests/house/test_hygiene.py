@@ -54,11 +54,21 @@ def test_arrays_are_loaded_without_pickle() -> None:
 
 
 def test_nothing_evaluates_data() -> None:
-    unsafe = {"yaml.load", "eval", "exec", "torch.load", "os.system", "pd.read_pickle"}
+    unsafe = {"yaml.load", "eval", "exec", "os.system", "pd.read_pickle"}
     wrong = [
         f"{where} {name}" for where, call in calls() if (name := ast.unparse(call.func)) in unsafe
     ]
     assert not wrong, wrong
+
+
+def test_torch_loads_weights_only() -> None:
+    wrong = [
+        where
+        for where, call in calls()
+        if ast.unparse(call.func) == "torch.load"
+        and ("weights_only", "True") not in {(k.arg, ast.unparse(k.value)) for k in call.keywords}
+    ]
+    assert not wrong, f"torch.load without weights_only=True: {wrong}"
 
 
 def test_rust_does_not_unwrap() -> None:

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,79 +22,66 @@ from torch.autograd.function import once_differentiable
 from hybridps_torch.keys import Keys
 
 
-class Store(Protocol):
-    """The verbs used here of what `hybridps.connect` returns."""
-
-    def apply_gradients(self, tables: dict[str, Any]) -> object:
-        """One push for all tables of the call."""
-
-
-class Accumulator(Protocol):
-    """Takes the gradients of a pass instead of the store."""
-
-    def accumulate(self, gradients: list["Gradient"]) -> None:
-        """Keeps them until the user asks for the step."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Read:
-    """One read of one table: who read it decides where its gradient goes."""
-
-    store: Store
-    table: str
-    keys: Keys
-    padding: int | None
-    # Weak, as kept by the layer: an Optimizer that is gone no longer accumulates.
-    accumulator: weakref.ref[Accumulator] | None
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class Gradient:
-    """float32[n, dim] on the host for the n keys of one read; keys may repeat."""
+    """float32[n, dim] for n keys, which may repeat. On the host, unless an Optimizer has it."""
 
-    store: Store
+    ps: Any
     table: str
     keys: Keys
     rows: torch.Tensor
 
 
-def gradient_of(read: Read, gradient: torch.Tensor) -> Gradient:
-    """Without the padding key, which torch never updates either.
+class Accumulator(Protocol):
+    """Takes the gradients of a pass instead of the store."""
 
-    The copy from a device happens here, on the stream that computed the gradient; at the end of
-    the pass another stream may be current.
-    """
-    keys = read.keys.reshape(-1)
-    gradient = gradient.detach()
-    if gradient.is_sparse:
-        # A bag: one entry a position, in the order of the ids. Not coalesced on purpose.
-        keys = keys[gradient._indices()[0].cpu().numpy()]
-        rows = gradient._values().cpu()
-    else:
-        rows = gradient.cpu().reshape(-1, gradient.shape[-1])
-    if read.padding is not None:
-        kept = keys != read.padding
-        if not kept.all():
-            keys, rows = keys[kept], rows[torch.from_numpy(kept)]
-    return Gradient(read.store, read.table, keys, rows)
+    def accumulate(self, gradients: list[Gradient]) -> None:
+        """Keeps them until the user asks for the step."""
+
+
+class Reader(Protocol):
+    """The layer that read, asked when its gradient arrives."""
+
+    @property
+    def ps(self) -> Any:
+        """The store."""
+
+    @property
+    def accumulator(self) -> Accumulator | None:
+        """Where the gradients wait, if not pushed at the end of the pass."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Read:
+    """One read of one table."""
+
+    reader: Reader
+    table: str
+    keys: Keys
+    padding: int | None
 
 
 def push(gradients: Iterable[Gradient]) -> None:
     """One `apply_gradients` call per store; it sums repeated keys in the order given here."""
-    stores: dict[int, tuple[Store, dict[str, list[Gradient]]]] = {}
+    stores: dict[int, tuple[Any, dict[str, list[Gradient]]]] = {}
     for gradient in gradients:
         if gradient.keys.size:
-            _, tables = stores.setdefault(id(gradient.store), (gradient.store, {}))
+            _, tables = stores.setdefault(id(gradient.ps), (gradient.ps, {}))
             tables.setdefault(gradient.table, []).append(gradient)
-    for store, tables in stores.values():
-        store.apply_gradients({table: _joined(parts) for table, parts in tables.items()})
+    for ps, tables in stores.values():
+        ps.apply_gradients({table: _joined(parts) for table, parts in tables.items()})
 
 
 def _joined(parts: list[Gradient]) -> tuple[Keys, NDArray[np.float32]]:
-    rows = [np.ascontiguousarray(part.rows.numpy()) for part in parts]
+    rows = [np.ascontiguousarray(part.rows.cpu().numpy()) for part in parts]
     if len(parts) == 1:
         return parts[0].keys, rows[0]
     return np.concatenate([part.keys for part in parts]), np.concatenate(rows)
+
+
+def _running_pass() -> int:
+    """Number of the pass that runs the caller, never used again; -1 outside of any."""
+    return torch._C._current_graph_task_id()  # noqa: SLF001 - torch has no public name for it
 
 
 class Backward:
@@ -102,56 +89,72 @@ class Backward:
 
     # Threads run passes at the same time, and one pass runs on a thread per device.
     _lock = threading.Lock()
-    _running: weakref.WeakValueDictionary[int, "Backward"] = weakref.WeakValueDictionary()
+    _running: ClassVar = weakref.WeakValueDictionary[int, "Backward"]()
 
     def __init__(self) -> None:
-        self._noted: list[tuple[Read, Gradient]] = []
+        self._due: list[Gradient] = []
+        self._waiting: dict[Accumulator, list[Gradient]] = {}
 
     @classmethod
     def current(cls) -> "Backward":
-        """That of the pass that runs the calling node."""
+        """That of the pass which runs the caller."""
+        number = _running_pass()
         with cls._lock:
-            task = torch._C._current_graph_task_id()
-            current = cls._running.get(task)
+            current: Backward | None = cls._running.get(number)
             if current is None:
-                current = cls._running[task] = cls()
-                engine: Any = torch.autograd.Variable._execution_engine
+                current = cls._running[number] = cls()
+                engine: Any = torch.autograd.Variable._execution_engine  # noqa: SLF001 - as above
                 engine.queue_callback(current.finish)
             return current
 
     def note(self, read: Read, gradient: torch.Tensor) -> None:
-        """Remembers what `finish` will push."""
-        self._noted.append((read, gradient_of(read, gradient)))
+        """Keeps what `finish` will push; without the padding key, which torch never updates."""
+        keys, rows = read.keys.reshape(-1), gradient.detach()
+        if rows.is_sparse:
+            # A bag: one entry a position, in the order of the ids. Not coalesced on purpose.
+            places = rows._indices()[0].cpu().numpy()  # noqa: SLF001 - the public ones coalesce
+            keys, rows = keys[places], rows._values()  # noqa: SLF001
+        else:
+            rows = rows.reshape(-1, rows.shape[-1])
+        if read.padding is not None:
+            kept = keys != read.padding
+            keys, rows = keys[kept], rows[torch.from_numpy(kept).to(rows.device)]
+        accumulator = read.reader.accumulator
+        if accumulator is None:
+            # Copied here, where the stream that computed it is current; `finish` may see another.
+            self._due.append(Gradient(read.reader.ps, read.table, keys, rows.cpu()))
+        else:
+            # Cloned: a scaler divides it in place, and it may be someone else's `.grad` as well.
+            rows = rows.clone(memory_format=torch.contiguous_format)
+            waiting = self._waiting.setdefault(accumulator, [])
+            waiting.append(Gradient(read.reader.ps, read.table, keys, rows))
 
     def finish(self) -> None:
         """Called by autograd after the last node of the pass, never after a failure."""
-        noted, self._noted = self._noted, []
-        waiting: dict[int, tuple[Accumulator, list[Gradient]]] = {}
-        due = []
-        for read, gradient in noted:
-            accumulator = read.accumulator and read.accumulator()
-            if accumulator is None:
-                due.append(gradient)
-            else:
-                waiting.setdefault(id(accumulator), (accumulator, []))[1].append(gradient)
-        for accumulator, gradients in waiting.values():
+        for accumulator, gradients in self._waiting.items():
             accumulator.accumulate(gradients)
-        push(due)
+        push(self._due)
 
 
 class ReadRows(torch.autograd.Function):
-    """Rows as a tensor of the graph. The anchor, an empty parameter, is what makes autograd visit."""
+    """Rows as a tensor of the graph. The anchor, an empty parameter, makes autograd visit it."""
 
     @staticmethod
     def forward(
         ctx: Any, anchor: torch.Tensor, rows: NDArray[np.float32], device: torch.device, read: Read
     ) -> torch.Tensor:
+        """The rows, on the device."""
         ctx.anchor, ctx.read = anchor, read
+        # A read within a backward pass is a checkpointed segment being run again; the pass nested
+        # in it is part of the outer one. Weak: the graph may outlive that pass.
+        ctx.outer = weakref.ref(Backward.current()) if _running_pass() >= 0 else None
         return torch.from_numpy(rows).to(device)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        Backward.current().note(ctx.read, gradient)
+        """Notes the gradient; torch refuses a second derivative."""
+        outer: Backward | None = ctx.outer and ctx.outer()
+        (outer or Backward.current()).note(ctx.read, gradient)
         # Not None: wrappers that wait for every parameter's gradient (DDP) would wait for ever.
         return torch.zeros_like(ctx.anchor), None, None, None

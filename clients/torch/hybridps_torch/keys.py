@@ -5,8 +5,9 @@ One dtype for all patterns, int64, because mixed integer dtypes would promote to
 
 import numpy as np
 import torch
-from hybridps.errors import BadInputError
 from numpy.typing import NDArray
+
+from hybridps.errors import BadInputError
 
 Keys = NDArray[np.int64]
 

@@ -5,21 +5,40 @@ layer is the only switch, `torch.no_grad()` is not one.
 """
 
 import copy
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 import torch
-from hybridps.errors import BadInputError, TableMismatchError
 from torch import Tensor, nn
 
+from hybridps.client.connect import connect
+from hybridps.errors import BadInputError, TableMismatchError
 from hybridps_torch.gradients import Accumulator, Read, ReadRows
 from hybridps_torch.keys import Keys
 
+# Stores of this process by URL, for layers that arrive by pickle. Weak: users close their stores.
+_stores: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_stores_lock = threading.Lock()
+
+
+def _store_at(url: str) -> Any:
+    """The store of that URL in this process, connected if need be."""
+    with _stores_lock:
+        ps = _stores.get(url)
+        if ps is None:
+            ps = _stores[url] = connect(url)
+        return ps
+
 
 class Layer(nn.Module):
-    """Reads tables of one store by feature; each feature names its table."""
+    """Reads tables of one store by feature; each feature names its table.
+
+    A pickled layer carries the URL, not the connection: it connects anew, with the default
+    settings, where it is unpickled in another process.
+    """
 
     def __init__(self, ps: Any, specs: Mapping[str, Any]) -> None:
         super().__init__()
@@ -30,12 +49,20 @@ class Layer(nn.Module):
             ps.create_table(spec)
         # Empty: it ties the rows to autograd, and requires_grad_(False) on a model freezes it too.
         self.anchor = nn.Parameter(torch.empty(0))
+        # Weak: an Optimizer that is gone no longer accumulates.
         self._accumulator: weakref.ref[Accumulator] | None = None
+        with _stores_lock:
+            _stores[str(ps.url)] = ps
 
     @property
     def ps(self) -> Any:
         """The store, as given."""
         return self._ps
+
+    @property
+    def accumulator(self) -> Accumulator | None:
+        """The Optimizer of this layer, while it exists."""
+        return None if self._accumulator is None else self._accumulator()
 
     def accumulate_in(self, accumulator: Accumulator) -> None:
         """From now on its gradients go there, for as long as somebody holds it."""
@@ -58,7 +85,7 @@ class Layer(nn.Module):
             used[table] += keys.size
             shaped = part.reshape(*keys.shape, self._dims[feature])
             if self.training:
-                read = Read(self._ps, table, keys, padding, self._accumulator)
+                read = Read(self, table, keys, padding)
                 result[feature] = ReadRows.apply(self.anchor, shaped, device, read)
             else:
                 result[feature] = torch.from_numpy(shaped).to(device)
@@ -89,12 +116,16 @@ class Layer(nn.Module):
         memo[id(self._ps)] = self._ps
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        clone.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        # A copy belongs to no Optimizer: that one was built for another model.
+        clone.__dict__.update(copy.deepcopy(self.__dict__ | {"_accumulator": None}, memo))
         return clone
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy belongs to no Optimizer: that one was built for another model.
-        return self.__dict__ | {"_accumulator": None}
+        return self.__dict__ | {"_accumulator": None, "_ps": str(self._ps.url)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        restore: Any = super().__setstate__
+        restore(state | {"_ps": _store_at(state["_ps"])})
 
     def extra_repr(self) -> str:
         """As "table='item', dim=16"."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from hybridps.errors import BadInputError
 from torch import Tensor
 from torch.nn import functional
 
+from hybridps.errors import BadInputError
 from hybridps_torch.keys import Keys, as_key, as_keys
 from hybridps_torch.layer import Layer, unknown_feature
 
@@ -53,7 +53,7 @@ class Embedding(_SingleTable):
     def __init__(self, ps: Any, spec: Any, padding_idx: int | None = None) -> None:
         super().__init__(ps, spec, padding_idx)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """One row an id. Raises BadInputError for ids that are not a tensor of integers."""
         keys = as_keys(input, self.table)
         return self._read({"ids": (keys, input.device)}, self._padding)["ids"]
@@ -81,7 +81,7 @@ class EmbeddingBag(_SingleTable):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor,  # noqa: A002 - torch's name
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
@@ -113,11 +113,12 @@ class EmbeddingBag(_SingleTable):
 
     def _starts(self, keys: Keys, offsets: Tensor | None) -> Keys:
         """Where bags begin among the flat ids; with include_last_offset also where they end."""
-        if keys.ndim == 2:
+        if keys.ndim == 2:  # noqa: PLR2004 - bags and places
             if offsets is not None:
                 raise self._refused("offsets are given with 2-D ids; drop one of the two")
             bags, size = keys.shape
-            return np.arange(bags + self.include_last_offset, dtype=np.int64) * size
+            lines = np.arange(bags + self.include_last_offset, dtype=np.int64)
+            return np.multiply(lines, size, dtype=np.int64)
         if keys.ndim != 1:
             raise self._refused(f"ids have {keys.ndim} dimensions; give 1 with offsets, or 2")
         if offsets is None:

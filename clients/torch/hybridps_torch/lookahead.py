@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from hybridps.errors import BadInputError
 from torch import nn
 
+from hybridps.errors import BadInputError
 from hybridps_torch.keys import Keys, as_keys
 from hybridps_torch.layer import Layer
 from hybridps_torch.layers import EmbeddingCollection

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hybridps.errors import BadInputError
 from torch import nn
 
+from hybridps.errors import BadInputError
 from hybridps_torch.gradients import Gradient, push
 from hybridps_torch.layer import Layer
 
@@ -41,18 +41,18 @@ class Optimizer(torch.optim.Optimizer):
         """Keeps one pass's gradients, each as the `.grad` of a placeholder of its shape."""
         with self._lock:
             for gradient in gradients:
-                # The step will read .grad, which the scaler divides in place: hence the copy.
-                grad = gradient.rows.clone(memory_format=torch.contiguous_format)
-                # Costs no memory: one number, expanded.
-                placeholder = nn.Parameter(torch.zeros(()).expand(grad.shape))
-                placeholder.grad = grad
+                rows = gradient.rows
+                # Costs no memory: one number, expanded. Same device, as the scaler wants.
+                placeholder = nn.Parameter(torch.zeros((), device=rows.device).expand(rows.shape))
+                placeholder.grad = rows
                 self._waiting.append((gradient, placeholder))
                 self.param_groups[0]["params"].append(placeholder)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Pushes what was accumulated, in one call per store, and keeps nothing of it.
 
-        A push that raises leaves the gradients in place: call step again, or zero_grad.
+        A push that raises leaves the gradients in place: call step again, or zero_grad, which is
+        right after a DeadlineError, because that push may have been applied.
         """
         loss = None
         if closure is not None:
@@ -63,7 +63,7 @@ class Optimizer(torch.optim.Optimizer):
             self._drop()
         return loss
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002 - torch's signature
         """Drops what was accumulated."""
         with self._lock:
             self._drop()

@@ -13,6 +13,12 @@ use crate::hot::{HotCall, Shared};
 use crate::receiver::Receiver;
 use crate::store::PyStore;
 
+/// The schema that this module was compiled with, so that Python reads no other.
+#[pyfunction]
+pub(crate) fn schema() -> &'static str {
+    include_str!("../../../schemas/hybridps.capnp")
+}
+
 /// A login that waits for `accept` or `reject`.
 #[pyclass(module = "hybridps._core", frozen, get_all)]
 pub(crate) struct Login {
@@ -127,7 +133,7 @@ impl Connection {
     }
 
     #[pyo3(signature = (hint, /))]
-    fn get_buffer(&self, hint: isize) -> Buffer {
+    fn get_buffer(&mut self, hint: isize) -> Buffer {
         let _ = hint;
         self.receiver.buffer()
     }

@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 import torch
 from hybridps_torch import Embedding, EmbeddingBag
+from hybridps_torch.gradients import Backward
 from torch.utils.checkpoint import checkpoint
 
 IDS = torch.tensor([1, 2, 2, 5])
 
 
-class Boom(Exception):
+class BoomError(Exception):
     pass
 
 
 class Explodes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(_, x):
         return x.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
-        raise Boom
+    def backward(_, __):
+        raise BoomError
 
 
 def test_each_backward_call_pushes(ps, spec, reference, same_rows, loss_of):
@@ -84,9 +85,10 @@ def test_failed_pass_leaves_nothing_behind(ps, spec):
     weight = torch.ones(8, requires_grad=True)
     early = layer(IDS)
     loss = (layer(IDS) * Explodes.apply(weight)).sum() + early.sum()
-    with pytest.raises(Boom):
+    with pytest.raises(BoomError):
         loss.backward()
     assert ps.pushes() == []
+    assert len(Backward._running) == 0
     layer(torch.tensor([9])).sum().backward()
     (push,) = ps.pushes()
     assert push["item"][0].tolist() == [9]
@@ -115,12 +117,34 @@ def test_second_derivative_through_the_rows(ps, spec):
         sum(slope.sum() for slope in slopes).backward()
 
 
-def test_checkpointed_segment_pushes_once(ps, spec):
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_segments_push_once(ps, spec, use_reentrant):
     layer = Embedding(ps, spec())
     scale = torch.ones(8, requires_grad=True)
-    out = checkpoint(lambda x: (layer(IDS) * x).tanh(), scale, use_reentrant=False)
+
+    def segment(x):
+        return (layer(IDS) * x).tanh()
+
+    out = layer(IDS) + sum(checkpoint(segment, scale, use_reentrant=use_reentrant) for _ in "ab")
     out.sum().backward()
+    (push,) = ps.pushes()
+    assert push["item"][0].size == 3 * IDS.numel()
+    assert len(Backward._running) == 0
+
+
+def test_graph_made_within_a_pass_and_run_after_it(ps, spec):
+    layer, later = Embedding(ps, spec()), []
+    vectors = layer(IDS)
+    vectors.register_hook(lambda _: later.append(enabled(layer, IDS)))
+    vectors.sum().backward()
     assert len(ps.pushes()) == 1
+    later[0].sum().backward()
+    assert len(ps.pushes()) == 2
+
+
+def enabled(layer, ids):
+    with torch.enable_grad():
+        return layer(ids)
 
 
 def test_passes_of_many_threads_do_not_mix(ps, spec):
@@ -145,7 +169,8 @@ def test_eval_never_inserts_counts_or_pushes(ps, spec):
     layers.eval()
     weight = torch.ones(8, requires_grad=True)
     vectors, bags = layers[0](IDS), layers[1](IDS.view(2, 2))
-    assert not vectors.any() and not bags.any()
+    assert not vectors.any()
+    assert not bags.any()
     ((vectors + bags.sum(0)) * weight).sum().backward()
     assert ps.verbs() == ["lookup"] * 2
     assert len(ps.table("a")) == len(ps.table("b")) == 0

@@ -1,23 +1,29 @@
 """Goal: saved, copied and mistaken layers behave. Method: round trips and refused calls."""
 
 import copy
+import json
+import pickle
 
 import pytest
 import torch
-from hybridps.errors import BadInputError, TableMismatchError
 from hybridps_torch import Embedding, EmbeddingBag, EmbeddingCollection, Optimizer
+from torch.utils.data import DataLoader
+
+import hybridps as hps
+from hybridps.errors import BadInputError, TableMismatchError
 
 IDS = torch.tensor([1, 2, 2])
 
 
-def test_state_dict_holds_names(ps, spec, tmp_path):
+def test_state_dict_holds_names(ps, spec):
     model = torch.nn.Sequential(Embedding(ps, spec()), torch.nn.Linear(8, 1))
     state = model.state_dict()
     assert set(state) == {"0._extra_state", "1.weight", "1.bias"}
-    torch.save(state, tmp_path / "model.pt")
-    model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    # Plain data: nothing that a weights-only load would refuse.
+    assert json.loads(json.dumps(state["0._extra_state"])) == {"tables": {"ids": "item"}}
+    model.load_state_dict(state)
     other = torch.nn.Sequential(Embedding(ps, spec("user")), torch.nn.Linear(8, 1))
-    with pytest.raises(TableMismatchError, match="'item'.*'user'"):
+    with pytest.raises(TableMismatchError, match=r"'item'.*'user'"):
         other.load_state_dict(state)
     with pytest.raises(RuntimeError, match="Missing key"):
         model.load_state_dict({"1.weight": state["1.weight"], "1.bias": state["1.bias"]})
@@ -36,6 +42,23 @@ def test_deep_copy_shares_the_table_and_leaves_the_optimizer(ps, spec):
     sparse.step()
     assert len(ps.pushes()) == 2
     assert torch.equal(clone[0](IDS), model[0](IDS))
+
+
+def test_pickled_layers_share_the_connection_of_their_process(ps, spec):
+    model = torch.nn.ModuleList([Embedding(ps, spec("a")), EmbeddingBag(ps, spec("b"))])
+    sparse = Optimizer(model)
+    clones = pickle.loads(pickle.dumps(model))  # noqa: S301 - written on this line
+    assert [layer.ps for layer in clones] == [ps, ps]
+    clones[0](IDS).sum().backward()
+    assert len(ps.pushes()) == 1
+    assert sparse.param_groups[0]["params"][1:] == []
+
+
+def test_worker_of_a_local_store_is_refused_clearly(ps, spec):
+    layer = Embedding(ps, spec()).eval()
+    loader = DataLoader(range(4), num_workers=1, collate_fn=lambda b: layer(torch.tensor(b)))
+    with pytest.raises(hps.UnavailableError, match="through a server"):
+        list(loader)
 
 
 def test_mistakes_name_the_table_and_read_nothing(ps, spec):
@@ -61,7 +84,7 @@ def test_mistakes_name_the_table_and_read_nothing(ps, spec):
     summed = EmbeddingBag(ps, spec(), mode="sum")
     with pytest.raises(BadInputError, match="shape"):
         summed(line.view(2, 2), per_sample_weights=torch.ones(4))
-    with pytest.raises(BadInputError, match="'shop' is not in this collection.*'item'"):
+    with pytest.raises(BadInputError, match=r"'shop' is not in this collection.*'item'"):
         EmbeddingCollection(ps, {"item": spec()})({"shop": line})
     with pytest.raises(BadInputError, match="no features"):
         EmbeddingCollection(ps, {})

@@ -145,3 +145,13 @@ def test_state_and_wrong_model(ps, spec):
     sparse.load_state_dict(state)
     with pytest.raises(ValueError, match="Linear has no layer"):
         Optimizer(torch.nn.Linear(2, 2))
+
+
+def test_an_optimizer_made_between_forward_and_backward_counts(ps, spec):
+    layer = Embedding(ps, spec())
+    loss = layer(some_ids(0)).sum()
+    sparse = Optimizer(layer)
+    loss.backward()
+    assert ps.pushes() == []
+    sparse.step()
+    assert len(ps.pushes()) == 1
