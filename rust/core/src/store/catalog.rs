@@ -1,5 +1,7 @@
 //! The tables of a store: created, found, altered and dropped, durable through the manifest.
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::engine::Engine;
@@ -8,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{Manifest, ManifestTable};
 use crate::spec::{TableChange, TableSpec};
 use crate::table::Table;
-use crate::types::{bucket, hash, Place, TableId, BUCKETS};
+use crate::types::{TableId, BUCKETS};
 
 use super::engine::Catalog;
 
@@ -91,12 +93,22 @@ impl Engine {
     pub(super) fn keys(&self, id: TableId, at: u32, keys: &mut Vec<u64>) -> Result<u32> {
         let table = self.table(id)?;
         let next = (at.min(BUCKETS) + BUCKETS_PER_WALK).min(BUCKETS);
-        let mut on_nvme: std::collections::HashSet<Place> = std::collections::HashSet::new();
-        for b in at..next {
-            let s = (b / self.tier.buckets_per_stripe) as usize;
-            let state = self.stripes[s].lock();
-            let Some(part) = state.parts.get(&id) else { continue };
-            for location in part.index.bucket_locations(b) {
+        let start = keys.len();
+        // Rows that move between the two looks are not found: look again.
+        while !self.list(&table, at..next, keys)? {
+            keys.truncate(start);
+        }
+        Ok(next)
+    }
+
+    /// Lists the keys of some buckets: of rows in DRAM from the rows, of others from the footers.
+    /// False if a row moved meanwhile.
+    fn list(&self, table: &Table, buckets: Range<u32>, keys: &mut Vec<u64>) -> Result<bool> {
+        let mut on_nvme = HashSet::new();
+        for bucket in buckets.clone() {
+            let state = self.stripes[(bucket / self.tier.buckets_per_stripe) as usize].lock();
+            let Some(part) = state.parts.get(&table.id) else { continue };
+            for location in part.index.bucket_locations(bucket) {
                 match location.resolve() {
                     Ok(at) => keys.push(part.pool.header(at).key),
                     Err(place) => drop(on_nvme.insert(place)),
@@ -106,14 +118,13 @@ impl Engine {
         if !on_nvme.is_empty() {
             // What was just appended has no footer yet.
             self.tier.log.sync()?;
-            self.tier.log.entries(at..next, &mut |entry| {
+            self.tier.log.entries(buckets, &mut |entry| {
                 if entry.table == table.id && on_nvme.remove(&entry.place) {
-                    debug_assert!((at..next).contains(&bucket(hash(entry.key))));
                     keys.push(entry.key);
                 }
             })?;
         }
-        Ok(next)
+        Ok(on_nvme.is_empty())
     }
 }
 

@@ -6,7 +6,7 @@ use super::read::count_reads;
 use crate::error::{Error, Result};
 use crate::index::Location;
 use crate::log::{Pin, Read};
-use crate::table::{make_dirty, Found, Guard, Item, Pool, State};
+use crate::table::{Found, Guard, Item, Pool, State};
 use crate::types::Place;
 
 /// One target's change in one stripe.
@@ -77,7 +77,7 @@ impl Work<'_> {
             Change::Remove => return,
         }
         header.sequence = self.turn.sequence;
-        make_dirty(&self.engine.tier.log, table.floats, header, Some(self.turn.generation));
+        header.state.make_dirty(Some(self.turn.generation));
         self.effect.updated += 1;
     }
 
@@ -148,7 +148,9 @@ impl Work<'_> {
 
     fn create(&mut self, state: &mut State, item: &Item) -> Result<u64> {
         let table = &self.target.table;
-        let at = state.insert(&self.engine.tier, table, item)?;
+        // As of just before this call, so that recovery applies the call to it too.
+        let before = self.turn.sequence - 1;
+        let at = state.insert(&self.engine.tier, table, item, before)?;
         let part = state.part(&self.engine.tier, table);
         table.initial_row(item.key, part.pool.row_mut(at).1);
         self.effect.created += 1;
@@ -179,8 +181,7 @@ impl Work<'_> {
         let read = Read { place, row_floats: table.floats, table: table.id, tag: 0 };
         let mut outcome = Ok(None);
         let counts = self.engine.tier.log.read(self.pin, &mut [read], &mut |_, record| {
-            outcome =
-                record.map(|record| (record.key == key).then(|| Staged::new(place, &record)));
+            outcome = record.map(|record| (record.key == key).then(|| Staged::new(place, &record)));
         });
         count_reads(std::iter::once(&**table), counts.device_reads, counts.bytes, true);
         outcome

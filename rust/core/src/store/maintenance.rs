@@ -71,7 +71,8 @@ impl Engine {
     }
 
     pub(super) fn log_free(&self) -> u64 {
-        u64::from(self.tier.log.free_segments()) * self.tier.log.segment_bytes()
+        let log = &self.tier.log;
+        u64::from(log.free_segments()) * log.segment_bytes()
     }
 
     /// Back-pressure: returns when the log has room for what this call may push out of DRAM.
@@ -136,6 +137,8 @@ impl Engine {
     /// Writes back what the older journal files are needed for, then deletes them. `all` writes
     /// every dirty row, training counts included.
     pub(super) fn checkpoint(&self, all: bool) -> Result<()> {
+        // Leaves little to sync to the rotation, which holds every push up.
+        self.journal().sync()?;
         let (generation, tickets, sequence) = {
             let mut sequencer = self.sequencer.lock();
             let old = self.journal().generation();
@@ -175,27 +178,22 @@ impl Engine {
 
     /// Compacts while segments are worth it and the log holds more than its live rows justify.
     pub(super) fn compact(&self) -> Result<()> {
-        let mut copied = false;
         while self.is_compaction_due() {
             let Some(segment) = self.tier.log.victim(self.victim_share()) else { break };
             self.compact_segment(segment)?;
+            // Its slot comes back by itself once the copies are on the device.
             self.tier.log.free(segment);
-            copied = true;
-            if self.log_free() < self.log_reserve() {
-                self.tier.log.sync()?;
-            }
-        }
-        if copied {
-            self.tier.log.sync()?;
         }
         Ok(())
     }
 
     fn is_compaction_due(&self) -> bool {
         let log = &self.tier.log;
+        let freed = u64::from(log.freed_segments()) * log.segment_bytes();
+        let used = log.used_bytes().saturating_sub(freed);
         let spare = 4 * log.segment_bytes();
-        log.used_bytes() as f64 * LIVE_SHARE_MAX > (log.live_bytes() + spare) as f64
-            || self.log_free() < self.log_reserve()
+        used as f64 * LIVE_SHARE_MAX > (log.live_bytes() + spare) as f64
+            || self.log_free() + freed < self.log_reserve()
     }
 
     /// Under pressure any segment with dead records will do.
@@ -256,12 +254,12 @@ impl Engine {
             log.release(place, part.table.floats);
             return Ok(());
         }
-        // A clean row in DRAM stands for this record, which its eviction would return to.
+        // A row in DRAM whose record this is: its eviction returns to it, its recovery begins with it.
         let item = Item { key: record.key, hash, index: 0 };
         if let Found::Dram(at) = part.find(&item, |_| true) {
-            let header = part.pool.header_mut(at);
-            if !header.state.is_dirty() && header.state.low() == place.0 {
-                header.state.set_low(copy()?.0);
+            if part.pool.header(at).state.place() == Some(place) {
+                let new = copy()?;
+                part.pool.header_mut(at).state.set_place(new);
                 log.release(place, part.table.floats);
             }
         }

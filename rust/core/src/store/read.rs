@@ -10,7 +10,7 @@ use super::engine::{now, Engine};
 use super::{InsertBatch, LookupBatch};
 use crate::error::{Error, Result};
 use crate::log::{Pin, Read, RecordView};
-use crate::table::{make_dirty, stripe_of, Counters, Found, Item, Plan, Pool, State, Table};
+use crate::table::{stripe_of, Counters, Found, Item, Plan, Pool, State, Table};
 use crate::types::{Place, TableId};
 
 /// One table's keys in a call.
@@ -398,14 +398,14 @@ struct Insert<'a, 'b> {
 impl Insert<'_, '_> {
     /// Counts the read and copies the value out.
     #[inline(always)]
-    fn touch(&mut self, engine: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
+    fn touch(&mut self, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         let batch = &mut self.batches[batch];
         let dim = batch.rows.len() / batch.keys.len();
         let count = batch.counts.get(item.index as usize).copied().unwrap_or(1);
         let (header, numbers) = pool.row_mut(at);
         header.frequency = header.frequency.saturating_add(count);
         header.last_seen = self.now;
-        make_dirty(&engine.tier.log, numbers.len(), header, None);
+        header.state.make_dirty(None);
         copy_value(numbers, row_of(batch.rows, dim, item));
     }
 }
@@ -414,7 +414,7 @@ impl Verb for Insert<'_, '_> {
     #[inline(always)]
     fn hit(&mut self, engine: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         pool.header_mut(at).state.warm();
-        self.touch(engine, pool, at, batch, item);
+        self.touch(pool, at, batch, item);
     }
 
     fn absent(
@@ -433,7 +433,8 @@ impl Verb for Insert<'_, '_> {
             let at = match state.part(&engine.tier, &table).find(item, |_| true) {
                 Found::Dram(at) => at,
                 _ => {
-                    let at = state.insert(&engine.tier, &table, item)?;
+                    let sequence = state.applied;
+                    let at = state.insert(&engine.tier, &table, item, sequence)?;
                     let part = state.part(&engine.tier, &table);
                     table.initial_row(item.key, part.pool.row_mut(at).1);
                     created += 1;
@@ -441,7 +442,7 @@ impl Verb for Insert<'_, '_> {
                 }
             };
             let part = state.part(&engine.tier, &table);
-            self.touch(engine, &mut part.pool, at, batch, item);
+            self.touch(&mut part.pool, at, batch, item);
         }
         engine.release_records(&table, items.len() - created);
         Ok(())
@@ -464,7 +465,7 @@ impl Verb for Insert<'_, '_> {
             return Ok(false);
         };
         let part = state.part(&engine.tier, &table);
-        self.touch(engine, &mut part.pool, at, batch, item);
+        self.touch(&mut part.pool, at, batch, item);
         Ok(true)
     }
 }

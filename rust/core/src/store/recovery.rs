@@ -116,11 +116,11 @@ impl Engine {
                 state.applied = state.applied.max(entry.sequence);
                 let next = entries.get(n + 1);
                 let is_last = next.is_none_or(|e| (e.table, e.key) != (entry.table, entry.key));
-                if !is_last || entry.tombstone {
-                    continue;
-                }
                 let table = self.catalog.read().by_id.get(&entry.table).cloned();
-                if let Some(table) = table {
+                let Some(table) = table else { continue };
+                if entry.tombstone {
+                    self.tier.log.adopt(entry.place, 0);
+                } else if is_last {
                     self.adopt(&mut state, &table, entry)?;
                 }
             }

@@ -31,10 +31,10 @@ impl Engine {
 
     pub(super) fn table_stats(&self, id: TableId) -> Result<Vec<(&'static str, u64)>> {
         let table = self.table(id)?;
-        Ok(self.list(&table))
+        Ok(self.count(&table))
     }
 
-    fn list(&self, table: &Table) -> Vec<(&'static str, u64)> {
+    fn count(&self, table: &Table) -> Vec<(&'static str, u64)> {
         Self::describe(&self.rows(table), Self::record_bytes_of(table), &table.counters)
     }
 
@@ -58,7 +58,7 @@ impl Engine {
         let tables: Vec<_> = self.catalog.read().by_id.values().cloned().collect();
         let mut sums = Self::describe(&Rows::default(), 0, &Counters::default());
         for table in &tables {
-            for (sum, (_, value)) in sums.iter_mut().zip(self.list(table)) {
+            for (sum, (_, value)) in sums.iter_mut().zip(self.count(table)) {
                 sum.1 += value;
             }
         }

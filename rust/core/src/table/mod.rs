@@ -17,4 +17,4 @@ pub(crate) use part::Found;
 pub(crate) use plan::{stripe_of, Item, Plan};
 pub(crate) use pool::Pool;
 pub(crate) use shape::{Counters, Table};
-pub(crate) use stripe::{make_dirty, Guard, State, Stripe, Tier};
+pub(crate) use stripe::{Guard, State, Stripe, Tier};

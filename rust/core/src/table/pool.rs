@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::arena::{Arena, PAGE};
+use crate::types::Place;
 
 /// What precedes the numbers of a row in DRAM. 32 bytes, as on disk; the last eight differ.
 #[repr(C)]
@@ -24,17 +25,23 @@ pub(crate) struct Header {
 
 const _: () = assert!(size_of::<Header>() == 32);
 
-/// Packed state of a row in DRAM: bits 0-39 are the place on NVMe of a clean row (0: none) or, of a
-/// dirty one, the generation of the oldest journal file that it needs; 40-47 heat; then flags.
+/// Packed state of a row in DRAM: bits 0-39 are the place of its record on NVMe (0: it has none);
+/// that record is live, even while the row here is newer, for recovery begins with it. 40-47 are the
+/// heat, then flags, then the low bits of the generation of the oldest journal file that the row
+/// needs beside that record.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RowState(u64);
 
-const LOW: u64 = (1 << 40) - 1;
+const PLACE: u64 = (1 << 40) - 1;
 const HEAT_SHIFT: u32 = 40;
 const LIVE: u64 = 1 << 48;
 const DIRTY: u64 = 1 << 49;
 const WINDOW: u64 = 1 << 50;
-const WAS_ON_NVME: u64 = 1 << 51;
+/// A journal entry made it dirty; otherwise its training counts alone are new.
+const JOURNALED: u64 = 1 << 51;
+const GENERATION_SHIFT: u32 = 52;
+/// Journal files that exist at one time are far fewer, so the low bits tell their order.
+const GENERATIONS: u32 = 1 << (64 - GENERATION_SHIFT);
 
 macro_rules! flags {
     ($($get:ident $set:ident $bit:ident;)*) => { $(
@@ -52,16 +59,39 @@ impl RowState {
         is_live set_live LIVE;
         is_dirty set_dirty DIRTY;
         is_in_window set_in_window WINDOW;
-        was_on_nvme set_was_on_nvme WAS_ON_NVME;
     }
 
-    pub(crate) fn low(self) -> u64 {
-        self.0 & LOW
+    /// The row's record on NVMe.
+    pub(crate) fn place(self) -> Option<Place> {
+        let place = self.0 & PLACE;
+        (place != 0).then_some(Place(place))
     }
 
-    pub(crate) fn set_low(&mut self, low: u64) {
-        debug_assert!(low <= LOW);
-        self.0 = self.0 & !LOW | low;
+    pub(crate) fn set_place(&mut self, place: Place) {
+        self.0 = self.0 & !PLACE | place.0;
+    }
+
+    /// The row is newer than its record: by a training read, or (`generation`) by a journal entry.
+    #[inline(always)]
+    pub(crate) fn make_dirty(&mut self, generation: Option<u32>) {
+        self.0 |= DIRTY;
+        if let (Some(generation), 0) = (generation, self.0 & JOURNALED) {
+            let low = u64::from(generation % GENERATIONS) << GENERATION_SHIFT;
+            self.0 = self.0 & !(u64::MAX << GENERATION_SHIFT) | JOURNALED | low;
+        }
+    }
+
+    /// The row is what its record at `place` says.
+    pub(crate) fn make_clean(&mut self, place: Place) {
+        self.0 &= !(DIRTY | JOURNALED);
+        self.set_place(place);
+    }
+
+    /// True if the row needs a journal file up to `bound`, the newest but few.
+    pub(crate) fn needs_journal(self, bound: u32) -> bool {
+        let generation = (self.0 >> GENERATION_SHIFT) as u32;
+        let age = bound.wrapping_sub(generation) % GENERATIONS;
+        self.0 & JOURNALED != 0 && age < GENERATIONS / 2
     }
 
     #[inline(always)]
@@ -297,6 +327,22 @@ mod tests {
         assert_eq!(pool.shrink(), pool.extent_bytes());
         assert!(pool.take().is_none());
         assert_eq!(pool.capacity() * 2, capacity);
+    }
+
+    #[test]
+    fn the_oldest_generation_is_kept_until_the_row_is_clean() {
+        let mut state = RowState::default();
+        state.make_dirty(None);
+        assert!(state.is_dirty() && !state.needs_journal(u32::MAX));
+        for first in [0, 1, 4095, 4096, 70_000] {
+            state.make_dirty(Some(first));
+            state.make_dirty(Some(first + 3));
+            assert!(state.needs_journal(first) && state.needs_journal(first + 5));
+            assert!(first == 0 || !state.needs_journal(first - 1));
+            state.make_clean(Place(9));
+            assert_eq!((state.place(), state.is_dirty()), (Some(Place(9)), false));
+            assert!(!state.needs_journal(first));
+        }
     }
 
     #[test]

@@ -13,15 +13,12 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::arena::Arena;
 use super::part::Part;
 use super::plan::Item;
-use super::pool::{Header, Pool};
+use super::pool::Pool;
 use super::shape::{Counters, Table};
 use crate::error::{Error, Result};
 use crate::index::{Location, Slot};
 use crate::log::{Log, Record, RecordView, Stream};
 use crate::types::{hash, Place, Sequence, TableId};
-
-/// Journal generation of a row that no journal entry has made dirty: its counts alone are new.
-const UNJOURNALED: u64 = u32::MAX as u64;
 
 /// What lies below and beside the stripes.
 pub(crate) struct Tier {
@@ -100,7 +97,7 @@ impl State {
         for location in part.index.locations() {
             let place = match location.resolve() {
                 Err(place) => Some(place),
-                Ok(at) => clean_place(part.pool.header(at)),
+                Ok(at) => part.pool.header(at).state.place(),
             };
             if let Some(place) = place {
                 tier.log.release(place, part.table.floats);
@@ -128,19 +125,23 @@ impl State {
         )))
     }
 
-    /// Adds a row for a key that has none; its numbers are for the caller to write.
-    pub(crate) fn insert(&mut self, tier: &Tier, table: &Arc<Table>, item: &Item) -> Result<u64> {
+    /// Adds a row for a key that has none, as of `sequence`; its numbers are for the caller to write.
+    pub(crate) fn insert(
+        &mut self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        item: &Item,
+        sequence: Sequence,
+    ) -> Result<u64> {
         // First the entry's lane: making one may take extents away, a row just taken among them.
         // Making room for the row moves entries, but takes no lane.
         self.part(tier, table);
         let slot = self.vacancy(tier, table.id, item.hash);
         let at = self.allocate(tier, table)?;
-        let sequence = self.applied;
         let Some(part) = self.parts.get_mut(&table.id) else { return Ok(at) };
         let header = part.pool.header_mut(at);
         (header.key, header.sequence) = (item.key, sequence);
-        header.state.set_dirty(true);
-        header.state.set_low(UNJOURNALED);
+        header.state.make_dirty(None);
         part.index.insert(slot, item.hash, Location::dram(at));
         part.policy.insert(&mut part.pool, at, item.hash);
         Ok(at)
@@ -163,8 +164,7 @@ impl State {
         let (header, numbers) = part.pool.row_mut(at);
         (header.key, header.sequence) = (record.key, record.sequence);
         (header.last_seen, header.frequency) = (record.last_seen, record.frequency);
-        header.state.set_low(place.0);
-        header.state.set_was_on_nvme(true);
+        header.state.make_clean(place);
         numbers.copy_from_slice(record.row);
         part.policy.insert(&mut part.pool, at, item.hash);
         if let Some(slot) = part.slot(item.hash, Location::nvme(place)) {
@@ -295,17 +295,12 @@ impl State {
     ) -> Result<bool> {
         let Some(part) = self.parts.get_mut(&id) else { return Ok(false) };
         let Some(slot) = part.slot(item.hash, location) else { return Ok(false) };
-        let (place, was_on_nvme) = match location.resolve() {
-            Err(place) => (Some(place), true),
-            Ok(at) => {
-                let header = part.pool.header(at);
-                (clean_place(header), header.state.was_on_nvme())
-            }
+        let place = match location.resolve() {
+            Err(place) => Some(place),
+            Ok(at) => part.pool.header(at).state.place(),
         };
-        if was_on_nvme {
-            tier.log.append_tombstone(Stream::Rows, id, item.key, sequence)?;
-        }
         if let Some(place) = place {
+            tier.log.append_tombstone(Stream::Rows, id, item.key, sequence)?;
             tier.log.release(place, part.table.floats);
         }
         if let Ok(at) = location.resolve() {
@@ -323,7 +318,7 @@ impl State {
             for n in 0..part.pool.capacity() {
                 let at = part.pool.nth(n);
                 let state = part.pool.header(at).state;
-                let is_due = generation.is_none_or(|bound| state.low() <= u64::from(bound));
+                let is_due = generation.is_none_or(|bound| state.needs_journal(bound));
                 if state.is_live() && state.is_dirty() && is_due {
                     write_row(tier, &part.table, &mut part.pool, at)?;
                     written += 1;
@@ -367,8 +362,9 @@ fn evict_row(tier: &Tier, part: &mut Part, at: u64) -> Result<()> {
     }
     let header = *part.pool.header(at);
     let hash = hash(header.key);
-    if let Some(slot) = part.slot(hash, Location::dram(at)) {
-        part.index.relocate(slot, Location::nvme(Place(header.state.low())));
+    let slot = part.slot(hash, Location::dram(at));
+    if let (Some(slot), Some(place)) = (slot, header.state.place()) {
+        part.index.relocate(slot, Location::nvme(place));
     }
     part.policy.remember(hash, header.state.heat(), part.pool.capacity());
     part.pool.give(at);
@@ -387,28 +383,10 @@ fn write_row(tier: &Tier, table: &Table, pool: &mut Pool, at: u64) -> Result<()>
         row: numbers,
     };
     let place = tier.log.append(Stream::Rows, table.id, &record)?;
-    header.state.set_dirty(false);
-    header.state.set_was_on_nvme(true);
-    header.state.set_low(place.0);
+    if let Some(old) = header.state.place() {
+        tier.log.release(old, table.floats);
+    }
+    header.state.make_clean(place);
     Counters::add(&table.counters.device_bytes_written, pool.row_bytes());
     Ok(())
-}
-
-/// The record that a clean row still has on NVMe.
-fn clean_place(header: &Header) -> Option<Place> {
-    let state = header.state;
-    (!state.is_dirty() && state.low() != 0).then(|| Place(state.low()))
-}
-
-/// Marks a row changed by a training read (no `generation`) or by an entry of a journal file. Its
-/// record on NVMe, if it has one, is dead from now on.
-#[inline(always)]
-pub(crate) fn make_dirty(log: &Log, floats: usize, header: &mut Header, generation: Option<u32>) {
-    if let Some(place) = clean_place(header) {
-        log.release(place, floats);
-    }
-    let new = generation.map_or(UNJOURNALED, u64::from);
-    let low = if header.state.is_dirty() { header.state.low().min(new) } else { new };
-    header.state.set_dirty(true);
-    header.state.set_low(low);
 }
