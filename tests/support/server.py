@@ -100,7 +100,8 @@ class ServerProcess:
     def http(self, path: str) -> tuple[int, str]:
         """Status and body of a GET from the ops port."""
         try:
-            with urllib.request.urlopen(self.ready["ops"] + path, timeout=10) as reply:  # noqa: S310 - ours
+            url = self.ready["ops"] + path
+            with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 - our own
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
