@@ -36,6 +36,8 @@ PORT_MAX = 65535
 SHARDS_MAX = 4096
 DRAIN_MAX_S = 3600
 ENV_PREFIX = "HYBRIDPS_"
+# Of the command line, of the tests and of `make`: ours, but no settings of a server.
+ENV_OTHERS = frozenset({"HYBRIDPS_URL", "HYBRIDPS_SHARED", "HYBRIDPS_LONG", "HYBRIDPS_TORCH_SITE"})
 DURABILITY_MODES = ("none", "process", "interval", "always")
 
 
@@ -336,7 +338,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     known = {ENV_PREFIX + name.upper(): name for name in ("config", *_NAMES)}
     found: dict[str, tuple[str, Any]] = {}
     for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX):
+        if not variable.startswith(ENV_PREFIX) or variable in ENV_OTHERS:
             continue
         if variable not in known:
             raise ConfigError(

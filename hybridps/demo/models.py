@@ -66,7 +66,7 @@ class DeepFM(ClickModel):
         x, first_order = rows[..., : self.dim], rows[..., self.dim].sum(1)
         total = x.sum(1)
         pairs = 0.5 * (total * total - (x * x).sum(1)).sum(1)
-        deep = self.network(x[:, : self.singles].flatten(1)).squeeze(1)
+        deep = logit(self.network, x[:, : self.singles].flatten(1))
         return self.bias + first_order + pairs + deep
 
 
@@ -85,7 +85,7 @@ class WideDeep(ClickModel):
 
     def forward(self, vectors: Mapping[str, Tensor], dense: Tensor) -> Tensor:
         deep = torch.cat([vectors["deep"].flatten(1), dense], dim=1)
-        return self.bias + vectors["wide"].flatten(1).sum(1) + self.network(deep).squeeze(1)
+        return self.bias + vectors["wide"].flatten(1).sum(1) + logit(self.network, deep)
 
 
 class DLRM(ClickModel):
@@ -96,8 +96,7 @@ class DLRM(ClickModel):
         self.bottom = nn.Sequential(nn.Linear(self.dense, dim), nn.ReLU()) if self.dense else None
         vectors = self.singles + (self.columns > self.singles) + (self.dense > 0)
         pairs = torch.triu_indices(vectors, vectors, offset=1)
-        self.register_buffer("left", pairs[0], persistent=False)
-        self.register_buffer("right", pairs[1], persistent=False)
+        self.left, self.right = pairs[0], pairs[1]
         self.network = network(pairs.shape[1] + (dim if self.dense else 0))
 
     def dims(self) -> dict[str, int]:
@@ -116,7 +115,7 @@ class DLRM(ClickModel):
             parts.append(bottom.unsqueeze(1))
         x = torch.cat(parts, dim=1)
         dots = torch.bmm(x, x.transpose(1, 2))[:, self.left, self.right]
-        return self.bias + self.network(torch.cat([dots, bottom], dim=1)).squeeze(1)
+        return self.bias + logit(self.network, torch.cat([dots, bottom], dim=1))
 
 
 def network(inputs: int) -> nn.Sequential:
@@ -126,6 +125,12 @@ def network(inputs: int) -> nn.Sequential:
         nn.Linear(inputs, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(),
         nn.Linear(second, 1),
     )  # fmt: skip
+
+
+def logit(layers: nn.Module, inputs: Tensor) -> Tensor:
+    """float32[n] of float32[n, inputs]."""
+    column: Tensor = layers(inputs)
+    return column.squeeze(1)
 
 
 MODELS: dict[str, type[ClickModel]] = {"deepfm": DeepFM, "dlrm": DLRM, "widedeep": WideDeep}

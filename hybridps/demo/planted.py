@@ -37,7 +37,7 @@ class PlantedLog:
     def vocabularies(self) -> NDArray[np.int64]:
         """Distinct ids of each feature; they sum to `ids`, to rounding."""
         shape = np.geomspace(SMALLEST, LARGEST, FEATURES)
-        sizes = np.maximum(2, shape * self.ids / shape.sum()).astype(np.int64)
+        sizes: NDArray[np.int64] = np.maximum(2, shape * self.ids / shape.sum()).astype(np.int64)
         sizes[-1] = max(2, self.ids - int(sizes[:-1].sum()))
         return sizes
 

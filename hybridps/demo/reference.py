@@ -6,7 +6,9 @@ a parameter server never asks for that.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from torch import Tensor, nn
 
 import hybridps as hps
 from hybridps.demo.datasets import Dataset
+
+# torch's Adagrad builds sparse tensors and then warns that it does not check what it built.
+warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
 
 
 class TorchTables(nn.Module):
@@ -34,7 +39,8 @@ class TorchTables(nn.Module):
         self.tables = nn.ModuleDict()
         for name, spec in specs.items():
             weight = torch.from_numpy(spec.initial_rows(unique))
-            self.tables[name] = nn.Embedding.from_pretrained(weight, freeze=False, sparse=True)
+            rows, dim = weight.shape
+            self.tables[name] = nn.Embedding(rows, dim, sparse=True, _weight=weight)
         self.optimizer = torch_optimizer(next(iter(specs.values())), list(self.parameters()))
 
     def forward(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -46,7 +52,8 @@ class TorchTables(nn.Module):
         """Zeroes rows that no training sample named: a served table answers zeros for them."""
         absent = torch.from_numpy(~self.trained)
         for table in self.tables.values():
-            table.weight[absent] = 0.0
+            weight = cast("Tensor", table.weight)
+            weight[absent] = 0.0
 
 
 def torch_optimizer(spec: hps.TableSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -32,6 +32,8 @@ SEGMENT_STEPS = 4
 FILL_BATCH = 65_536
 TEST_SAMPLES = 50_000
 QUERY_SECONDS = 8.0
+# A slow or busy machine trains on fewer samples rather than for longer.
+TRAIN_SECONDS = 75.0
 # Compaction wants room, and the log keeps dead records for a while.
 DISK_FACTOR = 6
 
@@ -101,15 +103,18 @@ def run(options: Options) -> Scale:
         before = tiered.ps.stats()
         title = f"training, {options.share:.0%} of the rows in DRAM and all"
         with Progress(title, 2 * options.samples, shown=options.bars) as bar:
-            seconds = alternate([full.trainer, tiered.trainer], steps, SEGMENT_STEPS, bar.advance)
+            seconds = alternate(
+                [full.trainer, tiered.trainer], steps, SEGMENT_STEPS, bar.advance, TRAIN_SECONDS
+            )
+        samples = sum(map(len, steps[: len(seconds[0]) * SEGMENT_STEPS]))
         after = tiered.ps.stats()
         arms = [
-            side.arm(options.samples / sum(s), side.trainer.test_auc(dataset, BATCH))
+            side.arm(samples / sum(s), side.trainer.test_auc(dataset, BATCH))
             for side, s in zip((full, tiered), seconds, strict=True)
         ]
         latencies, rate = serve_while_training(tiered, steps, options, log)
     counts = {name: after[name] - before[name] for name in after}
-    return _result(options, dataset, arms, seconds, after, counts, 2 * log.ids / fill_s,
+    return _result(options, samples, dataset, arms, seconds, after, counts, 2 * log.ids / fill_s,
                    latencies, rate)  # fmt: skip
 
 
@@ -172,6 +177,7 @@ def serve_while_training(
 
 def _result(
     options: Options,
+    samples: int,
     dataset: Dataset,
     arms: list[Arm],
     seconds: list[list[float]],
@@ -185,7 +191,7 @@ def _result(
     ratio = statistics.median(f / t for f, t in zip(*seconds, strict=True))
     bayes = dataset.bayes_auc
     return Scale(
-        options.model, stats["keys"], options.samples, float("nan") if bayes is None else bayes,
+        options.model, stats["keys"], samples, float("nan") if bayes is None else bayes,
         arms[0], arms[1], ratio, stats["rows_dram"], stats["rows_nvme"], stats["nvme_bytes"],
         hits / max(1, hits + misses), counts["device_reads"],
         counts["device_reads"] / max(1, misses), fill_rows_s, latencies, rate,

@@ -21,6 +21,11 @@ READY = b"hybridps ready"
 MIB = 1 << 20
 
 
+def plain_environment() -> dict[str, str]:
+    """This process's environment without settings of servers: the flags say all."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("HYBRIDPS_")}
+
+
 class Server:
     """`python -m hybridps.server` on a Unix socket, in a directory of its own.
 
@@ -116,7 +121,7 @@ class Server:
         log = (self.room / "server.log").open("wb")
         with log:
             self._process = subprocess.Popen(  # noqa: S603
-                command, stdout=subprocess.PIPE, stderr=log
+                command, stdout=subprocess.PIPE, stderr=log, env=plain_environment()
             )
         self._await_ready()
 

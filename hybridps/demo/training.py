@@ -6,6 +6,7 @@ tables; a hybridps layer needs none, the gradients leave with the backward pass.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
@@ -129,14 +130,20 @@ def alternate(
     steps: Sequence[Positions],
     segment: int,
     progress: Callable[[int], object] | None = None,
+    limit_s: float = math.inf,
 ) -> list[list[float]]:
-    """Every trainer takes all steps, in turns of `segment` steps; who goes first changes too.
+    """Every trainer takes the same steps, in turns of `segment` steps; who goes first changes too.
+
+    After `limit_s` seconds no further turn begins: a slow machine trains on less, all alike.
 
     Returns:
         For each trainer the seconds of each of its segments.
     """
     seconds: list[list[float]] = [[] for _ in trainers]
+    end = time.perf_counter() + limit_s
     for turn, low in enumerate(range(0, len(steps), segment)):
+        if time.perf_counter() > end:
+            break
         order = range(len(trainers)) if turn % 2 == 0 else reversed(range(len(trainers)))
         for index in order:
             part = iter(steps[low : low + segment])

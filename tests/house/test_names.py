@@ -90,6 +90,8 @@ def test_stub_and_module_have_the_same_names() -> None:
     core = pytest.importorskip("hybridps._core")
     tree = house.parsed(STUB).body
     told = {n.name for n in tree if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    values = [n for n in tree if isinstance(n, ast.AnnAssign) and n.value is None]
+    told |= {ast.unparse(n.target) for n in values if not ast.unparse(n.target).startswith("_")}
     is_public = {n for n in vars(core) if not n.startswith("_")}
     assert told == is_public, f"only in the stub or only in the module: {told ^ is_public}"
 

@@ -13,16 +13,18 @@ import capnp
 import numpy as np
 import pytest
 import uvloop
+from support.stock import SCHEMA, StockSession, pack, stock_session
+from support.wired import DIM, Raw, Served, feed, limits, raw, serving
 
 from hybridps import _core
 from hybridps.rpc import schemas
-from support.stock import SCHEMA, StockSession, pack, stock_session
-from support.wired import DIM, Raw, Served, feed, limits, raw, serving
 
 KEYS = [3, 1, 2**64 - 1, 3]
 
 
-@pytest.fixture(params=[asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.fixture(
+    params=[asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
 def run(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """Runs a coroutine on one kind of loop."""
 
@@ -328,96 +330,103 @@ def test_a_cancelled_read_is_skipped_and_a_cancelled_push_is_applied(
     run(main())
 
 
+TABLE = 4
+ROWS = np.arange(6, dtype=np.float32)
+COUNTS = np.arange(3, dtype=np.uint32)
+
+
+class StockServer(SCHEMA.Session.Server):  # type: ignore[misc]
+    """What pycapnp makes of our calls is checked here."""
+
+    async def hello(self, session: int, clientId: str, **_: Any) -> Any:  # noqa: N803
+        assert (session, clientId) == (11, "me")
+        return {"version": "stock", "keysLimit": 9}
+
+    async def lookup(self, tables: Any, wantFound: bool, **_: Any) -> Any:  # noqa: N803
+        assert wantFound
+        assert [(t.table, bytes(t.keys)) for t in tables] == [(TABLE, pack(KEYS)), (5, b"")]
+        return [{"rows": ROWS.tobytes(), "found": b"\1\0\1"}, {}]
+
+    async def lookupOrInsert(self, tables: Any, **_: Any) -> Any:  # noqa: N802
+        sent = [(t.table, bytes(t.keys), bytes(t.counts)) for t in tables]
+        assert sent == [(TABLE, pack([1, 2, 3]), COUNTS.tobytes()), (5, pack([7]), b"")]
+        return [{"rows": ROWS[:3].tobytes()}, {"rows": ROWS[:1].tobytes()}]
+
+    async def applyGradients(self, push: Any, tables: Any, **_: Any) -> Any:  # noqa: N802
+        assert push.to_dict() == {"number": 3, "hasStep": True, "step": -2}
+        assert bytes(tables[0].gradients) == ROWS[:3].tobytes()
+        return True
+
+    async def tables(self, **_: Any) -> Any:
+        return ["x" * 9000, "y"]
+
+    async def table(self, name: str, **_: Any) -> Any:
+        raise RuntimeError(f"TableNotFoundError: no table {name}")
+
+
+class StockGate(SCHEMA.Gate.Server):  # type: ignore[misc]
+    """Lets us in."""
+
+    async def login(self, token: str, **_: Any) -> Any:
+        assert token == "sesame"  # noqa: S105
+        return StockServer()
+
+
 def test_our_client_against_a_stock_server(tmp_path: Path) -> None:
     """Its calls decode with pycapnp, and what pycapnp answers decodes here."""
-    table = 4
-    rows = np.arange(6, dtype=np.float32)
+    path = str(tmp_path / "stock.sock")
 
-    class Session(SCHEMA.Session.Server):  # type: ignore[misc]
-        async def hello(self, session: int, clientId: str, **_: Any) -> Any:  # noqa: N803
-            assert (session, clientId) == (11, "me")
-            return {"version": "stock", "keysLimit": 9}
-
-        async def lookup(self, tables: Any, wantFound: bool, **_: Any) -> Any:  # noqa: N803
-            assert wantFound
-            assert [(t.table, bytes(t.keys)) for t in tables] == [(table, pack(KEYS)), (5, b"")]
-            return [{"rows": rows.tobytes(), "found": b"\1\0\1"}, {}]
-
-        async def lookupOrInsert(self, tables: Any, **_: Any) -> Any:  # noqa: N802
-            sent = [(t.table, bytes(t.keys), bytes(t.counts)) for t in tables]
-            counts = np.arange(3, dtype=np.uint32).tobytes()
-            assert sent == [(table, pack([1, 2, 3]), counts), (5, pack([7]), b"")]
-            return [{"rows": rows[:3].tobytes()}, {"rows": rows[:1].tobytes()}]
-
-        async def applyGradients(self, push: Any, tables: Any, **_: Any) -> Any:  # noqa: N802
-            assert push.to_dict() == {"number": 3, "hasStep": True, "step": -2}
-            assert bytes(tables[0].gradients) == rows[:3].tobytes()
-            return True
-
-        async def tables(self, **_: Any) -> Any:
-            return ["x" * 9000, "y"]
-
-        async def table(self, name: str, **_: Any) -> Any:
-            raise RuntimeError(f"TableNotFoundError: no table {name}")
-
-    class Gate(SCHEMA.Gate.Server):  # type: ignore[misc]
-        async def login(self, token: str, **_: Any) -> Any:
-            assert token == "secret"
-            return Session()
+    async def serve(stream: Any) -> None:
+        await capnp.TwoPartyServer(stream, bootstrap=StockGate()).on_disconnect()
 
     async def main() -> None:
-        path = str(tmp_path / "stock.sock")
-
-        async def serve(stream: Any) -> None:
-            await capnp.TwoPartyServer(stream, bootstrap=Gate()).on_disconnect()
-
         async with capnp.kj_loop():
             server = await capnp.AsyncIoStream.create_unix_server(serve, path)
-            reader, writer = await asyncio.open_unix_connection(path)
-            peer = Raw(reader, writer)
-            await talk(peer)
-            writer.close()
+            peer = Raw(*await asyncio.open_unix_connection(path))
+            asked, answers = await talk(peer)
+            check_answers({answer.question: answer for answer in answers}, asked)
+            peer.close()
             server.close()
-
-    async def talk(peer: Raw) -> None:
-        machine = peer.machine
-        hello, data = machine.start(11, "me", "secret")
-        peer.writer.write(data)
-        # Sent before the login is answered; the others after.
-        keys = np.array(KEYS, np.uint64)
-        empty = keys[:0]
-        asked = [hello, peer.send(machine.lookup([(table, keys), (5, empty)], True))]
-        answers = await peer.answers(2)
-        three = np.array([1, 2, 3], np.uint64)
-        counts = np.arange(3, dtype=np.uint32)
-        seven = np.array([7], np.uint64)
-        batches = [(table, three, counts), (5, seven, None)]
-        asked.append(peer.send(machine.lookup_or_insert(batches)))
-        gradients = rows[:3].reshape(1, 3)
-        asked.append(peer.send(machine.apply_gradients(3, -2, [(table, three[:1], gradients)])))
-        asked += [peer.cold("tables"), peer.cold("table", name="t")]
-        assert machine.in_flight == 4
-        answers += await peer.answers(4)
-        assert machine.in_flight == 0
-        by_question = {answer.question: answer for answer in answers}
-        greeting, found, inserted, pushed, names, missing = [by_question[q] for q in asked]
-        with schemas.read_results("hello", greeting.results) as results:
-            assert (results.server.version, results.server.keysLimit) == ("stock", 9)
-        (first, flags), (second, none) = found.rows
-        assert np.frombuffer(first, np.float32).tolist() == rows.tolist()
-        assert (bytes(flags), len(second), none) == (b"\1\0\1", 0, None)
-        assert [len(r) for r, _ in inserted.rows] == [12, 4]
-        assert pushed.duplicate
-        with schemas.read_results("tables", names.results) as results:
-            assert list(results.names) == ["x" * 9000, "y"]
-        assert missing.exception is not None
-        # pycapnp sends a whole traceback, which is no text of ours.
-        assert missing.exception[:2] == ("failed", "")
-        assert "no table t" in missing.exception[2]
 
     # On asyncio only: pycapnp's own server dies on uvloop. The bytes are the same.
     with asyncio.Runner() as loop:
         loop.run(main())
+
+
+async def talk(peer: Raw) -> tuple[list[int], list[_core.Answer]]:
+    """The first two calls are sent before the login is answered; the others after."""
+    machine = peer.machine
+    hello, data = machine.start(11, "me", "sesame")
+    peer.writer.write(data)
+    keys = np.array(KEYS, np.uint64)
+    asked = [hello, peer.send(machine.lookup([(TABLE, keys), (5, keys[:0])], True))]
+    answers = await peer.answers(2)
+    three, seven = np.array([1, 2, 3], np.uint64), np.array([7], np.uint64)
+    asked.append(peer.send(machine.lookup_or_insert([(TABLE, three, COUNTS), (5, seven, None)])))
+    gradients = ROWS[:3].reshape(1, 3)
+    asked.append(peer.send(machine.apply_gradients(3, -2, [(TABLE, seven, gradients)])))
+    asked += [peer.cold("tables"), peer.cold("table", name="t")]
+    assert machine.in_flight == 4
+    answers += await peer.answers(4)
+    assert machine.in_flight == 0
+    return asked, answers
+
+
+def check_answers(answers: dict[int, _core.Answer], asked: list[int]) -> None:
+    greeting, found, inserted, pushed, names, missing = [answers[q] for q in asked]
+    with schemas.read_results("hello", greeting.results) as results:
+        assert (results.server.version, results.server.keysLimit) == ("stock", 9)
+    (first, flags), (second, none) = found.rows
+    assert np.frombuffer(first, np.float32).tolist() == ROWS.tolist()
+    assert (bytes(flags), len(second), none) == (b"\1\0\1", 0, None)
+    assert [len(rows) for rows, _ in inserted.rows] == [12, 4]
+    assert pushed.duplicate
+    with schemas.read_results("tables", names.results) as results:
+        assert list(results.names) == ["x" * 9000, "y"]
+    # pycapnp sends a whole traceback, which is no text of ours.
+    assert missing.exception is not None
+    assert missing.exception[:2] == ("failed", "")
+    assert "no table t" in missing.exception[2]
 
 
 def test_rows_are_the_callers_own_and_keep_the_frame_alive(tmp_path: Path) -> None:
@@ -481,7 +490,37 @@ def test_drain_finishes_calls_in_flight_and_closes(run: Any, tmp_path: Path) -> 
             assert (await busy.answer()).question == question
             await busy.ending()
             await drain
-            with pytest.raises(OSError, match="refused|No such file"):
+            with pytest.raises(OSError, match=r"refused|No such file"):
                 await asyncio.open_unix_connection(served.path)
+
+    run(main())
+
+
+def test_connections_that_stall_are_cut(run: Any, tmp_path: Path) -> None:
+    """Silent before login, inside a frame, with answers unread, idle: each for its own reason."""
+    times = {"login_s": 0.2, "frame_s": 0.2, "unread_s": 0.2, "idle_s": 0.2}
+
+    async def main() -> None:
+        async with serving(tmp_path, **times) as served:
+            rejected = served.counts.rejected
+            async with raw(served) as silent:
+                await silent.ending()
+            assert rejected == ["login"]
+            async with raw(served) as idle:
+                await idle.start()
+                await idle.ending()
+            assert rejected[1:] == ["idle"]
+            async with raw(served) as half:
+                await half.start()
+                half.writer.write(struct.pack("<II", 0, 100))
+                await half.ending()
+            assert rejected[2:] == ["frame"]
+            async with raw(served) as deaf:
+                await deaf.start()
+                deaf.writer.transport.pause_reading()
+                for _ in range(10):
+                    deaf.lookup(served.table, range(50_000))
+                await served.idle()
+            assert rejected[3:] == ["unread"]
 
     run(main())

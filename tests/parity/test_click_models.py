@@ -94,7 +94,7 @@ def compare(data: datasets.Dataset, name: str, batch: int) -> tuple[float, float
 @pytest.mark.parametrize("name", ["deepfm", "widedeep", "dlrm"])
 def test_planted_log_as_in_plain_torch(name: str) -> None:
     data = planted()
-    ours, theirs = compare(data, name, 1024)
+    theirs, ours = compare(data, name, 1024)
     assert abs(ours - theirs) <= AUC_DIFFERENCE_MAX
     assert data.bayes_auc is not None
     assert 0.55 < ours < data.bayes_auc, "it learnt something, and no more than there is"

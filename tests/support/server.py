@@ -101,7 +101,7 @@ class ServerProcess:
         """Status and body of a GET from the ops port."""
         try:
             url = self.ready["ops"] + path
-            with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 - our own
+            with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 - ours
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

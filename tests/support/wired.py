@@ -91,7 +91,7 @@ class Served:
     async def idle(self) -> None:
         """Returns when no connection is open and nothing is held."""
         async with asyncio.timeout(10):
-            while self.listener.connections or self.listener.inflight_bytes:
+            while self.listener.connections or self.listener.inflight_bytes:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 

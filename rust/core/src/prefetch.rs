@@ -26,7 +26,8 @@ pub(crate) fn vectorized<T>(work: impl FnOnce() -> T) -> T {
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
             #[allow(unsafe_code, reason = "calling code compiled for a detected feature")]
-            // SAFETY: every processor with AVX2 and BMI2 has the other features; both were detected.
+            // SAFETY: every processor with AVX2 and BMI2 has the other features; both were
+            // detected.
             return unsafe { with_avx2(work) };
         }
     }

@@ -1,6 +1,7 @@
 //! The words that every room shares: keys, hashes, buckets, sequences, pushes, durability.
 //!
-//! Widths are fixed, because formats and placement depend on them. Nothing here allocates or fails.
+//! Widths are fixed, because formats and placement depend on them. Nothing here allocates or
+//! fails.
 
 /// Number of buckets in every table of every store; fixed for all time by the formats.
 pub const BUCKETS: u32 = 4096;

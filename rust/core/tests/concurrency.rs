@@ -1,7 +1,8 @@
 //! Goal: calls from many threads are applied once each, whole, and in one order per row.
 //!
-//! Method: SGD with rate 1 and integer gradients counts pushes exactly; threads push, read, prefetch,
-//! remove and flush on a store too small for its rows, with compaction at work; sums must agree.
+//! Method: SGD with rate 1 and integer gradients counts pushes exactly; threads push, read,
+//! prefetch, remove and flush on a store too small for its rows, with compaction at work; sums
+//! must agree.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,8 @@
 //! Goal: a store is a map from key to row, whatever its cache, its restarts and its crashes.
 //!
-//! Method: random calls on a store with the smallest budgets, beside plain maps that follow the same
-//! rules with the same optimizer code; after every few calls all rows are compared bit for bit.
+//! Method: random calls on a store with the smallest budgets, beside plain maps that follow the
+//! same rules with the same optimizer code; after every few calls all rows are compared bit for
+//! bit.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -118,8 +119,8 @@ fn gradients(seed: u64, keys: &[u64], dim: usize) -> Vec<f32> {
     (0..keys.len() * dim).map(|i| ((i as u64 * 31 + seed) % 17) as f32 / 8.0 - 1.0).collect()
 }
 
-/// What a killed process leaves: the files as the kernel has them at one moment. The copy takes the
-/// journal last, so that it is not older than the rows.
+/// What a killed process leaves: the files as the kernel has them at one moment. The copy takes
+/// the journal last, so that it is not older than the rows.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to.join("journal")).unwrap();
     for name in ["MANIFEST", "superblock", "rows.log"] {
@@ -161,80 +162,104 @@ fn compare(store: &Store, table: TableId, model: &Model) -> Result<(), TestCaseE
     Ok(())
 }
 
-fn run(
-    steps: &[Step],
-    optimizer: Optimizer,
-    dim: u32,
+/// A store, and what its rows should be.
+struct Beside {
+    scratch: Scratch,
+    store: Store,
+    table: TableId,
+    model: Model,
     mode: Durability,
-) -> Result<(), TestCaseError> {
-    let mut scratch = Scratch::new("model");
-    let mut store = Store::open(config(scratch.path(), mode)).unwrap();
-    let mut model =
-        Model { spec: spec("t", dim, optimizer), rows: HashMap::new(), unpushed: HashSet::new() };
-    let table = store.create_table(&model.spec).unwrap().id;
-    store.attach(1, "").unwrap();
-    for (number, step) in (1..).zip(steps) {
+}
+
+impl Beside {
+    fn new(optimizer: Optimizer, dim: u32, mode: Durability) -> Self {
+        let scratch = Scratch::new("model");
+        let store = Store::open(config(scratch.path(), mode)).unwrap();
+        let spec = spec("t", dim, optimizer);
+        let table = store.create_table(&spec).unwrap().id;
+        store.attach(1, "").unwrap();
+        let model = Model { spec, rows: HashMap::new(), unpushed: HashSet::new() };
+        Self { scratch, store, table, model, mode }
+    }
+
+    fn step(&mut self, number: u64, step: &Step) -> Result<(), TestCaseError> {
+        let (table, dim) = (self.table, self.model.spec.dim);
         let push = Push { session: 1, number, step: None };
         match *step {
             Step::Insert(first, n) => {
                 let keys = keys(first, n);
                 let mut rows = vec![0.0; keys.len() * dim as usize];
                 let batch = InsertBatch { table, keys: &keys, counts: &[], rows: &mut rows };
-                store.lookup_or_insert(&mut [batch]).unwrap();
+                self.store.lookup_or_insert(&mut [batch]).unwrap();
                 for (key, row) in keys.iter().zip(rows.chunks_exact(dim as usize)) {
-                    if !model.rows.contains_key(key) {
-                        model.unpushed.insert(*key);
+                    if !self.model.rows.contains_key(key) {
+                        self.model.unpushed.insert(*key);
                     }
-                    prop_assert_eq!(row, &model.row(*key)[..dim as usize]);
+                    prop_assert_eq!(row, &self.model.row(*key)[..dim as usize]);
                 }
             }
             Step::Apply(first, n) => {
                 let keys = keys(first, n);
                 let gradients = gradients(number, &keys, dim as usize);
                 let batch = GradientBatch { table, keys: &keys, gradients: &gradients };
-                store.apply_gradients(push, &[batch]).unwrap();
-                model.apply(&keys, &gradients);
-                keys.iter().for_each(|key| drop(model.unpushed.remove(key)));
+                self.store.apply_gradients(push, &[batch]).unwrap();
+                self.model.apply(&keys, &gradients);
+                keys.iter().for_each(|key| drop(self.model.unpushed.remove(key)));
             }
             Step::Assign(first, n) => {
                 let keys = keys(first, n);
                 let rows = gradients(number, &keys, dim as usize);
-                store.assign(push, &Assign { table, keys: &keys, rows: &rows }).unwrap();
+                self.store.assign(push, &Assign { table, keys: &keys, rows: &rows }).unwrap();
                 for (key, row) in keys.iter().zip(rows.chunks_exact(dim as usize)) {
-                    model.row(*key)[..dim as usize].copy_from_slice(row);
-                    model.unpushed.remove(key);
+                    self.model.row(*key)[..dim as usize].copy_from_slice(row);
+                    self.model.unpushed.remove(key);
                 }
             }
             Step::Remove(first, n) => {
                 let keys = keys(first, n.min(500));
-                let removed = store.remove(push, table, &keys).unwrap();
-                let expected = keys.iter().filter(|key| model.rows.remove(key).is_some()).count();
-                keys.iter().for_each(|key| drop(model.unpushed.remove(key)));
+                let removed = self.store.remove(push, table, &keys).unwrap();
+                let expected =
+                    keys.iter().filter(|key| self.model.rows.remove(key).is_some()).count();
+                keys.iter().for_each(|key| drop(self.model.unpushed.remove(key)));
                 prop_assert_eq!(removed, expected as u64);
             }
-            Step::Flush => store.flush().unwrap(),
+            Step::Flush => self.store.flush().unwrap(),
             Step::Reopen => {
-                store.close().unwrap();
-                store = Store::open(config(scratch.path(), mode)).unwrap();
-                prop_assert_eq!(store.create_table(&model.spec).unwrap().id, table);
+                self.store.close().unwrap();
+                self.store = Store::open(config(self.scratch.path(), self.mode)).unwrap();
+                prop_assert_eq!(self.store.create_table(&self.model.spec).unwrap().id, table);
             }
             // Rows are durable after flush only in mode none: there is nothing to compare with.
-            Step::Crash if mode == Durability::None => {}
+            Step::Crash if self.mode == Durability::None => {}
             Step::Crash => {
                 let image = Scratch::new("image");
-                copy(scratch.path(), image.path());
-                drop(store);
-                scratch = image;
-                store = Store::open(config(scratch.path(), mode)).unwrap();
-                model.forget_lost(&store, table);
+                copy(self.scratch.path(), image.path());
+
+                let old = std::mem::replace(&mut self.scratch, image);
+                self.store = Store::open(config(self.scratch.path(), self.mode)).unwrap();
+                self.model.forget_lost(&self.store, table);
             }
         }
+        Ok(())
+    }
+}
+
+fn run(
+    steps: &[Step],
+    optimizer: Optimizer,
+    dim: u32,
+    mode: Durability,
+) -> Result<(), TestCaseError> {
+    let mut beside = Beside::new(optimizer, dim, mode);
+    for (number, step) in (1..).zip(steps) {
+        beside.step(number, step)?;
         if number % 4 == 0 {
-            compare(&store, table, &model)?;
+            compare(&beside.store, beside.table, &beside.model)?;
         }
     }
-    compare(&store, table, &model)?;
-    let stats: HashMap<_, _> = store.table_stats(table).unwrap().into_iter().collect();
+    compare(&beside.store, beside.table, &beside.model)?;
+    let stats: HashMap<_, _> =
+        beside.store.table_stats(beside.table).unwrap().into_iter().collect();
     prop_assert!(stats["dram_bytes"] <= 1 << 20, "{} bytes", stats["dram_bytes"]);
     Ok(())
 }

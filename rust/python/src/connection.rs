@@ -8,7 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::buffer::{as_numbers, Buffer, Words};
+use crate::buffer::{as_numbers, as_numbers_mut, Buffer, Words};
 use crate::hot::{HotCall, Shared};
 use crate::receiver::Receiver;
 use crate::store::PyStore;
@@ -79,14 +79,15 @@ impl Connection {
 
 /// The words of a message that Python built.
 pub(crate) fn words_of(bytes: &[u8]) -> PyResult<Vec<u64>> {
-    let (words, rest) = bytes.as_chunks::<8>();
-    if !rest.is_empty() {
+    if bytes.len() % 8 != 0 {
         return Err(PyValueError::new_err(format!(
             "a message is a whole number of 64-bit words, not {} bytes; use to_bytes()",
             bytes.len()
         )));
     }
-    Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+    let mut words = vec![0; bytes.len() / 8];
+    as_numbers_mut(&mut words).copy_from_slice(bytes);
+    Ok(words)
 }
 
 /// The bytes of small frames.

@@ -20,8 +20,8 @@ pub(crate) const fn far_pointer(segment: usize, offset: usize, double: bool) -> 
 /// A capability pointer to entry 0 of the capability table.
 pub(crate) const CAPABILITY: u64 = 3;
 
-/// A message under construction. Positions are word indexes into the frame; objects are laid out in
-/// the order in which they are asked for.
+/// A message under construction. Positions are word indexes into the frame; objects are laid out
+/// in the order in which they are asked for.
 pub(crate) struct Composer {
     pub(crate) words: Vec<u64>,
     /// Words of the frame, blobs that follow the header included.

@@ -1,10 +1,11 @@
 //! From key to place: one 8-byte entry finds a row in any tier.
 //!
-//! An entry is a 24-bit fingerprint and a 40-bit location. A line of the machine's cache holds eight
-//! of them; the region of a bucket is a run of lines of its own, so that a bucket can be listed
-//! alone and growth needs no keys: the home line inside a region follows from the fingerprint. A
-//! full line spills into the next of its region. Bucket and fingerprint together are 36 bits of the
-//! hash; the key itself is verified in the row, so a false match costs a visit, never a wrong row.
+//! An entry is a 24-bit fingerprint and a 40-bit location. A line of the machine's cache holds
+//! eight of them; the region of a bucket is a run of lines of its own, so that a bucket can be
+//! listed alone and growth needs no keys: the home line inside a region follows from the
+//! fingerprint. A full line spills into the next of its region. Bucket and fingerprint together
+//! are 36 bits of the hash; the key itself is verified in the row, so a false match costs a
+//! visit, never a wrong row.
 
 mod line;
 

@@ -130,12 +130,12 @@ impl Journal {
         Ok(())
     }
 
-    /// Appends one entry, in one gathered write from the caller's arrays. Calls and their sequences
-    /// come in order: the caller holds its own lock.
+    /// Appends one entry, in one gathered write from the caller's arrays. Calls and their
+    /// sequences come in order: the caller holds its own lock.
     ///
     /// # Errors
-    /// `StoreFull` when no space is left: nothing was appended then. `Unavailable` after a failure,
-    /// for ever.
+    /// `StoreFull` when no space is left: nothing was appended then. `Unavailable` after a
+    /// failure, for ever.
     pub(crate) fn append(&self, entry: &Entry<'_>) -> Result<Position> {
         let mut frame = Frame::new(entry)?;
         let open = self.opened()?;
@@ -272,9 +272,9 @@ impl Journal {
         self.files.prepare(generation, &Entry::Sessions { sequence, sessions })
     }
 
-    /// What a killed process appended may be in the page cache only. Rows that are replayed from it
-    /// can reach the log at once, and must not outlive it there. Older files were synced before the
-    /// newest was born.
+    /// What a killed process appended may be in the page cache only. Rows that are replayed from
+    /// it can reach the log at once, and must not outlive it there. Older files were synced
+    /// before the newest was born.
     fn sync_newest(&self) -> Result<()> {
         let Some(newest) = self.listed.last() else { return Ok(()) };
         let path = self.files.path(newest.generation);

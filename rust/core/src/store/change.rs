@@ -81,9 +81,9 @@ impl Work<'_> {
         self.effect.updated += 1;
     }
 
-    /// Changes a row that is new, staged, or has moved since the probe. What was not staged is read
-    /// without the stripe's lock, but within the turn: reads may move the row meanwhile, no change
-    /// can pass.
+    /// Changes a row that is new, staged, or has moved since the probe. What was not staged is
+    /// read without the stripe's lock, but within the turn: reads may move the row meanwhile, no
+    /// change can pass.
     fn change_other(
         &mut self,
         state: &mut Guard<'_>,

@@ -85,7 +85,8 @@ impl StoreConfig {
         let left = self.dram_bytes.saturating_sub(buffers);
         if left < self.dram_bytes / 2 {
             return Err(Error::config(format!(
-                "dram is {} bytes, of which the buffers of this store take {buffers}; give at least {}",
+                "dram is {} bytes, of which the buffers of this store take {buffers}; give at \
+                 least {}",
                 self.dram_bytes,
                 2 * buffers
             )));

@@ -254,7 +254,8 @@ impl Engine {
             log.release(place, part.table.floats);
             return Ok(());
         }
-        // A row in DRAM whose record this is: its eviction returns to it, its recovery begins with it.
+        // A row in DRAM whose record this is: its eviction returns to it, its recovery begins
+        // with it.
         let item = Item { key: record.key, hash, index: 0 };
         if let Found::Dram(at) = part.find(&item, |_| true) {
             if part.pool.header(at).state.place() == Some(place) {

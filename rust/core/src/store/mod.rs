@@ -90,7 +90,8 @@ pub enum PushOutcome {
     Duplicate,
 }
 
-/// A set of tables in one data directory. All verbs take `&self` and may be called from any thread.
+/// A set of tables in one data directory. All verbs take `&self` and may be called from any
+/// thread.
 pub struct Store {
     engine: Arc<Engine>,
     maintenance: Mutex<Option<JoinHandle<()>>>,
@@ -113,8 +114,8 @@ impl Store {
         &self.engine.config
     }
 
-    /// Registers a session; a new session of the same `client_id` takes over from the old one, whose
-    /// later calls fail. Returns the session's last applied push number, 0 if none.
+    /// Registers a session; a new session of the same `client_id` takes over from the old one,
+    /// whose later calls fail. Returns the session's last applied push number, 0 if none.
     ///
     /// # Errors
     /// `Unavailable` when the session was taken over.

@@ -1,8 +1,8 @@
 //! Reading verbs: one pass over the stripes, one batch of device reads for what was not in DRAM.
 //!
-//! The three verbs differ in what they do with a row, with an absent key and with a record; the walk
-//! is the same. A record that proves to be another key's (a fingerprint said yes), or that moved
-//! while it was read, is looked up again, alone.
+//! The three verbs differ in what they do with a row, with an absent key and with a record; the
+//! walk is the same. A record that proves to be another key's (a fingerprint said yes), or that
+//! moved while it was read, is looked up again, alone.
 
 use std::sync::Arc;
 
@@ -412,7 +412,7 @@ impl Insert<'_, '_> {
 
 impl Verb for Insert<'_, '_> {
     #[inline(always)]
-    fn hit(&mut self, engine: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
+    fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         pool.header_mut(at).state.warm();
         self.touch(pool, at, batch, item);
     }

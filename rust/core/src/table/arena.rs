@@ -1,7 +1,8 @@
 //! The memory of all rows in DRAM: one reservation, handed out in extents of 4 KiB pages.
 //!
 //! The reservation is address space only; a page costs memory once it is touched, and the budgets
-//! of the stripes bound how many are. Extents of one size share a free list. Nothing here knows rows.
+//! of the stripes bound how many are. Extents of one size share a free list. Nothing here knows
+//! rows.
 
 use std::collections::HashMap;
 use std::ptr::NonNull;

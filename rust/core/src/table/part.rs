@@ -52,8 +52,8 @@ impl Part {
         size_of::<Self>() as u64 + index + pool + Policy::bytes(rows)
     }
 
-    /// Looks up every item: `hit` for a verified row in DRAM, `miss` for all others. Line and row of
-    /// a key are asked for ahead of their use.
+    /// Looks up every item: `hit` for a verified row in DRAM, `miss` for all others. Line and row
+    /// of a key are asked for ahead of their use.
     #[inline(always)]
     pub(crate) fn visit(
         &mut self,

@@ -20,7 +20,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Groups `keys` for `stripes` (a power of two) by a counting sort on the top bits of the hash.
+    /// Groups `keys` for `stripes` (a power of two) by a counting sort on the top bits of the
+    /// hash.
     pub(crate) fn new(keys: &[u64], stripes: usize) -> Self {
         let mut starts = vec![0_u32; stripes + 1];
         let stripe = |hash: u64| stripe_of(hash, stripes);

@@ -2,9 +2,9 @@
 //!
 //! The W-TinyLFU family (Einziger, Friedman, Manes: "TinyLFU: A Highly Efficient Cache Admission
 //! Policy", 2017), arranged for batches: rows carry their own heat; the counts of absent rows are
-//! remembered in a sketch; new rows wait in a first-in-first-out window, and what leaves it competes
-//! with rows of the main part that a hand sweeps over. Ageing follows accesses: a second hand halves
-//! one row's heat for every `AGEING` accesses. No locks here: the stripe holds one.
+//! remembered in a sketch; new rows wait in a first-in-first-out window, and what leaves it
+//! competes with rows of the main part that a hand sweeps over. Ageing follows accesses: a second
+//! hand halves one row's heat for every `AGEING` accesses. No locks here: the stripe holds one.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,7 @@
 //! The rows of one table in one stripe: header and numbers side by side, in extents of the arena.
 //!
-//! A pool owns its extents alone, and whoever holds the pool mutably holds its rows mutably; that is
-//! what makes the pointers here sound. Free rows are chained through their own memory.
+//! A pool owns its extents alone, and whoever holds the pool mutably holds its rows mutably; that
+//! is what makes the pointers here sound. Free rows are chained through their own memory.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -26,9 +26,9 @@ pub(crate) struct Header {
 const _: () = assert!(size_of::<Header>() == 32);
 
 /// Packed state of a row in DRAM: bits 0-39 are the place of its record on NVMe (0: it has none);
-/// that record is live, even while the row here is newer, for recovery begins with it. 40-47 are the
-/// heat, then flags, then the low bits of the generation of the oldest journal file that the row
-/// needs beside that record.
+/// that record is live, even while the row here is newer, for recovery begins with it. 40-47 are
+/// the heat, then flags, then the low bits of the generation of the oldest journal file that the
+/// row needs beside that record.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RowState(u64);
 

@@ -1,8 +1,9 @@
-//! One lock: a range of buckets of every table, its share of the DRAM budget, and the order in which
-//! mutating calls pass.
+//! One lock: a range of buckets of every table, its share of the DRAM budget, and the order in
+//! which mutating calls pass.
 //!
-//! A call that mutates draws a ticket for each stripe it touches, in the order of its sequence, and
-//! waits here for its turn; reads take the lock alone. Rows that must make room leave for the log.
+//! A call that mutates draws a ticket for each stripe it touches, in the order of its sequence,
+//! and waits here for its turn; reads take the lock alone. Rows that must make room leave for the
+//! log.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -125,7 +126,8 @@ impl State {
         )))
     }
 
-    /// Adds a row for a key that has none, as of `sequence`; its numbers are for the caller to write.
+    /// Adds a row for a key that has none, as of `sequence`; its numbers are for the caller to
+    /// write.
     pub(crate) fn insert(
         &mut self,
         tier: &Tier,

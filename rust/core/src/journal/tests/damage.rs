@@ -1,5 +1,5 @@
-//! Every cut and every flipped byte: corruption before the known end, a torn tail after it, never a
-//! part of an entry, never more memory than the file is long.
+//! Every cut and every flipped byte: corruption before the known end, a torn tail after it, never
+//! a part of an entry, never more memory than the file is long.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -272,7 +272,10 @@ proptest! {
     #[test]
     fn any_content_with_right_crcs_is_read_as_written_or_refused(
         kind in 0..7u32,
-        body in vec(prop_oneof![6 => 0..5u64, 2 => (0..4u64).prop_map(|n| n << 32), 1 => any::<u64>()], 0..20),
+        body in vec(
+            prop_oneof![6 => 0..5u64, 2 => (0..4u64).prop_map(|n| n << 32), 1 => any::<u64>()],
+            0..20,
+        ),
     ) {
         let sample = Sample::new();
         forge(&sample, kind, body.len() as u64 * 8, 1, &words(&body));

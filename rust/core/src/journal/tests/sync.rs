@@ -1,5 +1,5 @@
-//! Group commit, the durability modes, failures that stay, full devices, bytes as the kernel counts
-//! them.
+//! Group commit, the durability modes, failures that stay, full devices, bytes as the kernel
+//! counts them.
 
 use std::io::{BufReader, Write};
 use std::sync::atomic::AtomicBool;

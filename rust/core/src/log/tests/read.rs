@@ -146,7 +146,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn any_mix_of_lengths_and_tables_round_trips(
-        rows in prop::collection::vec((0u32..40, prop_oneof![1usize..80, 900usize..1200, Just(9000)]), 1..600),
+        rows in prop::collection::vec(
+            (0u32..40, prop_oneof![1usize..80, 900usize..1200, Just(9000)]),
+            1..600,
+        ),
         sync_at in 0usize..600,
     ) {
         let device = FaultyDevice::default();
@@ -154,7 +157,8 @@ proptest! {
         let mut kept = Vec::new();
         for (i, &(table, floats)) in rows.iter().enumerate() {
             let stream = if i % 3 == 0 { Stream::Compaction } else { Stream::Rows };
-            kept.push(append(&log, stream, table, i as u64 * 77, i as u64, floats).expect("append"));
+            let (key, sequence) = (i as u64 * 77, i as u64);
+            kept.push(append(&log, stream, table, key, sequence, floats).expect("append"));
             if i == sync_at {
                 log.sync().expect("sync");
             }
