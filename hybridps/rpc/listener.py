@@ -39,6 +39,10 @@ class Listener:
         """Bytes of requests and replies in flight now."""
         return self._host.frames.used + self._host.replies.used
 
+    def allow_waits(self, may_wait: bool) -> None:
+        """Whether calls may wait for a device: then none runs on the loop, however small."""
+        self._host.may_wait = may_wait
+
     async def listen(self, bound: socket.socket) -> None:
         """Accepts connections on a bound socket, TCP or unix, until `drain`."""
         loop = asyncio.get_running_loop()

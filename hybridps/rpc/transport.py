@@ -103,6 +103,8 @@ class Host:
         # The loop keeps only weak references to tasks.
         self.tasks: set[asyncio.Task[None]] = set()
         self.is_draining = False
+        # True: a call may wait for a device, which none may do on the loop, however small it is.
+        self.may_wait = False
 
     def spawn(self, work: Any) -> None:
         """Runs a coroutine to its end, whatever becomes of the connection it serves."""
@@ -339,7 +341,7 @@ class Transport(asyncio.BufferedProtocol):
             self._finish(call, call.reply_bytes)
             return
         limits = self._limits
-        is_small = call.cost <= limits.inline_cost_bytes
+        is_small = call.cost <= limits.inline_cost_bytes and not self._host.may_wait
         if is_small and (limits.inline_pushes or call.verb not in EXCLUSIVE):
             started = time.perf_counter()
             reply = call.run()

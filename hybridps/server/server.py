@@ -21,6 +21,7 @@ from hybridps.server.workers import INLINE_COST_MAX_BYTES, Workers
 from hybridps.sizes import format_size
 
 WARN_EVERY_S = 3600.0
+WATCH_EVERY_S = 0.25
 
 log = Logger("hybridps.server")
 
@@ -41,6 +42,7 @@ class Server:
         self._service: Service | None = None
         self._listener: Listener | None = None
         self._tables = 0
+        self._watch: asyncio.Task[None] | None = None
         self._warning: asyncio.TimerHandle | None = None
 
     @property
@@ -68,7 +70,8 @@ class Server:
         self._store = await self._workers.run(_open, self._config)
         self._tables = len(self._store.tables())
         self._service = Service(self._store, self._config, self._workers, self._metrics)
-        await self._listen(self._store, self._service)
+        listener = await self._listen(self._store, self._service)
+        self._watch = asyncio.create_task(self._watch_tiers(self._store, listener))
         self._ops.facts = self._facts()
         self._ops.phase = Phase.READY
         self._warn_if_open()
@@ -79,6 +82,8 @@ class Server:
         was_ready = self._ops.phase is Phase.READY
         if self._warning is not None:
             self._warning.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         self._ops.phase = Phase.DRAINING
         try:
             if was_ready:
@@ -117,7 +122,18 @@ class Server:
     async def _snapshot(self) -> Snapshot | None:
         return None if self._service is None else await self._service.snapshot()
 
-    async def _listen(self, store: _core.Store, service: Service) -> None:
+    async def _watch_tiers(self, store: _core.Store, listener: Listener) -> None:
+        """Keeps the event loop free of device waits.
+
+        While every row is in DRAM a small call is cheaper on the loop than on a thread. Beyond
+        that it may read a row or wait for write-back: measured, /livez took 185 ms instead of 3.
+        """
+        while True:
+            stats = await self._workers.run(store.stats)
+            listener.allow_waits(stats["rows_nvme"] + stats["rows_cold"] > 0)
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def _listen(self, store: _core.Store, service: Service) -> Listener:
         config = self._config
         limits = Limits(
             frame_bytes=config.frame_limit_bytes,
@@ -128,17 +144,19 @@ class Server:
             # Where each push waits for the device, none may do so on the event loop.
             inline_pushes=config.durability != "always",
         )
-        self._listener = Listener(store, service, self._workers, self._metrics, limits)
-        self._ops.counted = self._listener
+        listener = Listener(store, service, self._workers, self._metrics, limits)
+        self._listener = listener  # From here on `stop` drains it.
+        self._ops.counted = listener
         unix = None if self._unix is None else self._unix.socket
         for place, listening in ((str(config.listen), self._tcp), (str(config.unix), unix)):
             if listening is None:
                 continue
             try:
-                await self._listener.listen(listening)
+                await listener.listen(listening)
             except OSError as error:
                 # Two servers may bind one port; the second to listen on it is told here.
                 raise StartError(cannot_listen(place, error)) from None
+        return listener
 
     def _facts(self) -> Facts:
         return Facts(

@@ -11,7 +11,6 @@ import capnp
 import numpy as np
 import pytest
 from support.counting import Trainer, check, trainers
-from support.engine import needs_engine
 from support.server import ServerProcess, command, environment
 
 ROUNDS = 4 * int(os.environ.get("TEST_ROUNDS", "1"))
@@ -41,7 +40,6 @@ async def kill_rounds(
             assert server.stop() == 0
 
 
-@needs_engine
 @pytest.mark.parametrize("durability", ["process", "interval", "always"])
 async def test_kill_in_the_middle_of_pushes_loses_nothing_acknowledged(
     tmp_path: Path, durability: str
@@ -51,14 +49,12 @@ async def test_kill_in_the_middle_of_pushes_loses_nothing_acknowledged(
     assert all(trainer.pushes > 20 for trainer in crew)
 
 
-@needs_engine
 async def test_kill_with_rows_beyond_dram_loses_nothing_acknowledged(tmp_path: Path) -> None:
     """30,000 rows of 64 columns take 8 MiB without index or journal: rows live on both tiers."""
     crew = trainers(count=2, columns=64, keys=30_000, batch=1000, seed=12)
     await kill_rounds(tmp_path / "d", crew, np.random.default_rng(12), dram="8MiB", nvme="256MiB")
 
 
-@needs_engine
 async def test_kill_while_the_server_recovers_is_harmless(tmp_path: Path) -> None:
     crew = trainers(count=2, columns=4, keys=2000, batch=64, seed=13)
     async with capnp.kj_loop():
@@ -87,7 +83,6 @@ async def kill_soon_after_start(data: Path, delay_s: float) -> None:
     await process.wait()
 
 
-@needs_engine
 async def test_kill_during_a_drain_is_harmless(tmp_path: Path) -> None:
     """The second signal ends the process at once: that is a crash, and crashes are safe."""
     crew = trainers(count=2, columns=4, keys=2000, batch=64, seed=14)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import capnp
 import pytest
-from support.engine import needs_engine
 from support.server import ServerProcess, run_to_end
 from support.stock import stock_session
 
@@ -108,7 +107,6 @@ def test_a_directory_without_write_permission_exits_1(tmp_path: Path) -> None:
     assert_refused(1, [str(locked)], *quiet(locked / "d"))
 
 
-@needs_engine
 def test_an_unwritable_directory_exits_1(tmp_path: Path) -> None:
     # /proc refuses new entries even to root.
     assert_refused(1, ["/proc/hybridps"], *quiet(Path("/proc/hybridps")))
@@ -117,7 +115,6 @@ def test_an_unwritable_directory_exits_1(tmp_path: Path) -> None:
     assert_refused(1, [str(file)], *quiet(file))
 
 
-@needs_engine
 def test_a_directory_in_use_exits_1_and_leaves_the_owner_alone(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "d") as server:
         assert_refused(1, [str(tmp_path / "d"), "in use"], *quiet(tmp_path / "d"))
@@ -125,7 +122,6 @@ def test_a_directory_in_use_exits_1_and_leaves_the_owner_alone(tmp_path: Path) -
         assert server.stop() == 0
 
 
-@needs_engine
 def test_another_shard_than_the_stored_one_is_refused(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "d", "--shard", "1/2") as server:
         assert server.stop() == 0

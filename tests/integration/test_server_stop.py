@@ -11,7 +11,6 @@ import capnp
 import numpy as np
 import pytest
 from support.counting import Trainer, check, trainers
-from support.engine import needs_engine
 from support.raw import RawClient
 from support.server import ServerProcess
 from support.stock import StockSession, stock_session
@@ -28,7 +27,6 @@ async def train_until_stopped(server: ServerProcess, crew: list[Trainer], second
     return code
 
 
-@needs_engine
 @pytest.mark.parametrize("durability", ["none", "interval", "always"])
 async def test_sigterm_in_the_middle_of_training_loses_nothing(
     tmp_path: Path, durability: str
@@ -119,7 +117,6 @@ async def test_an_open_idle_connection_does_not_hold_the_server(tmp_path: Path) 
                     await ps.hello(1)
 
 
-@needs_engine
 async def test_a_restart_keeps_tables_settings_and_rows_bit_for_bit(tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     keys = [int(k) for k in random.integers(0, 2**63, 500, dtype=np.int64)]
@@ -160,7 +157,6 @@ async def test_a_restart_keeps_tables_settings_and_rows_bit_for_bit(tmp_path: Pa
             assert "tables=1" in server.ready_line
 
 
-@needs_engine
 async def test_flush_then_stop_leaves_no_work_for_the_next_start(tmp_path: Path) -> None:
     async with capnp.kj_loop():
         with ServerProcess(tmp_path / "d") as server:
