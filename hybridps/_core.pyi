@@ -96,8 +96,8 @@ class Store:
 
 Verb = str  # a method of Session in the schema, camelCase: "lookup", "createTable", ...
 
-SCHEMA: str
-"""Text of schemas/hybridps.capnp, which this module was compiled with."""
+def schema() -> str:
+    """Text of schemas/hybridps.capnp, as this module was compiled with it."""
 
 def tune_allocator() -> None:
     """Keeps blocks of some MiB inside malloc (glibc; else nothing). Once, when a server starts."""

@@ -26,11 +26,15 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DRAM_MIN_BYTES = 8 * MIB
 # Below this a journal, one open segment per stream and room for compaction do not fit.
 NVME_MIN_BYTES = 64 * MIB
-# The wire's header and the pointers of a call take a few hundred bytes; smaller limits refuse hello.
+# Headers and pointers of a call take a few hundred bytes: a smaller limit could refuse hello.
 FRAME_MIN_BYTES = 4 * KIB
 # A message is framed by 32-bit counts of 8-byte words and held whole in memory.
 FRAME_MAX_BYTES = 2 * GIB
 THREADS_MAX = 1024
+PORT_MAX = 65535
+# As many shards as there are buckets.
+SHARDS_MAX = 4096
+DRAIN_MAX_S = 3600
 ENV_PREFIX = "HYBRIDPS_"
 # Of the command line, of the tests and of `make`: ours, but no settings of a server.
 ENV_OTHERS = frozenset({"HYBRIDPS_URL", "HYBRIDPS_SHARED", "HYBRIDPS_LONG", "HYBRIDPS_TORCH_SITE"})
@@ -144,7 +148,8 @@ def free_disk_bytes(directory: Path) -> int:
         return shutil.disk_usage(parent).free + held
     except OSError as error:
         raise ConfigError(
-            f"cannot measure the free disk of {parent}: {error.strerror}; give --nvme or another --data"
+            f"cannot measure the free disk of {parent}: {error.strerror};"
+            " give --nvme, or another --data"
         ) from None
 
 
@@ -153,7 +158,7 @@ def _parse_address(value: Any) -> Address | None:
     if value == "off":
         return None
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):(\d{1,5})", str(value))
-    if match is None or int(match[2]) > 65535:
+    if match is None or int(match[2]) > PORT_MAX:
         raise ValueError("give HOST:PORT, such as 127.0.0.1:7440 or [::1]:7440, or off")
     return Address(match[1].strip("[]"), int(match[2]))
 
@@ -167,8 +172,8 @@ def _parse_path(value: Any) -> Path:
 def _parse_shard(value: Any) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", str(value))
     shard = (int(match[1]), int(match[2])) if match else (1, 0)
-    if not 0 <= shard[0] < shard[1] <= 4096:
-        raise ValueError("give I/N with I from 0 to N - 1 and N at most 4096, such as 0/2")
+    if not 0 <= shard[0] < shard[1] <= SHARDS_MAX:
+        raise ValueError(f"give I/N with I from 0 to N - 1 and N at most {SHARDS_MAX}, such as 0/2")
     return shard
 
 
@@ -222,8 +227,8 @@ def _seconds(value: Any) -> float:
         seconds = float(value)
     except (TypeError, ValueError):
         seconds = -1.0
-    if isinstance(value, bool) or not 0 <= seconds <= 3600:
-        raise ValueError("give seconds from 0 to 3600")
+    if isinstance(value, bool) or not 0 <= seconds <= DRAIN_MAX_S:
+        raise ValueError(f"give seconds from 0 to {DRAIN_MAX_S}")
     return seconds
 
 
@@ -313,10 +318,8 @@ def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, Any]]:
         prog="python -m hybridps.server",
         description="Serves embedding tables: DRAM while hot, NVMe while warm.",
         epilog="Every setting may also come from --config FILE.toml (key NAME) or the environment"
-        f" ({ENV_PREFIX}NAME); flags win over the environment, the environment over the file. "
-        + "Without a flag: "
-        + "; ".join(f"{s.name}: {s.help}" for s in SETTINGS if s.metavar is None)
-        + ".",
+        f" ({ENV_PREFIX}NAME); flags win over the environment, the environment over the file."
+        f" Without a flag: {'; '.join(f'{s.name}: {s.help}' for s in SETTINGS if not s.metavar)}.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.toml", help="read settings from this file")
@@ -394,7 +397,7 @@ def _default_nvme(data: Path) -> int:
     if free * 3 // 4 < NVME_MIN_BYTES:
         raise ConfigError(
             f"three quarters of the {format_size(free)} free at {data} are less than the"
-            f" {format_size(NVME_MIN_BYTES)} that a store needs; free some, or choose another --data"
+            f" {format_size(NVME_MIN_BYTES)} that a store needs; free some, or give another --data"
         )
     return free * 3 // 4 // MIB * MIB
 
@@ -405,7 +408,7 @@ def _check_together(config: ServerConfig, origins: Mapping[str, str]) -> None:
     if config.frame_limit_bytes > config.inflight_max_bytes:
         raise ConfigError(
             f"frame_limit {format_size(config.frame_limit_bytes)} is above inflight"
-            f" {format_size(config.inflight_max_bytes)}, so that such a message could never be read;"
+            f" {format_size(config.inflight_max_bytes)}, and one message may not be more than all;"
             " raise inflight or lower frame_limit"
         )
     for name, address in (("listen", config.listen), ("ops", config.ops)):

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from hybridps.client import verbs
 from hybridps.client.batches import RowsLike
-from hybridps.client.blocking import check_mapping, split_pairs
+from hybridps.client.blocking import check_mapping, split_pairs, warn_of
 from hybridps.client.calls import Found, Keys, Rows
 from hybridps.client.local import LocalTransport
 from hybridps.client.retry import check_timeout
@@ -102,6 +102,13 @@ class Driver:
         results = await self.run(verbs.by_name(self.catalog, names, verb, *args), timeout)
         return dict(zip(names, results or (), strict=False))
 
+    async def run_text(
+        self, verb: Any, names: Sequence[str], *args: Any, timeout: float | None
+    ) -> str | None:
+        """As `run_by_name`, for a verb whose result is what to warn of."""
+        text: str | None = await self.run(verbs.by_name(self.catalog, names, verb, *args), timeout)
+        return text
+
 
 class Table:
     """A table of a `ParameterServer`, found at its first verb; see `hybridps.Table`."""
@@ -165,7 +172,7 @@ class Table:
         """See `hybridps.Table.apply_gradients`."""
         catalog = self._catalog
         steps = verbs.apply_gradients(catalog, [self._handle], [keys], [gradients], step)
-        await self._run(steps, timeout)
+        warn_of(await self._run(steps, timeout))
 
     async def assign(self, keys: KeysLike, rows: RowsLike, *, timeout: float | None = None) -> None:
         """See `hybridps.Table.assign`."""
@@ -295,7 +302,7 @@ class ParameterServer:
         check_mapping(batches, "apply_gradients")
         keys, gradients = split_pairs(batches)
         args = verbs.apply_gradients, list(batches), keys, gradients, step
-        await self._driver.run_by_name(*args, timeout=timeout)
+        warn_of(await self._driver.run_text(*args, timeout=timeout))
 
     async def prefetch(
         self, batches: Mapping[str, KeysLike], *, timeout: float | None = None

@@ -62,6 +62,19 @@ class Driver:
         results = self.run(verbs.by_name(self.catalog, names, verb, *args), timeout)
         return dict(zip(names, results or (), strict=False))
 
+    def run_text(
+        self, verb: Any, names: Sequence[str], *args: Any, timeout: float | None
+    ) -> str | None:
+        """As `run_by_name`, for a verb whose result is what to warn of."""
+        text: str | None = self.run(verbs.by_name(self.catalog, names, verb, *args), timeout)
+        return text
+
+
+def warn_of(text: str | None) -> None:
+    """Warns the caller of the verb that calls this."""
+    if text is not None:
+        warnings.warn(text, UserWarning, stacklevel=3)
+
 
 def check_mapping(batches: object, verb: str) -> None:
     """Refuses what is not a dict by table name."""
@@ -168,7 +181,7 @@ class Table:
         """
         catalog = self._catalog
         steps = verbs.apply_gradients(catalog, [self._handle], [keys], [gradients], step)
-        self._run(steps, timeout)
+        warn_of(self._run(steps, timeout))
 
     def assign(self, keys: KeysLike, rows: RowsLike, *, timeout: float | None = None) -> None:
         """Sets values; absent keys get fresh slots, present ones keep theirs; the last repeat wins.
@@ -306,7 +319,7 @@ class ParameterServer:
         check_mapping(batches, "apply_gradients")
         keys, gradients = split_pairs(batches)
         args = verbs.apply_gradients, list(batches), keys, gradients, step
-        self._driver.run_by_name(*args, timeout=timeout)
+        warn_of(self._driver.run_text(*args, timeout=timeout))
 
     def prefetch(self, batches: Mapping[str, KeysLike], *, timeout: float | None = None) -> None:
         """Looks ahead: brings the rows of these keys into DRAM; never inserts."""

@@ -54,7 +54,7 @@ class LookupOrInsert(Call):
 
 @dataclass(frozen=True, slots=True)
 class ApplyGradients(Push):
-    """-> bool: True if it had been applied before."""
+    """-> bool: True if it had been applied before it was sent for the first time."""
 
     tables: Sequence[tuple[int, Keys, Rows]]
     step: int | None

@@ -4,13 +4,14 @@ Calls are not interrupted, so a deadline does not apply to them. After a fork th
 are gone: a child is refused.
 """
 
+import concurrent.futures
 import itertools
 import json
 import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from hybridps import _core
 from hybridps.client import calls
@@ -18,6 +19,9 @@ from hybridps.client.calls import Call, Opened
 from hybridps.client.verbs import Addressed
 from hybridps.errors import HybridPSError, UnavailableError
 from hybridps.types import TableSpec
+
+# Looking ahead further than this only evicts what was fetched before; later asks are dropped.
+PREFETCHES_MAX: Final = 8
 
 
 class LocalTransport:
@@ -34,6 +38,9 @@ class LocalTransport:
         # Numbers are drawn and used under one lock: pushes apply in the order of their numbers.
         self._push_lock = threading.Lock()
         self._numbers = itertools.count(1)
+        # Started at the first prefetch, which returns at once.
+        self._warmer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hybridps")
+        self._warming: set[concurrent.futures.Future[None]] = set()
         self._is_closed = False
 
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
@@ -52,13 +59,24 @@ class LocalTransport:
         """Flushes and closes the store; a second call does nothing."""
         if os.getpid() == self._process and not self._is_closed:
             self._is_closed = True
+            self._warmer.shutdown(cancel_futures=True)
             self._store.close()
 
     def _execute(self, call: Call) -> Any:
         if isinstance(call, calls.Push):
             with self._push_lock:
                 return _push(self._store, self._session, next(self._numbers), call)
+        if isinstance(call, calls.Prefetch):
+            return self._prefetch(call)
         return _EXECUTE[type(call)](self._store, call)
+
+    def _prefetch(self, call: calls.Prefetch) -> None:
+        for table, _ in call.tables:
+            # Raises for a dropped table now; later nobody would hear of it.
+            self._store.spec(table)
+        self._warming = {warming for warming in self._warming if not warming.done()}
+        if len(self._warming) < PREFETCHES_MAX:
+            self._warming.add(self._warmer.submit(self._store.prefetch, call.tables))
 
 
 def _push(store: _core.Store, session: int, number: int, call: calls.Push) -> Any:
@@ -85,7 +103,6 @@ def _open_table(store: _core.Store, call: calls.OpenTable) -> Opened:
 _EXECUTE: dict[type[Call], Callable[[_core.Store, Any], Any]] = {
     calls.Lookup: lambda store, call: store.lookup(call.tables, call.want_found),
     calls.LookupOrInsert: lambda store, call: store.lookup_or_insert(call.tables),
-    calls.Prefetch: lambda store, call: store.prefetch(call.tables),
     calls.CreateTable: _create_table,
     calls.OpenTable: _open_table,
     calls.ListTables: lambda store, _: store.tables(),

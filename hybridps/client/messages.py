@@ -108,16 +108,19 @@ def begin(wire: _core.ClientConnection, call: Call, number: int) -> tuple[int, S
     return wire.call(verb, params.to_bytes())
 
 
-def finish(call: Call, answer: _core.Answer) -> Any:
-    """The reply of a call; raises the server's error, or LostError when it is going away."""
+def finish(call: Call, answer: _core.Answer, *, is_first: bool) -> Any:
+    """The reply of a call; raises the server's error, or LostError when it is going away.
+
+    `is_first`: the call was sent once, so that a duplicate is no echo of ourselves.
+    """
     _raise_exception(answer)
     match call:
-        case calls.Lookup(tables, _):
-            return _rows_of([keys for _, keys in tables], answer)
+        case calls.Lookup(tables, want_found):
+            return _rows_of([keys for _, keys in tables], answer, want_found=want_found)
         case calls.LookupOrInsert(inserts):
             return [rows for rows, _ in _rows_of([keys for _, keys, _ in inserts], answer)]
         case calls.ApplyGradients():
-            return answer.duplicate
+            return answer.duplicate and is_first
     _, verb, _, read = _VERBS[type(call)]
     with schemas.read_results(verb, answer.results) as results:
         return read(results)
@@ -132,7 +135,9 @@ def _raise_exception(answer: _core.Answer) -> None:
     raise from_reason(f"{name}: {text}" if name else text)
 
 
-def _rows_of(keys: Sequence[Keys], answer: _core.Answer) -> list[tuple[Rows, Found | None]]:
+def _rows_of(
+    keys: Sequence[Keys], answer: _core.Answer, *, want_found: bool = False
+) -> list[tuple[Rows, Found | None]]:
     if len(answer.rows) != len(keys):
         raise HybridPSError(f"the server answered {len(answer.rows)} tables of {len(keys)}")
     replies: list[tuple[Rows, Found | None]] = []
@@ -142,8 +147,10 @@ def _rows_of(keys: Sequence[Keys], answer: _core.Answer) -> list[tuple[Rows, Fou
         if rows.size % max(n, 1) or (n == 0 and rows.size):
             raise HybridPSError(f"the server answered {rows.size} numbers for {n} keys")
         found = None
-        if found_bytes is not None:
-            found = np.frombuffer(cast("bytes", found_bytes), np.uint8).view(np.bool_)
+        if want_found:
+            # Flags of no keys are an empty Data, which is the same as none.
+            flags = b"" if found_bytes is None else cast("bytes", found_bytes)
+            found = np.frombuffer(flags, np.uint8).view(np.bool_)
             if len(found) != n:
                 raise HybridPSError(f"the server answered {len(found)} flags for {n} keys")
         replies.append((rows.reshape(n, rows.size // max(n, 1)), found))

@@ -218,6 +218,7 @@ class Exchange:
         self._call = call
         self._deadline = deadline
         self._number = 0
+        self._sends = 0
         self._question: int | None = None
         self._cause: object = "no connection"
         self.reply: Any = None
@@ -238,6 +239,7 @@ class Exchange:
             self._number = self._connection.next_push()
         try:
             self._connection.connect(self._deadline)
+            self._sends += 1
             self._question = self._connection.send(self._call, self._number, self._deadline)
         except HybridPSError:
             raise
@@ -262,7 +264,7 @@ class Exchange:
         self._question = None
         try:
             answer = self._connection.receive(question, self._deadline)
-            self.reply = messages.finish(self._call, answer)
+            self.reply = messages.finish(self._call, answer, is_first=self._sends == 1)
         except HybridPSError:
             raise
         except TimeoutError:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hybridps import _core
 from hybridps.client.batches import Batch
 from hybridps.client.calls import Counts, Found, Keys, Rows
+from hybridps.errors import HybridPSError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,11 @@ class Split:
 
     def rows(self, parts: Sequence[Rows]) -> Rows:
         """Rows in the shape of the batch from the replies of `shards()`, in that order."""
+        if not self.batch.keys.size:
+            return np.zeros(self.batch.rows_shape, np.float32)
+        table = self.batch.table
+        if any(part.shape[1] != table.dim for part in parts):
+            raise HybridPSError(f"table {table.name!r}: the server's rows are not of {table.dim}")
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if not self.is_same:
             unique, rows = rows, np.empty((len(self.inverse), rows.shape[1]), np.float32)

@@ -27,12 +27,13 @@ from hybridps.errors import HybridPSError, UnavailableError
 class Pending:
     """A call that waits for its answer; `question` is set while a connection carries it."""
 
-    __slots__ = ("answer", "call", "number", "question")
+    __slots__ = ("answer", "call", "number", "question", "sends")
 
     def __init__(self, call: Call, number: int) -> None:
         self.call = call
         self.number = number
         self.question: int | None = None
+        self.sends = 0
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
@@ -172,6 +173,7 @@ class Connection:
             try:
                 messages.check_limits(info, pending.call, str(self.address))
                 pending.question = wire.send(pending.call, pending.number)
+                pending.sends += 1
             except HybridPSError as error:
                 pending.answer.set_exception(error)
             else:
@@ -183,7 +185,7 @@ class Connection:
         if pending is None:
             return
         try:
-            reply = messages.finish(pending.call, answer)
+            reply = messages.finish(pending.call, answer, is_first=pending.sends == 1)
         except LostError:
             # The server is going away: the call is sent again, in its place in the order.
             if self._wire is not None and self._wire.transport is not None:

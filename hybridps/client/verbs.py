@@ -5,8 +5,8 @@ in the same order (or has the error thrown into it), and returns the result. `bl
 drive it over any transport. A call is validated whole before the first call is yielded.
 """
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from numpy.typing import ArrayLike
 
@@ -23,6 +23,11 @@ from hybridps.types import TableSpec, at_least_zero, check_dram
 T = TypeVar("T")
 Addressed = tuple[int, Call]
 Steps = Generator[Sequence[Addressed], list[Any], T]
+# The table of the call by its index, and which of its unique keys.
+Piece = tuple[int, slice]
+# A server's default limits on keys and bytes of one message, less room for what is not rows.
+READ_KEYS_MAX: Final = 1 << 20
+READ_BYTES_MAX: Final = 60 << 20
 
 
 class Keep:
@@ -49,6 +54,7 @@ class Catalog:
     def __init__(self, shards: int) -> None:
         self.shards = shards
         self._handles: dict[str, Handle] = {}
+        self.has_warned_of_replay = False
 
     def handle(self, name: object) -> Handle:
         """The handle that verbs by name use."""
@@ -137,13 +143,47 @@ def _splits(
     return splits
 
 
-def _collect(plan: Mapping[int, list[int]], replies: list[Any], tables: int) -> list[list[Any]]:
-    """Replies of the servers, regrouped by table, in order of the servers."""
-    parts: list[list[Any]] = [[] for _ in range(tables)]
-    for indexes, reply in zip(plan.values(), replies, strict=True):
-        for index, part in zip(indexes, reply, strict=True):
-            parts[index].append(part)
-    return parts
+def _rounds(splits: Sequence[Split]) -> dict[int, list[list[Piece]]]:
+    """The reads for each server, one after the other: nearly always one for all tables.
+
+    More only where one reply would not fit a frame; reads, unlike pushes, may be cut anywhere.
+    """
+    rounds: dict[int, list[list[Piece]]] = {}
+    filled: dict[int, float] = {}
+    for index, split in enumerate(splits):
+        most = max(1, min(READ_KEYS_MAX, READ_BYTES_MAX // (4 * split.batch.table.dim)))
+        for shard in split.shards():
+            part = split.part(shard)
+            pieces = rounds.setdefault(shard, [[]])
+            for start in range(part.start, max(part.stop, part.start + 1), most):
+                piece = slice(start, min(start + most, part.stop))
+                share = (piece.stop - piece.start) / most
+                if pieces[-1] and filled[shard] + share > 1:
+                    pieces.append([])
+                filled[shard] = share + (filled[shard] if pieces[-1] else 0.0)
+                pieces[-1].append((index, piece))
+    return dict(sorted(rounds.items()))
+
+
+def _read(
+    splits: Sequence[Split], call: Callable[[list[tuple[Split, int, slice, int]]], Call]
+) -> Steps[list[list[Any]]]:
+    """Replies by table, in order of the unique keys; `call` makes a call of its pieces."""
+    rounds = _rounds(splits)
+    replies: dict[tuple[int, int], list[Any]] = {}
+    for number in range(max(map(len, rounds.values()), default=0)):
+        now = {shard: pieces[number] for shard, pieces in rounds.items() if number < len(pieces)}
+        answers = yield [
+            (shard, call([(splits[i], shard, piece, i) for i, piece in pieces]))
+            for shard, pieces in now.items()
+        ]
+        for (shard, pieces), answer in zip(now.items(), answers, strict=True):
+            for (index, _), reply in zip(pieces, answer, strict=True):
+                replies.setdefault((index, shard), []).append(reply)
+    return [
+        [reply for shard in split.shards() for reply in replies[index, shard]]
+        for index, split in enumerate(splits)
+    ]
 
 
 def lookup(
@@ -151,12 +191,12 @@ def lookup(
 ) -> Steps[list[Any]]:
     """One Rows, or tuple[Rows, Found], a table."""
     splits = yield from _splits(catalog, handles, keys)
-    plan = _per_shard(splits)
-    replies = yield [
-        (shard, calls.Lookup([_keys_of(splits[i], shard) for i in indexes], want_found))
-        for shard, indexes in plan.items()
-    ]
-    parts = _collect(plan, replies, len(splits))
+
+    def call(pieces: list[tuple[Split, int, slice, int]]) -> Call:
+        tables = [(s.batch.table.ids[shard], s.keys[piece]) for s, shard, piece, _ in pieces]
+        return calls.Lookup(tables, want_found)
+
+    parts = yield from _read(splits, call)
     results: list[Any] = []
     for split, part in zip(splits, parts, strict=True):
         rows = split.rows([rows for rows, _ in part])
@@ -176,17 +216,16 @@ def lookup_or_insert(
         split.counts(as_counts(split.batch, table_counts))
         for split, table_counts in zip(splits, counts, strict=True)
     ]
-    plan = _per_shard(splits)
-    addressed: list[Addressed] = []
-    for shard, indexes in plan.items():
+
+    def call(pieces: list[tuple[Split, int, slice, int]]) -> Call:
         tables = []
-        for i in indexes:
-            table, part = _keys_of(splits[i], shard)
-            total = sums[i]
-            tables.append((table, part, None if total is None else total[splits[i].part(shard)]))
-        addressed.append((shard, calls.LookupOrInsert(tables)))
-    replies = yield addressed
-    parts = _collect(plan, replies, len(splits))
+        for split, shard, piece, index in pieces:
+            total = sums[index]
+            counted = None if total is None else total[piece]
+            tables.append((split.batch.table.ids[shard], split.keys[piece], counted))
+        return calls.LookupOrInsert(tables)
+
+    parts = yield from _read(splits, call)
     return [split.rows(part) for split, part in zip(splits, parts, strict=True)]
 
 
@@ -196,8 +235,11 @@ def apply_gradients(
     keys: Sequence[KeysLike],
     gradients: Sequence[RowsLike],
     step: object,
-) -> Steps[None]:
-    """One push for all tables; with a step every server hears of it, so that all agree on it."""
+) -> Steps[str | None]:
+    """One push for all tables; with a step every server hears of it, so that all agree on it.
+
+    Returns what to warn of: the first step of this client that had been applied before.
+    """
     number = as_step(step)
     splits = yield from _splits(catalog, handles, keys)
     tables: dict[int, list[tuple[int, Keys, Rows]]] = {}
@@ -212,7 +254,18 @@ def apply_gradients(
                 tables.setdefault(shard, []).append((ref.ids[shard], *parts[shard]))
             elif number is not None:
                 tables[shard].append((ref.ids[shard], split.keys[:0], rows[:0]))
-    yield [(shard, calls.ApplyGradients(t, number)) for shard, t in sorted(tables.items())]
+    replayed: list[bool] = yield [
+        (shard, calls.ApplyGradients(t, number)) for shard, t in sorted(tables.items())
+    ]
+    if number is None or not any(replayed) or catalog.has_warned_of_replay:
+        return None
+    catalog.has_warned_of_replay = True
+    names = ", ".join(repr(handle.name) for handle in handles)
+    return (
+        f"table {names}: step {number} was applied before this client connected; it and others at"
+        " or below the table's last step are acknowledged, not applied, and counted in"
+        " duplicate_pushes"
+    )
 
 
 def assign(catalog: Catalog, handle: Handle, keys: KeysLike, rows: RowsLike) -> Steps[None]:

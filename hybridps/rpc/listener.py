@@ -57,7 +57,8 @@ class Listener:
         for transport in list(self._host.transports):
             transport.drain()
         deadline = time.monotonic() + timeout_s
-        while self._is_busy() and time.monotonic() < deadline:
+        # Busy is the sum of many small states, and this happens once in a server's life.
+        while self._is_busy() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_EVERY_S)
         if self._sweep is not None:
             self._sweep.cancel()

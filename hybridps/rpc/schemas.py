@@ -24,7 +24,7 @@ def _load() -> tuple[Any, Any]:
     parser = capnp.SchemaParser()
     with TemporaryDirectory(prefix="hybridps-") as folder:
         path = Path(folder) / "hybridps.capnp"
-        path.write_text(_core.SCHEMA, encoding="utf-8")
+        path.write_text(_core.schema(), encoding="utf-8")
         return parser, parser.load(str(path))
 
 

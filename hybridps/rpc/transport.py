@@ -231,7 +231,7 @@ class Transport(asyncio.BufferedProtocol):
         return not (self._sequencer.calls or self._unsent or self._socket.get_write_buffer_size())
 
     def end(self, reason: str) -> None:
-        """Tells the peer why and closes, after what is written already."""
+        """Tells the peer why, and closes now; what the socket's buffer holds is still sent."""
         self._wire.abort(reason)
         self._write_outgoing()
         self._is_ending = True
@@ -312,7 +312,10 @@ class Transport(asyncio.BufferedProtocol):
             self._host.frames.release(granted)
         self._write_outgoing()
         if self._wire.closing is not None:
-            self.end(self._wire.closing)
+            # The reason is on its way; what was asked before is still answered.
+            self._is_ending = True
+            self._check_reading()
+            self._end_if_done()
 
     def _enter(self, call: _core.HotCall | _core.ColdCall) -> None:
         is_exclusive = call.verb in EXCLUSIVE

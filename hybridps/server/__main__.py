@@ -50,7 +50,7 @@ async def serve(config: ServerConfig, loop_name: str) -> None:
     try:
         await server.start()
         if not stop.is_set():
-            print(server.ready_line(), flush=True)
+            print(server.ready_line(), flush=True)  # noqa: T201 - the contract of stdout
         await stop.wait()
     finally:
         await server.stop()
@@ -100,7 +100,7 @@ def _raise_file_limit(connections_max: int) -> None:
 
 def _fail(code: int, text: str) -> int:
     line = " ".join(text.split())
-    print(f"hybridps: {line}", file=sys.stderr, flush=True)
+    print(f"hybridps: {line}", file=sys.stderr, flush=True)  # noqa: T201 - for people, not a log
     return code
 
 

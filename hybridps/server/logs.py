@@ -45,7 +45,7 @@ class Logger:
 
     def exception(self, event: str, **fields: object) -> None:
         """Logs an error together with the traceback of the exception being handled."""
-        self._logger.error("%s", event, extra={"fields": fields}, exc_info=True)
+        self._logger.error("%s", event, extra={"fields": fields}, exc_info=sys.exc_info())
 
 
 class RepeatFilter(logging.Filter):

@@ -36,7 +36,7 @@ class Phase(enum.Enum):
 
 
 class Ops:
-    """The ops HTTP server. `snapshot` asks the engine, off the event loop; None before it is open."""
+    """The ops HTTP server. `snapshot` asks the engine off the loop; None before it is open."""
 
     def __init__(
         self,

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 REFRESH_S = 3
+_KIB = 1024
+_MINUTE_S = 60
+_WHOLE = 100  # From here on a decimal tells nothing.
 
 
 @dataclass(frozen=True)
@@ -146,18 +149,19 @@ def _tables(tables: Mapping[str, Mapping[str, int]]) -> str:
 def size(size_bytes: float) -> str:
     """1.5 GiB, 12 MiB, 900 B: three digits that a person can compare."""
     value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("the loop returns at its last unit")
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < _KIB:
+            digits = 0 if unit == "B" or value >= _WHOLE else 1
+            return f"{value:.{digits}f} {unit}"
+        value /= _KIB
+    return f"{value:.1f} TiB"
 
 
 def duration(seconds: float) -> str:
     """3 d 4 h, 5 min 2 s, 1.2 s."""
-    if seconds < 60:
+    if seconds < _MINUTE_S:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(int(seconds), _MINUTE_S)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:

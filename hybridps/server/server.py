@@ -1,4 +1,4 @@
-"""One server put together: store, workers, verbs, listener, ops HTTP; their order of life and death.
+"""One server put together: store, workers, verbs, listener, ops; their order of life and death.
 
 Start: sockets are bound (a taken port fails at once), ops HTTP answers, the store is opened, then
 calls are taken. Stop: not ready, no new connection, calls in flight are finished, the store is
@@ -130,8 +130,8 @@ class Server:
         )
         self._listener = Listener(store, service, self._workers, self._metrics, limits)
         self._ops.counted = self._listener
-        bound = {str(config.listen): self._tcp, str(config.unix): self._unix and self._unix.socket}
-        for place, listening in bound.items():
+        unix = None if self._unix is None else self._unix.socket
+        for place, listening in ((str(config.listen), self._tcp), (str(config.unix), unix)):
             if listening is None:
                 continue
             try:

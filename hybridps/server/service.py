@@ -79,7 +79,8 @@ class Service:
         results = schemas.new_results(verb)
         with schemas.read_params(verb, params) as reader:
             await method(self, caller, reader, results)
-        return results.to_bytes()
+        message: bytes = results.to_bytes()
+        return message
 
     async def hello(self, caller: Caller, params: Any, results: Any) -> None:
         """Names the session of this connection's pushes, and tells the server's limits."""

@@ -4,16 +4,15 @@ is sent again, applied or not. `TEST_ROUNDS=n` multiplies the rounds for a campa
 
 import asyncio
 import os
-import random
 import signal
 from pathlib import Path
 
+import capnp
+import numpy as np
 import pytest
 from support.counting import Trainer, check, trainers
 from support.engine import needs_engine
 from support.server import ServerProcess, command, environment
-
-import capnp
 
 ROUNDS = 4 * int(os.environ.get("TEST_ROUNDS", "1"))
 
@@ -27,7 +26,7 @@ async def train_until_killed(server: ServerProcess, crew: list[Trainer], seconds
 
 
 async def kill_rounds(
-    data: Path, crew: list[Trainer], moments: random.Random, *arguments: str, **settings: str
+    data: Path, crew: list[Trainer], moments: np.random.Generator, *arguments: str, **settings: str
 ) -> None:
     async with capnp.kj_loop():
         for _ in range(ROUNDS):
@@ -48,7 +47,7 @@ async def test_kill_in_the_middle_of_pushes_loses_nothing_acknowledged(
     tmp_path: Path, durability: str
 ) -> None:
     crew = trainers(count=4, columns=5, keys=2000, batch=64, seed=11)
-    await kill_rounds(tmp_path / "d", crew, random.Random(11), "--durability", durability)
+    await kill_rounds(tmp_path / "d", crew, np.random.default_rng(11), "--durability", durability)
     assert all(trainer.pushes > 20 for trainer in crew)
 
 
@@ -56,7 +55,7 @@ async def test_kill_in_the_middle_of_pushes_loses_nothing_acknowledged(
 async def test_kill_with_rows_beyond_dram_loses_nothing_acknowledged(tmp_path: Path) -> None:
     """30,000 rows of 64 columns take 8 MiB without index or journal: rows live on both tiers."""
     crew = trainers(count=2, columns=64, keys=30_000, batch=1000, seed=12)
-    await kill_rounds(tmp_path / "d", crew, random.Random(12), dram="8MiB", nvme="256MiB")
+    await kill_rounds(tmp_path / "d", crew, np.random.default_rng(12), dram="8MiB", nvme="256MiB")
 
 
 @needs_engine
@@ -116,9 +115,11 @@ async def test_cut_connections_apply_every_push_once(tmp_path: Path) -> None:
                 await asyncio.sleep(0.3)
                 for task in work:
                     task.cancel()
-                await asyncio.gather(*work, return_exceptions=True)
+                for result in await asyncio.gather(*work, return_exceptions=True):
+                    assert result is None or isinstance(result, asyncio.CancelledError), result
                 await check(server.address, crew)
             for trainer in crew:
                 await trainer.settle(server.address)
             await check(server.address, crew)
+    assert sum(trainer.duplicates for trainer in crew) > 0, "no cut caught a push in flight"
     assert all(trainer.pushes > 20 for trainer in crew)

@@ -50,10 +50,12 @@ def rust_code(text: str) -> str:
 
 def rust_blocks(code: str, opening: str) -> Iterator[tuple[str, int, int]]:
     """(first group, first line, last line) of each block whose head matches `opening`."""
+    # The semicolon of an array's length ends no declaration.
+    ends = re.sub(r"\[[^\[\]]*\]", lambda m: m.group().replace(";", " "), code)
     for match in re.finditer(opening, code):
         start = code.find("{", match.end())
-        semicolon = code.find(";", match.end())
-        if start < 0 or (0 <= semicolon < start and "[" not in code[match.end() : semicolon]):
+        semicolon = ends.find(";", match.end())
+        if start < 0 or 0 <= semicolon < start:
             continue  # a declaration without a body
         depth, at = 0, start
         while at < len(code):

@@ -22,7 +22,7 @@ TOP = ("Makefile", "pyproject.toml", "Cargo.toml", "README.md", "ARCHITECTURE.md
 def texts() -> Iterator[tuple[str, str]]:
     paths = [*house.files(*TEXT), *(house.ROOT / top for top in TOP)]
     for path in paths:
-        if path.is_file():
+        if path.is_file() and "golden" not in path.parts:
             yield house.name(path), path.read_text(encoding="utf-8")
 
 

@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import capnp
 import numpy as np
 import pytest
 from support.engine import needs_engine
 from support.server import ServerProcess
 from support.stock import StockSession, stock_session
 from support.system import device_bytes, page_cache_bytes, peak_rss_bytes
-
-import capnp
 
 MIB = 1 << 20
 DRAM_MIB = int(os.environ.get("TEST_DRAM_MIB", "32"))
@@ -51,7 +50,6 @@ async def push_all(ps: StockSession, table: int, seed: int) -> None:
 
 
 @needs_engine
-@pytest.mark.timeout(600)
 async def test_a_table_of_four_times_the_dram_is_right_and_bounded(tmp_path: Path) -> None:
     adagrad = {"adagrad": {"initialAccumulator": 0.0, "eps": float(EPS)}}
     optimizer = {"learningRate": float(RATE), **adagrad}

@@ -3,13 +3,12 @@ the metrics as Prometheus reads them, and the page as a person would."""
 
 from pathlib import Path
 
+import capnp
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.server import ServerProcess
 from support.stock import stock_session
-
-import capnp
 
 
 def samples(server: ServerProcess) -> dict[str, float]:
@@ -53,16 +52,9 @@ async def test_metrics_count_calls_rows_and_connections(tmp_path: Path) -> None:
     assert after["hybridps_store_tables"] == 1
     assert after["hybridps_store_dram_limit"] == 16 << 20
     assert after["hybridps_process_resident_memory_bytes"] > 1 << 20
-    assert (
-        after[
-            'hybridps_build_info{loop="%s",shard="0/1",version="%s"}'
-            % (
-                server.ready["loop"],
-                server.ready["version"],
-            )
-        ]
-        == 1
-    )
+    loop, version = server.ready["loop"], server.ready["version"]
+    build = f'hybridps_build_info{{loop="{loop}",shard="0/1",version="{version}"}}'
+    assert after[build] == 1
 
 
 async def test_the_page_shows_a_table_and_its_calls(tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ import socket
 import stat
 from pathlib import Path
 
+import capnp
 import pytest
 from support.engine import needs_engine
 from support.server import ServerProcess, run_to_end
 from support.stock import stock_session
-
-import capnp
 
 
 def assert_refused(code: int, parts: list[str], *arguments: str, **environ: str) -> None:
@@ -146,10 +145,13 @@ async def test_the_unix_socket_serves_and_is_removed_at_exit(tmp_path: Path) -> 
 async def test_tcp_and_unix_serve_together(tmp_path: Path) -> None:
     path = tmp_path / "hps.sock"
     with ServerProcess(tmp_path / "d", "--unix", str(path)) as server:
-        async with capnp.kj_loop():
-            async with stock_session(server.address) as tcp, stock_session(str(path)) as unix:
-                table = await tcp.create_table("t", 2)
-                assert await unix.create_table("t", 2) == table
+        async with (
+            capnp.kj_loop(),
+            stock_session(server.address) as tcp,
+            stock_session(str(path)) as unix,
+        ):
+            table = await tcp.create_table("t", 2)
+            assert await unix.create_table("t", 2) == table
 
 
 def test_a_stale_unix_socket_is_replaced_and_a_live_one_refused(tmp_path: Path) -> None:

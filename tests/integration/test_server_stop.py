@@ -3,17 +3,18 @@ Method: real processes in the middle of training; the counting model against the
 
 import asyncio
 import signal
+import socket
 import time
 from pathlib import Path
 
+import capnp
+import numpy as np
 import pytest
 from support.counting import Trainer, check, trainers
 from support.engine import needs_engine
+from support.raw import RawClient
 from support.server import ServerProcess
 from support.stock import StockSession, stock_session
-
-import capnp
-import numpy as np
 
 
 async def train_until_stopped(server: ServerProcess, crew: list[Trainer], seconds: float) -> int:
@@ -70,13 +71,32 @@ async def test_sigterm_answers_calls_in_flight(tmp_path: Path) -> None:
             assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_readiness_turns_to_draining_while_a_call_is_finished(tmp_path: Path) -> None:
-    async with capnp.kj_loop():
-        with ServerProcess(tmp_path / "d") as server:
-            assert server.http("/readyz") == (200, "ready\n")
-            assert server.stop() == 0
-            events = [event["event"] for event in server.events()]
-            assert events == ["ready", "draining", "stopped"]
+def wait_for_readiness(server: ServerProcess, status: int) -> None:
+    deadline = time.monotonic() + 10
+    while server.http("/readyz")[0] != status:
+        assert time.monotonic() < deadline, f"/readyz is not {status} after 10 s"
+        time.sleep(0.01)
+
+
+def test_a_client_that_does_not_read_holds_a_drain_only_so_long(tmp_path: Path) -> None:
+    """While a reply waits for its reader the server is not ready, alive, and takes no calls."""
+    rows, dim = 100_000, 64  # 24 MiB: far more than the sockets between us take.
+    with (
+        ServerProcess(tmp_path / "d", dram="64MiB", HYBRIDPS_DRAIN="2") as server,
+        RawClient(server.address, session=1, receive_bytes=65536) as client,
+    ):
+        table = client.create_table("t", dim)
+        client.lookup(table, range(rows))
+        time.sleep(0.5)
+        before = time.monotonic()
+        server.send(signal.SIGTERM)
+        wait_for_readiness(server, 503)
+        assert server.http("/readyz") == (503, "draining\n")
+        assert server.http("/livez") == (200, "ok\n")
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(server.address, 5)
+        assert server.wait() == 0
+        assert 1.5 < time.monotonic() - before < 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

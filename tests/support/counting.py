@@ -9,7 +9,9 @@ value == pushes made. Integers are exact in float32 up to 2^24 pushes a row.
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import capnp
 import numpy as np
@@ -44,25 +46,17 @@ class Trainer:
 
     async def train(self, address: Address, stop: asyncio.Event) -> None:
         """Resends what is unknown, then pushes on until told to stop or cut off."""
-        with contextlib.suppress(capnp.KjException, OSError):
+        with _cut_off_is_no_error():
             async with stock_session(address) as ps:
                 table = await self._resume(ps)
-                flights: deque[asyncio.Task[bool]] = deque()
-                try:
-                    while not stop.is_set():
+                flights: deque[Awaitable[Any]] = deque()
+                while not stop.is_set() or flights:
+                    if not stop.is_set() and len(flights) < WINDOW:
                         self._next()
-                        number, keys = self.unknown[-1]
-                        flights.append(asyncio.create_task(self._push(ps, table, number, keys)))
-                        if len(flights) >= WINDOW:
-                            await flights.popleft()
-                            self._acknowledge()
-                    while flights:
-                        await flights.popleft()
+                        flights.append(self._push(ps, table, *self.unknown[-1]))
+                    else:
+                        assert not (await flights.popleft()).duplicate
                         self._acknowledge()
-                finally:
-                    for flight in flights:
-                        flight.cancel()
-                    await asyncio.gather(*flights, return_exceptions=True)
 
     async def settle(self, address: Address) -> None:
         """Sends again all that is unknown; nothing is afterwards."""
@@ -79,7 +73,7 @@ class Trainer:
         assert last_push >= acknowledged, "the server forgot a push that it had acknowledged"
         while self.unknown:
             number, keys = self.unknown[0]
-            duplicate = await self._push(ps, table, number, keys)
+            duplicate = (await self._push(ps, table, number, keys)).duplicate
             # A push of the connection that was cut may still have been on its way at hello.
             assert duplicate or number > last_push, "a push was applied twice"
             self.duplicates += duplicate
@@ -95,12 +89,25 @@ class Trainer:
         _, keys = self.unknown.popleft()
         self.acknowledged[keys] += 1
 
-    async def _push(
+    def _push(
         self, ps: StockSession, table: int, number: int, keys: NDArray[np.int64]
-    ) -> bool:
+    ) -> Awaitable[Any]:
+        """Not a coroutine: one that is cancelled before it began would leave a gap in the order."""
         gradients = np.zeros((len(keys), self.columns), np.float32)
         gradients[:, self.column] = -1.0
-        return await ps.apply_gradients(table, keys.tolist(), gradients, number)
+        return ps.start_push(table, keys.tolist(), gradients, number)
+
+
+@contextlib.contextmanager
+def _cut_off_is_no_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        return
+    except capnp.KjException as error:
+        # Anything else is an answer of the server, and no answer may refuse these pushes.
+        if error.type != "DISCONNECTED":
+            raise
 
 
 def trainers(count: int, columns: int, keys: int, batch: int, seed: int) -> list[Trainer]:

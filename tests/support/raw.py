@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from hybridps import _core
+from hybridps.rpc import schemas
 
 REPLY_S = 30.0
 
@@ -21,11 +22,15 @@ class RawClient:
             # Set before connect, so that the window is never offered larger.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.settimeout(REPLY_S)
-        self.socket.connect(address)
         self.connection = _core.ClientConnection(frame_limit=1 << 30)
-        hello, opening = self.connection.start(session, "")
-        self.socket.sendall(opening)
-        self.answer(hello)
+        try:
+            self.socket.connect(address)
+            hello, opening = self.connection.start(session, "")
+            self.socket.sendall(opening)
+            self.answer(hello)
+        except BaseException:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +58,24 @@ class RawClient:
                     return answer
             if self.connection.closed is not None:
                 raise ConnectionError(self.connection.closed)
+
+    def call(self, verb: str, **params: Any) -> Any:
+        """Any verb, answered: the reader of its results lives as long as the answer."""
+        message = schemas.new_params(verb)
+        for name, value in params.items():
+            setattr(message, name, value)
+        answer = self.answer(self.send(self.connection.call(verb, message.to_bytes())))
+        if answer.kind == "exception":
+            raise AssertionError(answer.exception)
+        with schemas.read_results(verb, answer.results) as results:
+            return results.to_dict()
+
+    def create_table(self, name: str, dim: int) -> int:
+        """The id of a table of SGD with a learning rate of 1, from zero."""
+        optimizer = {"learningRate": 1.0, "sgd": None}
+        spec = {"name": name, "dim": dim, "optimizer": optimizer, "initializer": {"zeros": None}}
+        table: int = self.call("createTable", spec=spec)["table"]["id"]
+        return table
 
     def lookup(self, table: int, keys: Sequence[int]) -> int:
         """Asks for rows; the question."""

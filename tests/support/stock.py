@@ -1,7 +1,7 @@
 """A client made of nothing but pycapnp and the schema: what any Cap'n Proto user could write."""
 
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,20 @@ class StockSession:
         }
         return int((await self.remote.createTable(spec=spec)).table.id)
 
-    async def apply_gradients(
-        self,
-        table: int,
-        keys: Sequence[int],
-        gradients: NDArray[np.float32],
-        number: int | None = None,
-    ) -> bool:
-        """Pushes, with the next number unless one is given; whether it was a duplicate."""
-        if number is None:
-            self.pushes += 1
-            number = self.pushes
+    def start_push(
+        self, table: int, keys: Sequence[int], gradients: NDArray[np.float32], number: int
+    ) -> Awaitable[Any]:
+        """Sends a push before it returns, so that pushes leave in order; await the reply."""
         batch = {"table": table, "keys": pack(keys), "gradients": gradients.tobytes()}
-        reply = await self.remote.applyGradients(push={"number": number}, tables=[batch])
-        return bool(reply.duplicate)
+        reply: Awaitable[Any] = self.remote.applyGradients(push={"number": number}, tables=[batch])
+        return reply
+
+    async def apply_gradients(
+        self, table: int, keys: Sequence[int], gradients: NDArray[np.float32]
+    ) -> bool:
+        """Pushes with the next number; whether it was a duplicate."""
+        self.pushes += 1
+        return bool((await self.start_push(table, keys, gradients, self.pushes)).duplicate)
 
     async def lookup(self, table: int, keys: Sequence[int], dim: int) -> NDArray[np.float32]:
         """float32[n, dim]; absent keys are zeros."""

@@ -17,10 +17,14 @@ from hybridps.server.metrics import Metrics, Snapshot
 from hybridps.server.ops import Ops, Phase
 
 HOSTILE = '<script>alert("x")</script>'
-TABLE = {
-    **dict.fromkeys(("keys", "rows_dram", "rows_nvme", "rows_cold"), 0),
-    **{"dram_bytes": 1000, "index_bytes": 100, "nvme_bytes": 5000, "cold_bytes": 0},
-    **{"unique_keys": 50, "cache_hits": 30, "cache_misses": 10, "device_reads": 7},
+TABLE = dict.fromkeys(("keys", "rows_dram", "rows_nvme", "rows_cold", "cold_bytes"), 0) | {
+    "dram_bytes": 1000,
+    "index_bytes": 100,
+    "nvme_bytes": 5000,
+    "unique_keys": 50,
+    "cache_hits": 30,
+    "cache_misses": 10,
+    "device_reads": 7,
 }
 
 

@@ -4,6 +4,7 @@ or with one planted fault, behind the connection that the model opens."""
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import capnp
 import numpy as np
@@ -12,6 +13,15 @@ from numpy.typing import NDArray
 from support import counting
 
 KEYS, COLUMNS, PUSHES_A_CONNECTION = 50, 3, 10
+
+
+def cut_off(when: str) -> Exception:
+    return capnp.KjException(f"cut off {when}", type="DISCONNECTED")
+
+
+@dataclass
+class Reply:
+    duplicate: bool
 
 
 class Pretender:
@@ -33,20 +43,28 @@ class Pretender:
     async def lookup(self, _table: int, keys: Sequence[int], _dim: int) -> NDArray[np.float32]:
         return self.rows[list(keys)]
 
-    async def apply_gradients(
+    def start_push(
         self, _table: int, keys: Sequence[int], gradients: NDArray[np.float32], number: int
-    ) -> bool:
-        await asyncio.sleep(0)
+    ) -> asyncio.Future[Reply]:
+        future = asyncio.get_running_loop().create_future()
+        try:
+            future.set_result(Reply(self._push(keys, gradients, number)))
+        except capnp.KjException as error:
+            future.set_exception(error)
+            future.exception()  # Nobody need ask for it.
+        return future
+
+    def _push(self, keys: Sequence[int], gradients: NDArray[np.float32], number: int) -> bool:
         self.left -= 1
         if self.left < 0:
-            raise capnp.KjException("cut off before the push")
+            raise cut_off("before the push")
         duplicate = number <= self.last[self.session]
         if not duplicate or self.fault == "applies again":
             column = 2 if self.fault == "wrong column" and number == 5 else slice(None)
             self.rows[keys, column] -= gradients[:, 0 if column == 2 else slice(None)]
             self.last[self.session] = max(number, self.last[self.session])
         if self.left == 0:
-            raise capnp.KjException("cut off after the push, before its answer")
+            raise cut_off("after the push, before its answer")
         return duplicate and self.fault != "says it was new"
 
     def crash(self) -> None:

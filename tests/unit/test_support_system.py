@@ -25,7 +25,7 @@ def test_page_cache_counts_what_was_read_and_not_what_was_dropped(tmp_path: Path
     assert page_cache_bytes(tmp_path) == 4 * MIB
 
 
-def test_peak_memory_remembers(tmp_path: Path) -> None:
+def test_peak_memory_remembers() -> None:
     pid = os.getpid()
     block = bytearray(64 * MIB)
     block[::4096] = b"x" * len(block[::4096])

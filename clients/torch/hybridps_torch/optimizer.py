@@ -51,7 +51,8 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Pushes what was accumulated, in one call per store, and keeps nothing of it.
 
-        A push that raises leaves the gradients in place: call step again, or zero_grad.
+        A push that raises leaves the gradients in place: call step again, or zero_grad, which is
+        right after a DeadlineError, because that push may have been applied.
         """
         loss = None
         if closure is not None:

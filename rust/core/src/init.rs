@@ -2,8 +2,8 @@
 //!
 //! Only additions, multiplications, divisions and square roots of IEEE 754, in a fixed order: no
 //! libm, no fused multiply-add. Column i draws the i-th number of a SplitMix64 stream whose start
-//! mixes seed and key (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
-//! Normal numbers are Acklam's rational approximation of the inverse normal distribution
+//! mixes seed and key (Steele, Lea, Flood: "Fast splittable pseudorandom number generators",
+//! 2014). Normal numbers are Acklam's rational approximation of the inverse normal distribution
 //! (relative error below 1.2e-9), so a column costs one draw and nothing is rejected.
 
 use crate::spec::Initializer;

@@ -2,14 +2,27 @@
 //! warm. No Python, no async, no sockets.
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
-//! `types`, `error`, `spec`, `init`, `optimizer`, `batch` are leaves that any room may use.
+//! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `error`, `spec`,
+//! `init`, `optimizer`, `batch` are leaves that any room may use.
 
 mod batch;
+mod device;
+mod directory;
 mod error;
+mod index;
 mod init;
+mod journal;
+mod log;
+mod manifest;
 mod optimizer;
+mod os;
+mod prefetch;
+#[cfg(test)]
+mod scratch;
 mod spec;
 mod store;
+mod superblock;
+mod table;
 mod types;
 
 pub use batch::{gather, sum_counts, sum_rows, Unique};
@@ -18,7 +31,8 @@ pub use init::initial_row;
 pub use optimizer::is_finite;
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
-    Assign, Durability, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Store,
-    StoreConfig, TableInfo,
+    Assign, GradientBatch, InsertBatch, LookupBatch, PushOutcome, Store, StoreConfig, TableInfo,
 };
-pub use types::{bucket, hash, shard_of_bucket, Place, Sequence, TableId, BUCKETS};
+pub use types::{
+    bucket, hash, shard_of_bucket, Durability, Place, Push, Sequence, TableId, BUCKETS,
+};

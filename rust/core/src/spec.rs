@@ -172,7 +172,8 @@ impl TableSpec {
         .collect();
         if !shape.is_empty() {
             return Err(Error::table_mismatch(format!(
-                "table {:?} exists with another shape: {}; open it with the stored spec, or choose another name",
+                "table {:?} exists with another shape: {}; open it with the stored spec, or choose \
+                 another name",
                 self.name, shape.join("; ")
             )));
         }

@@ -1,6 +1,7 @@
-//! The words that every room shares: keys, hashes, buckets, sequences.
+//! The words that every room shares: keys, hashes, buckets, sequences, pushes, durability.
 //!
-//! Widths are fixed, because formats and placement depend on them. Nothing here allocates or fails.
+//! Widths are fixed, because formats and placement depend on them. Nothing here allocates or
+//! fails.
 
 /// Number of buckets in every table of every store; fixed for all time by the formats.
 pub const BUCKETS: u32 = 4096;
@@ -29,6 +30,30 @@ impl Place {
     pub const fn offset(self) -> u64 {
         self.0 * Self::UNIT
     }
+}
+
+/// What survives what; see the public API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Rows are durable after `flush` or `close`.
+    None,
+    /// An acknowledged push survives the process.
+    Process,
+    /// The same, and at most 200 ms are lost at a power cut.
+    Interval,
+    /// An acknowledged push survives a power cut.
+    Always,
+}
+
+/// Who mutates, and how often before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Push {
+    /// Session given to `attach`.
+    pub session: u64,
+    /// 1, 2, 3 ... within the session.
+    pub number: u64,
+    /// The trainer's step, if it gave one.
+    pub step: Option<i64>,
 }
 
 /// The one documented hash of a key: the 64-bit finalizer of MurmurHash3. A bijection, so two

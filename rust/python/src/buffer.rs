@@ -1,5 +1,5 @@
-//! The buffer border: memory of frames, shared with Python without a copy, and seen as words, bytes
-//! or numbers. All `unsafe` of the wire lies here.
+//! The buffer border: memory of frames, shared with Python without a copy, and seen as words,
+//! bytes or numbers. All `unsafe` of the wire lies here.
 //!
 //! Views are writable in two places only: where the next bytes of a socket go (Rust does not look
 //! before it is told that they came), and the rows of an answer (Rust never looks again). Python
@@ -30,7 +30,7 @@ impl Pool {
     /// thread holds, perhaps one that a fork left behind, counts as empty.
     fn take(words: usize) -> Option<Box<[u64]>> {
         let mut pool = POOL.try_lock().ok()?;
-        let fits = |block: &Box<[u64]>| block.len() >= words && block.len() / 2 <= words;
+        let fits = |block: &[u64]| block.len() >= words && block.len() / 2 <= words;
         let (index, _) = pool
             .blocks
             .iter()

@@ -209,7 +209,7 @@ impl ClientConnection {
     }
 
     #[pyo3(signature = (hint, /))]
-    fn get_buffer(&self, hint: isize) -> Buffer {
+    fn get_buffer(&mut self, hint: isize) -> Buffer {
         let _ = hint;
         self.receiver.buffer()
     }

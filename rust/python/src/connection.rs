@@ -8,10 +8,16 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::buffer::{as_numbers, Buffer, Words};
+use crate::buffer::{as_numbers, as_numbers_mut, Buffer, Words};
 use crate::hot::{HotCall, Shared};
 use crate::receiver::Receiver;
 use crate::store::PyStore;
+
+/// The schema that this module was compiled with, so that Python reads no other.
+#[pyfunction]
+pub(crate) fn schema() -> &'static str {
+    include_str!("../../../schemas/hybridps.capnp")
+}
 
 /// A login that waits for `accept` or `reject`.
 #[pyclass(module = "hybridps._core", frozen, get_all)]
@@ -73,14 +79,15 @@ impl Connection {
 
 /// The words of a message that Python built.
 pub(crate) fn words_of(bytes: &[u8]) -> PyResult<Vec<u64>> {
-    let (words, rest) = bytes.as_chunks::<8>();
-    if !rest.is_empty() {
+    if bytes.len() % 8 != 0 {
         return Err(PyValueError::new_err(format!(
             "a message is a whole number of 64-bit words, not {} bytes; use to_bytes()",
             bytes.len()
         )));
     }
-    Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+    let mut words = vec![0; bytes.len() / 8];
+    as_numbers_mut(&mut words).copy_from_slice(bytes);
+    Ok(words)
 }
 
 /// The bytes of small frames.
@@ -127,7 +134,7 @@ impl Connection {
     }
 
     #[pyo3(signature = (hint, /))]
-    fn get_buffer(&self, hint: isize) -> Buffer {
+    fn get_buffer(&mut self, hint: isize) -> Buffer {
         let _ = hint;
         self.receiver.buffer()
     }

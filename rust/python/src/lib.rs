@@ -23,14 +23,11 @@ mod _core {
         check_spec, gather, initial_rows, is_finite, sum_counts, sum_rows, unique,
     };
     #[pymodule_export]
-    const SCHEMA: &str = include_str!("../../../schemas/hybridps.capnp");
-
-    #[pymodule_export]
     use crate::buffer::{tune_allocator, Buffer};
     #[pymodule_export]
     use crate::client_connection::{Answer, ClientConnection};
     #[pymodule_export]
-    use crate::connection::{ColdCall, Connection, Login};
+    use crate::connection::{schema, ColdCall, Connection, Login};
     #[pymodule_export]
     use crate::hot::HotCall;
     #[pymodule_export]

@@ -1,8 +1,6 @@
 //! From bytes to frames: a common buffer for small frames, memory of its own for a large one, so
 //! that large frames are received where they stay.
 
-use std::ops::Range;
-
 use hybridps_wire::{FrameSize, Malformed};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -24,7 +22,10 @@ pub(crate) struct Receiver {
 
 /// A large frame on its way.
 struct Large {
-    words: Words,
+    len: usize,
+    /// None until somebody reads on: what a peer merely announced costs nothing. Its first bytes
+    /// wait in the common buffer so long.
+    words: Option<Words>,
     filled: usize,
 }
 
@@ -35,7 +36,7 @@ impl Receiver {
 
     /// Bytes of the large frame that is on its way, 0 if none is.
     pub(crate) fn frame_wanted(&self) -> usize {
-        self.large.as_ref().map_or(0, |large| large.words.len() * 8)
+        self.large.as_ref().map_or(0, |large| large.len * 8)
     }
 
     /// True while a frame has begun and not ended.
@@ -43,42 +44,50 @@ impl Receiver {
         self.large.is_some() || self.end > self.start
     }
 
-    fn place(&self) -> (&Words, Range<usize>) {
-        match &self.large {
-            Some(large) => (&large.words, large.filled..large.words.len() * 8),
-            None => (&self.common, self.end..self.common.len() * 8),
-        }
-    }
-
     /// The place that the next bytes go to.
-    pub(crate) fn buffer(&self) -> Buffer {
-        let (words, bytes) = self.place();
-        words.view(bytes, true)
+    pub(crate) fn buffer(&mut self) -> Buffer {
+        let Some(large) = &mut self.large else {
+            return self.common.view(self.end..self.common.len() * 8, true);
+        };
+        let words = large.words.get_or_insert_with(|| {
+            let mut words = Words::new(large.len);
+            let first = self.start / 8..self.end.div_ceil(8);
+            words[..first.len()].copy_from_slice(&self.common[first]);
+            (self.start, self.end) = (0, 0);
+            words
+        });
+        words.view(large.filled..large.len * 8, true)
     }
 
     /// Takes note of `count` bytes written there.
     pub(crate) fn received(&mut self, count: usize) -> PyResult<()> {
-        let room = self.place().1.len();
-        if count > room {
+        let (filled, room) = match &mut self.large {
+            Some(Large { words: Some(words), filled, .. }) => (filled, words.len() * 8),
+            Some(Large { filled, .. }) => {
+                let room = *filled;
+                (filled, room)
+            }
+            None => (&mut self.end, self.common.len() * 8),
+        };
+        if count > room - *filled {
             return Err(PyValueError::new_err(format!(
-                "received({count}), but get_buffer() gave room for {room} bytes"
+                "received({count}), but get_buffer() gave room for {} bytes",
+                room - *filled
             )));
         }
-        match &mut self.large {
-            Some(large) => large.filled += count,
-            None => self.end += count,
-        }
+        *filled += count;
         Ok(())
     }
 
     /// The next whole frame.
     pub(crate) fn next(&mut self) -> Result<Option<Words>, Malformed> {
-        if let Some(large) = self.large.take() {
-            if large.filled == large.words.len() * 8 {
-                return Ok(Some(large.words));
+        if let Some(large) = &mut self.large {
+            if large.filled < large.len * 8 {
+                return Ok(None);
             }
-            self.large = Some(large);
-            return Ok(None);
+            let words = large.words.take();
+            self.large = None;
+            return Ok(words);
         }
         let bytes = &as_numbers::<u8>(&self.common)[self.start..self.end];
         if let FrameSize::Known(size) = FrameSize::of(bytes, self.frame_limit)? {
@@ -88,11 +97,7 @@ impl Receiver {
                 return Ok(Some(Words::copy_of(&self.common[first..first + size / 8])));
             }
             if size > self.common.len() * 8 {
-                let mut words = Words::new(size / 8);
-                let here = bytes.len().div_ceil(8);
-                words[..here].copy_from_slice(&self.common[first..first + here]);
-                self.large = Some(Large { words, filled: bytes.len() });
-                (self.start, self.end) = (0, 0);
+                self.large = Some(Large { len: size / 8, words: None, filled: bytes.len() });
                 return Ok(None);
             }
         }

@@ -15,8 +15,8 @@ use crate::errors::{bad_input, raise, ConfigError, HybridPSError};
 
 type Found<'py> = (Bound<'py, PyArray2<f32>>, Option<Bound<'py, PyAny>>);
 
-/// The engine in this process. `process` is the one that opened it: after a fork the engine threads
-/// are gone, so a child must not run its destructor.
+/// The engine in this process. `process` is the one that opened it: after a fork the engine
+/// threads are gone, so a child must not run its destructor.
 #[pyclass(name = "Store", module = "hybridps._core", frozen)]
 pub(crate) struct PyStore {
     store: Arc<Store>,

@@ -52,9 +52,7 @@ pub struct Reason {
 
 impl Reason {
     fn parse(reason: String) -> Self {
-        // Cap'n Proto's C++ and Python servers put this in front of what a handler raised.
-        let bare = reason.strip_prefix("remote exception: ").unwrap_or(&reason);
-        match bare.split_once(": ") {
+        match reason.split_once(": ") {
             Some((class, text))
                 if class.ends_with("Error") && class.bytes().all(|b| b.is_ascii_alphanumeric()) =>
             {

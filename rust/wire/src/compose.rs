@@ -20,8 +20,8 @@ pub(crate) const fn far_pointer(segment: usize, offset: usize, double: bool) -> 
 /// A capability pointer to entry 0 of the capability table.
 pub(crate) const CAPABILITY: u64 = 3;
 
-/// A message under construction. Positions are word indexes into the frame; objects are laid out in
-/// the order in which they are asked for.
+/// A message under construction. Positions are word indexes into the frame; objects are laid out
+/// in the order in which they are asked for.
 pub(crate) struct Composer {
     pub(crate) words: Vec<u64>,
     /// Words of the frame, blobs that follow the header included.
@@ -71,8 +71,8 @@ impl Composer {
         }
     }
 
-    /// Room for a `Data` of `bytes` behind the header, to be filled by the caller; returns its first
-    /// word. An empty one stays a null pointer.
+    /// Room for a `Data` of `bytes` behind the header, to be filled by the caller; returns its
+    /// first word. An empty one stays a null pointer.
     pub(crate) fn blob(&mut self, at: usize, bytes: usize) -> usize {
         let start = self.len;
         if bytes > 0 {
@@ -93,8 +93,8 @@ impl Composer {
         self.finish().0
     }
 
-    /// The finished message with the root of the message `content` as what the pointer at `at` leads
-    /// to. `content` is copied word for word, not walked.
+    /// The finished message with the root of the message `content` as what the pointer at `at`
+    /// leads to. `content` is copied word for word, not walked.
     ///
     /// # Errors
     /// `content` is not a frame whose root is a struct or null.

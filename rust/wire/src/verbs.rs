@@ -42,8 +42,8 @@ pub struct Layout {
     pub header: Vec<u64>,
     /// Words of the whole frame.
     pub words: usize,
-    /// Where each array goes, in the order they were given; they follow the header without gaps but
-    /// for the padding of each to a whole word, which must be zero.
+    /// Where each array goes, in the order they were given; they follow the header without gaps
+    /// but for the padding of each to a whole word, which must be zero.
     pub blobs: Vec<BlobAt>,
 }
 

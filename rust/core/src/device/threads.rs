@@ -1,0 +1,165 @@
+//! Reads with a pool of threads: the fallback where io_uring is refused (containers, old kernels).
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{mpsc, Arc};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::file::read_full;
+use super::{AlignedBuffer, Extent, VisitExtent, EXTENT_BYTES_MAX};
+
+/// One thread keeps one read at the device; disks want at least 16.
+const THREADS: usize = 16;
+/// Extents of one job: few, so that a small batch still spreads over the threads.
+const JOB_EXTENTS: usize = 4;
+/// Jobs of one batch that are out at once; bounds its buffers at 2 MiB.
+const JOBS_OUT: usize = 2 * THREADS;
+
+struct Job {
+    extents: Vec<(usize, Extent)>,
+    buffer: AlignedBuffer,
+    done: mpsc::Sender<Done>,
+}
+
+struct Done {
+    read: Vec<(usize, io::Result<usize>)>,
+    extents: Vec<(usize, Extent)>,
+    buffer: AlignedBuffer,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    closing: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    buffer_bytes: AtomicU64,
+}
+
+pub(super) struct ThreadReader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl ThreadReader {
+    pub(super) fn new(file: &Arc<File>) -> Self {
+        let shared = Arc::new(Shared::default());
+        let threads = (0..THREADS)
+            .map(|_| {
+                let (shared, file) = (shared.clone(), file.clone());
+                std::thread::spawn(move || serve(&shared, &file))
+            })
+            .collect();
+        Self { shared, threads }
+    }
+
+    pub(super) fn buffer_bytes(&self) -> u64 {
+        self.shared.buffer_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn read_batch(&self, extents: &[Extent], visit: &mut VisitExtent<'_>) {
+        let (done, results) = mpsc::channel();
+        let mut waiting = jobs(extents).into_iter();
+        let mut out = 0;
+        for _ in 0..JOBS_OUT {
+            let Some(extents) = waiting.next() else { break };
+            self.submit(extents, AlignedBuffer::new(EXTENT_BYTES_MAX), &done, true);
+            out += 1;
+        }
+        while out > 0 {
+            let job = results.recv().expect("this thread holds a sender, so the channel is open");
+            let mut start = 0;
+            for ((index, extent), (_, read)) in job.extents.iter().zip(job.read) {
+                visit(*index, read.map(|bytes| &job.buffer[start..start + bytes]));
+                start += extent.bytes as usize;
+            }
+            match waiting.next() {
+                Some(extents) => self.submit(extents, job.buffer, &done, false),
+                None => {
+                    self.shared.buffer_bytes.fetch_sub(EXTENT_BYTES_MAX as u64, Ordering::Relaxed);
+                    out -= 1;
+                }
+            }
+        }
+    }
+
+    fn submit(
+        &self,
+        extents: Vec<(usize, Extent)>,
+        buffer: AlignedBuffer,
+        done: &mpsc::Sender<Done>,
+        fresh: bool,
+    ) {
+        if fresh {
+            self.shared.buffer_bytes.fetch_add(EXTENT_BYTES_MAX as u64, Ordering::Relaxed);
+        }
+        self.shared.queue.lock().jobs.push_back(Job { extents, buffer, done: done.clone() });
+        self.shared.work.notify_one();
+    }
+}
+
+impl Drop for ThreadReader {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closing = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has been reported by its panic already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Cuts a batch into jobs that fit one buffer each.
+fn jobs(extents: &[Extent]) -> Vec<Vec<(usize, Extent)>> {
+    let mut jobs: Vec<Vec<(usize, Extent)>> = Vec::new();
+    let mut room = 0;
+    for (index, &extent) in extents.iter().enumerate() {
+        let bytes = extent.bytes as usize;
+        match jobs.last_mut() {
+            Some(job) if bytes <= room && job.len() < JOB_EXTENTS => job.push((index, extent)),
+            _ => {
+                room = EXTENT_BYTES_MAX;
+                jobs.push(vec![(index, extent)]);
+            }
+        }
+        room -= bytes;
+    }
+    jobs
+}
+
+fn serve(shared: &Shared, file: &File) {
+    loop {
+        let mut queue = shared.queue.lock();
+        let job = loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                break job;
+            }
+            if queue.closing {
+                return;
+            }
+            shared.work.wait(&mut queue);
+        };
+        drop(queue);
+        run(file, job);
+    }
+}
+
+fn run(file: &File, mut job: Job) {
+    let mut read = Vec::with_capacity(job.extents.len());
+    let mut start = 0;
+    for &(index, extent) in &job.extents {
+        let end = start + extent.bytes as usize;
+        read.push((index, read_full(file, &mut job.buffer[start..end], extent.offset)));
+        start = end;
+    }
+    // The reader may have gone with a panic of its visitor; nobody waits then.
+    let _ = job.done.send(Done { read, extents: job.extents, buffer: job.buffer });
+}

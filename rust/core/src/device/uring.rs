@@ -1,0 +1,268 @@
+//! Batches of reads through io_uring: the miss path. What counts is CPU a read, so reads are
+//! submitted and reaped by the dozen, into memory that the kernel has pinned once.
+//!
+//! Invariant: while `in_flight` of a ring is above zero the kernel may write anywhere in its
+//! arena; a ring is pooled or dropped only when it is zero, and leaked if that cannot be reached.
+
+#![allow(unsafe_code, reason = "submission entries carry raw pointers into the arena")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use io_uring::{opcode, types, IoUring};
+use parking_lot::{Condvar, Mutex};
+
+use super::{AlignedBuffer, Extent, VisitExtent, EXTENT_BYTES_MAX, PAGE};
+
+/// Completions awaited at once: fewer wake-ups, and the next submission is as large.
+const REAP: usize = 32;
+const CHUNK_PAGES: u32 = (EXTENT_BYTES_MAX / PAGE) as u32;
+
+/// A bounded pool of rings; a batch holds one ring for itself.
+pub(super) struct UringReader {
+    file: Arc<File>,
+    queue_depth: u32,
+    pool: Mutex<Pool>,
+    returned: Condvar,
+    buffer_bytes: AtomicU64,
+}
+
+struct Pool {
+    idle: Vec<Ring>,
+    made: usize,
+    made_max: usize,
+}
+
+impl UringReader {
+    /// Sets one ring up, to learn whether the system allows it.
+    pub(super) fn new(file: &Arc<File>, queue_depth: u32) -> io::Result<Self> {
+        // A ring that reads while another computes: one a core keeps the cores busy.
+        let made_max = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 32);
+        let reader = Self {
+            file: file.clone(),
+            queue_depth: queue_depth.clamp(CHUNK_PAGES, 4096),
+            pool: Mutex::new(Pool { idle: Vec::new(), made: 1, made_max }),
+            returned: Condvar::new(),
+            buffer_bytes: AtomicU64::new(0),
+        };
+        let ring = reader.make()?;
+        reader.pool.lock().idle.push(ring);
+        Ok(reader)
+    }
+
+    pub(super) fn buffer_bytes(&self) -> u64 {
+        self.buffer_bytes.load(Ordering::Relaxed)
+    }
+
+    fn make(&self) -> io::Result<Ring> {
+        let ring = Ring::new(&self.file, self.queue_depth)?;
+        self.buffer_bytes.fetch_add(ring.arena.len() as u64, Ordering::Relaxed);
+        Ok(ring)
+    }
+
+    /// Takes an idle ring, makes one, or waits.
+    fn lease(&self) -> io::Result<Lease<'_>> {
+        let mut pool = self.pool.lock();
+        loop {
+            if let Some(ring) = pool.idle.pop() {
+                return Ok(Lease { reader: self, ring: Some(ring) });
+            }
+            if pool.made < pool.made_max {
+                pool.made += 1;
+                break;
+            }
+            self.returned.wait(&mut pool);
+        }
+        drop(pool);
+        match self.make() {
+            Ok(ring) => Ok(Lease { reader: self, ring: Some(ring) }),
+            Err(error) => {
+                self.pool.lock().made -= 1;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn read_batch(&self, extents: &[Extent], visit: &mut VisitExtent<'_>) {
+        if extents.is_empty() {
+            return;
+        }
+        let mut visited = vec![false; extents.len()];
+        let result = self.lease().and_then(|mut lease| {
+            let ring = lease.ring.as_mut().expect("a lease holds its ring until dropped");
+            ring.read_batch(extents, &mut |index, read| {
+                visited[index] = true;
+                visit(index, read);
+            })
+        });
+        if let Err(error) = result {
+            for index in (0..extents.len()).filter(|&index| !visited[index]) {
+                visit(index, Err(io::Error::new(error.kind(), error.to_string())));
+            }
+        }
+    }
+}
+
+/// Returns its ring to the pool, drained.
+struct Lease<'a> {
+    reader: &'a UringReader,
+    ring: Option<Ring>,
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let Some(mut ring) = self.ring.take() else { return };
+        let mut pool = self.reader.pool.lock();
+        if ring.drain() {
+            pool.idle.push(ring);
+        } else {
+            // The kernel may still write into the arena, so its memory must stay.
+            std::mem::forget(ring);
+            pool.made -= 1;
+        }
+        drop(pool);
+        self.reader.returned.notify_one();
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Chunk {
+    /// Pages handed out since the chunk was last free.
+    used: u32,
+    /// Extents in it that the kernel has or that were not visited.
+    out: u32,
+}
+
+/// One submission queue with its page buffers. The arena is cut into chunks; a chunk is filled
+/// from the front and free again once all its extents were visited.
+struct Ring {
+    ring: IoUring,
+    arena: AlignedBuffer,
+    chunks: Vec<Chunk>,
+    current: usize,
+    /// Whether the kernel has the arena pinned.
+    fixed: bool,
+    in_flight: usize,
+    broken: bool,
+}
+
+impl Ring {
+    fn new(file: &File, queue_depth: u32) -> io::Result<Self> {
+        let chunks = queue_depth.div_ceil(CHUNK_PAGES) as usize;
+        let arena = AlignedBuffer::new(chunks * EXTENT_BYTES_MAX);
+        let entries = (chunks as u32 * CHUNK_PAGES).next_power_of_two();
+        // No interrupt of this thread for each completion; kernels before 5.19 do not know it.
+        let ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .build(entries)
+            .or_else(|_| IoUring::new(entries))?;
+        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        let vector = libc::iovec { iov_base: arena.pointer().cast(), iov_len: arena.len() };
+        // SAFETY: the arena lives as long as the ring: both are fields of Ring, `ring` is dropped
+        // first, and a ring with reads in flight is never dropped.
+        // Refused where little memory may be locked; plain reads are the same, a bit slower.
+        let fixed = unsafe { ring.submitter().register_buffers(&[vector]) }.is_ok();
+        let chunks = vec![Chunk::default(); chunks];
+        Ok(Self { ring, arena, chunks, current: 0, fixed, in_flight: 0, broken: false })
+    }
+
+    fn read_batch(
+        &mut self,
+        extents: &[Extent],
+        visit: &mut dyn FnMut(usize, io::Result<&[u8]>),
+    ) -> io::Result<()> {
+        let mut next = 0;
+        while next < extents.len() || self.in_flight > 0 {
+            while next < extents.len() && self.push(next, extents[next]) {
+                next += 1;
+            }
+            self.submit(self.in_flight.min(REAP))?;
+            self.reap(extents, visit);
+        }
+        Ok(())
+    }
+
+    /// Queues one read; false if no buffer is free before others complete.
+    fn push(&mut self, index: usize, extent: Extent) -> bool {
+        let pages = extent.bytes.div_ceil(PAGE as u32);
+        assert!(pages <= CHUNK_PAGES, "an extent is at most {EXTENT_BYTES_MAX} bytes");
+        if self.chunks[self.current].used + pages > CHUNK_PAGES {
+            let Some(free) = self.chunks.iter().position(|chunk| chunk.used == 0) else {
+                return false;
+            };
+            self.current = free;
+        }
+        let chunk = &mut self.chunks[self.current];
+        let page = self.current as u32 * CHUNK_PAGES + chunk.used;
+        // SAFETY: page + pages lies within the arena: `used` never passes CHUNK_PAGES.
+        let target = unsafe { self.arena.pointer().add(page as usize * PAGE) };
+        let file = types::Fixed(0);
+        let entry = if self.fixed {
+            opcode::ReadFixed::new(file, target, extent.bytes, 0).offset(extent.offset).build()
+        } else {
+            opcode::Read::new(file, target, extent.bytes).offset(extent.offset).build()
+        };
+        let entry = entry.user_data(u64::from(page) << 32 | index as u64);
+        // SAFETY: the target stays allocated and unread until the completion is reaped.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            return false;
+        }
+        chunk.used += pages;
+        chunk.out += 1;
+        self.in_flight += 1;
+        true
+    }
+
+    fn submit(&mut self, want: usize) -> io::Result<()> {
+        match self.ring.submit_and_wait(want) {
+            Ok(_) => Ok(()),
+            // Interrupted, or too many completions are waiting: reap and come again.
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
+                _ => {
+                    self.broken = true;
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    fn reap(&mut self, extents: &[Extent], visit: &mut dyn FnMut(usize, io::Result<&[u8]>)) {
+        while let Some(entry) = self.ring.completion().next() {
+            let (page, index) = ((entry.user_data() >> 32) as u32, entry.user_data() as u32);
+            self.in_flight -= 1;
+            let read = if entry.result() < 0 {
+                Err(io::Error::from_raw_os_error(-entry.result()))
+            } else {
+                // SAFETY: the kernel is done with these bytes: it filled `result` of them from
+                // here, no more than asked, and they are handed out again only after the visit.
+                Ok(unsafe {
+                    let start = self.arena.pointer().add(page as usize * PAGE);
+                    std::slice::from_raw_parts(start, entry.result() as usize)
+                })
+            };
+            let chunk = (page / CHUNK_PAGES) as usize;
+            debug_assert!((index as usize) < extents.len());
+            visit(index as usize, read);
+            self.chunks[chunk].out -= 1;
+            if self.chunks[chunk].out == 0 {
+                self.chunks[chunk].used = 0;
+            }
+        }
+    }
+
+    /// Waits for all reads, after a visitor panicked; false if the kernel does not give them back.
+    fn drain(&mut self) -> bool {
+        while self.in_flight > 0 && !self.broken {
+            if self.submit(self.in_flight).is_ok() {
+                let done = self.ring.completion().count();
+                self.in_flight -= done;
+            }
+        }
+        self.chunks.fill(Chunk::default());
+        !self.broken
+    }
+}

@@ -1,0 +1,376 @@
+//! The NVMe tier: rows in one file of segments that are filled in memory, written once and freed
+//! when compaction has copied what is live. Formats: `docs/format.md`.
+//!
+//! Knows keys and bytes, not dims or optimizers; knows no index: callers keep the places. Lock
+//! order: stream > file header > state > slot > segment buffer. No lock is held over a callback.
+
+mod append;
+mod bytes;
+mod footer;
+mod header;
+mod page;
+mod pins;
+mod reader;
+mod record;
+mod recovery;
+mod scan;
+mod segment;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+
+pub(crate) use footer::FooterEntry;
+pub(crate) use pins::Pin;
+pub(crate) use reader::{Read, ReadCounts};
+pub(crate) use record::{Record, RecordView, ROW_FLOATS_MAX};
+pub(crate) use slots::SegmentId;
+
+use crate::device::{self, AlignedBuffer, Device, PAGE};
+use crate::error::{Error, Result};
+use crate::types::{Place, Sequence, TableId};
+use header::FileHeader;
+use pins::Pins;
+use segment::OpenSegment;
+use slots::{SlotState, Slots};
+use writer::State;
+
+/// Called with the greatest sequence of a segment before its bytes go to the device.
+pub(crate) type BeforeWrite = dyn Fn(Sequence) -> Result<()> + Send + Sync;
+
+/// How to open a log.
+#[derive(Clone)]
+pub(crate) struct LogConfig {
+    /// The file, created if absent.
+    pub(crate) path: PathBuf,
+    /// Size of a slot: a multiple of 4096 from 256 KiB to 64 MiB, the same at every opening.
+    pub(crate) segment_bytes: u64,
+    /// Cap of the file; at least eight slots and a page.
+    pub(crate) capacity_bytes: u64,
+    /// Segment buffers in all, at least 4.
+    pub(crate) buffers: usize,
+    /// Reads of one batch that are at the device at once.
+    pub(crate) queue_depth: u32,
+    /// Called with the greatest sequence of a segment before its bytes go to the device: the
+    /// journal must be synced past it, so that no row on the device is ahead of the journal.
+    pub(crate) before_write: Arc<BeforeWrite>,
+}
+
+/// Who appends. The streams fill segments of their own, because rows that compaction copied live
+/// longer than rows that were just changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    /// Rows that leave DRAM.
+    Rows,
+    /// Rows that compaction copies. May use the last slots, so that it can always go on.
+    Compaction,
+}
+
+/// Up to where a log is known to be on the device; kept elsewhere and given back at opening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct LogEnd {
+    /// Greatest incarnation that was synced; 0 for a log that never was.
+    pub(crate) incarnation: u64,
+}
+
+/// See the module. Thread safe.
+pub(crate) struct Log {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What the callers' threads and the writer thread share.
+struct Shared {
+    config: LogConfig,
+    device: Box<dyn Device>,
+    slots: Slots,
+    /// Slots that may be filled; the file may hold more if its cap was lowered.
+    slots_max: u32,
+    streams: [Mutex<Option<OpenSegment>>; 2],
+    state: Mutex<State>,
+    /// To the writer thread: the queue or `closing` changed.
+    work: Condvar,
+    /// To appenders and syncers: a buffer or slot came back, a segment was written, or a failure.
+    progress: Condvar,
+    pins: Pins,
+    /// Held while slots are erased, so that one thread does it at a time.
+    file_header: Mutex<(FileHeader, AlignedBuffer)>,
+    failure: OnceLock<Error>,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+}
+
+impl Log {
+    /// Opens or creates the log. Segments up to `known` were synced: damage in them is reported
+    /// when they are read. Beyond it a segment that does not verify was torn, and is forgotten.
+    ///
+    /// # Errors
+    /// `Config` for settings out of range or another segment size than the file's; `Corruption`
+    /// if the file is missing though segments are known, or its header is damaged; `Unavailable`
+    /// if the device fails.
+    pub(crate) fn open(config: LogConfig, known: LogEnd) -> Result<Self> {
+        recovery::check(&config)?;
+        let device = device::open(&config.path, config.queue_depth)?;
+        Self::open_on(device, config, known)
+    }
+
+    fn open_on(device: Box<dyn Device>, config: LogConfig, known: LogEnd) -> Result<Self> {
+        let shared = Arc::new(recovery::recover(device, config, known)?);
+        let writer = std::thread::Builder::new()
+            .name("hybridps-log".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.write_segments()
+            })
+            .map_err(|e| Error::unavailable(format!("cannot start the log's thread: {e}")))?;
+        Ok(Self { shared, writer: Some(writer) })
+    }
+
+    /// Adds a record, live until it is released. In memory until its segment is full or `sync`.
+    ///
+    /// Compaction appends its copy while nothing can remove the key (under the lock of the row):
+    /// a dead copy behind a forgotten tombstone would come back at recovery.
+    ///
+    /// # Errors
+    /// `BadInput` for a row above `ROW_FLOATS_MAX`, `StoreFull` if no slot is free, `Unavailable`
+    /// after the device failed.
+    pub(crate) fn append(
+        &self,
+        stream: Stream,
+        table: TableId,
+        record: &Record<'_>,
+    ) -> Result<Place> {
+        self.shared.append(stream, table, record, false)
+    }
+
+    /// Adds the mark of a removed key. It stays live until its segment is freed: scan it, and
+    /// append it again unless `is_oldest`.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub(crate) fn append_tombstone(
+        &self,
+        stream: Stream,
+        table: TableId,
+        key: u64,
+        sequence: Sequence,
+    ) -> Result<Place> {
+        let record = Record { key, sequence, last_seen: 0, frequency: 0, row: &[] };
+        self.shared.append(stream, table, &record, true)
+    }
+
+    /// The record at `place` is dead now. Call it before its segment is freed, or not at all.
+    pub(crate) fn release(&self, place: Place, row_floats: usize) {
+        self.shared.slots.subtract_live(place, row_floats);
+    }
+
+    /// Recovery: the record at `place` is live. Tombstones too (with no floats).
+    pub(crate) fn adopt(&self, place: Place, row_floats: usize) {
+        self.shared.slots.add_live(place, row_floats);
+    }
+
+    /// While the pin is held, no slot that is freed later is filled again or punched: take it
+    /// before places are looked up, drop it after they were read.
+    pub(crate) fn pin(&self) -> Pin<'_> {
+        self.shared.pins.pin()
+    }
+
+    /// Reads records in one batch, and visits each with its tag, in any order. Sorts `reads`.
+    ///
+    /// Pages are read once for all records in them, neighbouring pages together up to 16 KiB.
+    /// Records that are not written yet come from memory. Checksum, incarnation and table are
+    /// checked: a record that is not what was written is given as `Corruption`, a failed read as
+    /// `Unavailable`. The visitor compares the key, and calls no `read`.
+    pub(crate) fn read(
+        &self,
+        pin: &Pin<'_>,
+        reads: &mut [Read],
+        visit: &mut dyn FnMut(u32, Result<RecordView<'_>>),
+    ) -> ReadCounts {
+        self.shared.read(pin, reads, visit)
+    }
+
+    /// Seals what is in memory and returns when all that was appended before is on the device.
+    ///
+    /// # Errors
+    /// `Unavailable` if the device or `before_write` fails, now or ever before.
+    pub(crate) fn sync(&self) -> Result<LogEnd> {
+        self.shared.sync()
+    }
+
+    /// Cap of the file.
+    pub(crate) fn capacity_bytes(&self) -> u64 {
+        self.shared.config.capacity_bytes
+    }
+
+    /// Size of a slot.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.shared.slots.segment_bytes
+    }
+
+    /// Bytes of the file that are taken: whole slots.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        let taken = self.shared.slots.each().filter(|(_, info)| info.state != SlotState::Free);
+        PAGE as u64 + taken.count() as u64 * self.shared.config.segment_bytes
+    }
+
+    /// Bytes of records that are live, and so of slots that compaction can never win.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.shared.slots.live_bytes()
+    }
+
+    /// Bytes that are written in taken slots; about what the file takes on the file system.
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        let on_device = |state| matches!(state, SlotState::Written | SlotState::Freed);
+        let taken = self.shared.slots.each().filter(|(_, info)| on_device(info.state));
+        PAGE as u64 + taken.map(|(_, info)| info.header.written_bytes()).sum::<u64>()
+    }
+
+    /// Slots that can be filled now.
+    pub(crate) fn free_segments(&self) -> u32 {
+        self.shared.state.lock().available(self.shared.slots_max)
+    }
+
+    /// Segments that were freed and whose slots are not free yet: they will be once the copies of
+    /// their records are on the device and older pins are gone, without a call of `sync`.
+    pub(crate) fn freed_segments(&self) -> u32 {
+        self.shared.state.lock().freed.len() as u32
+    }
+
+    /// Bytes read from the device since opening.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.shared.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes written to the device since opening.
+    pub(crate) fn bytes_written(&self) -> u64 {
+        self.shared.bytes_written.load(Ordering::Relaxed)
+    }
+
+    /// Memory held now: segment buffers, page buffers of readers, the table of slots.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        let shared = &*self.shared;
+        let made = shared.state.lock().made as u64;
+        made * shared.config.segment_bytes
+            + shared.device.buffer_bytes()
+            + shared.slots.memory_bytes()
+    }
+
+    /// How reads are done, with a warning where that is not the best way.
+    pub(crate) fn io_description(&self) -> String {
+        self.shared.device.description()
+    }
+
+    /// What to compact next: the written segment with the lowest live share below
+    /// `live_share_max`, else one of many that were sealed nearly empty.
+    ///
+    /// Compact on without `sync` between: each sync seals a short segment, which takes a slot.
+    pub(crate) fn victim(&self, live_share_max: f64) -> Option<SegmentId> {
+        self.shared.slots.victim(live_share_max)
+    }
+
+    /// Reads a written segment in large sequential reads and visits all its records and
+    /// tombstones in the order of their places, live or not; what is damaged as `Corruption`,
+    /// with table 0 if even that is unknown.
+    ///
+    /// # Errors
+    /// `BadInput` if the segment is not written or was freed; `Unavailable` if a read fails.
+    pub(crate) fn scan(
+        &self,
+        segment: SegmentId,
+        visit: &mut dyn FnMut(Place, TableId, Result<RecordView<'_>>),
+    ) -> Result<()> {
+        self.shared.scan(segment, visit)
+    }
+
+    /// Whether the tombstones of a segment may be forgotten: no other segment that is still on the
+    /// device can hold an older record of their keys.
+    pub(crate) fn is_oldest(&self, segment: SegmentId) -> bool {
+        self.shared.slots.is_oldest(segment)
+    }
+
+    /// The live records of a segment were copied. Its slot is filled again once the copies are on
+    /// the device (by a later `sync`, or because their segments were full) and the pins that are
+    /// held now are gone.
+    pub(crate) fn free(&self, segment: SegmentId) {
+        self.shared.free(segment);
+    }
+
+    /// Recovery: the footer entries in `buckets` of all written segments, in growing incarnation.
+    ///
+    /// # Errors
+    /// `Corruption` if a footer or the header of a segment is damaged; `Unavailable` if a read
+    /// fails.
+    pub(crate) fn entries(
+        &self,
+        buckets: Range<u32>,
+        visit: &mut dyn FnMut(FooterEntry),
+    ) -> Result<()> {
+        self.shared.entries(&buckets, visit)
+    }
+
+    /// Syncs, and joins the writer thread.
+    ///
+    /// # Errors
+    /// As `sync`.
+    pub(crate) fn close(mut self) -> Result<LogEnd> {
+        let end = self.shared.sync();
+        self.join();
+        end
+    }
+
+    fn join(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            self.shared.close();
+            // If it panicked, its message is out already and nobody waits for it any more.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Drop for Log {
+    /// Writes what is sealed already, forgets the rest, joins the writer thread.
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Shared {
+    /// The first failure of the device, for ever.
+    fn check(&self) -> Result<()> {
+        self.failure.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// Remembers the first failure and wakes everyone who waits.
+    fn fail(&self, error: &Error) -> Error {
+        let text = format!(
+            "log {} has failed and takes no more rows until it is opened again: {}",
+            self.device.path().display(),
+            error.message
+        );
+        let first = self.failure.get_or_init(|| Error::unavailable(text)).clone();
+        let _state = self.state.lock();
+        self.progress.notify_all();
+        first
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.device.write_at(bytes, offset).map_err(|e| {
+            Error::io(&format!("write at offset {offset} of"), self.device.path(), &e)
+        })?;
+        self.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn device_sync(&self) -> Result<()> {
+        self.device.sync().map_err(|e| Error::io("sync", self.device.path(), &e))
+    }
+}

@@ -1,0 +1,228 @@
+//! Opening: which slots hold segments, which writes were torn, which damage is to be reported.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::OnceLock;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::footer::FooterHead;
+use super::header::{FileHeader, SegmentHeader, VERSION};
+use super::page::PageHeader;
+use super::pins::Pins;
+use super::segment::collect_entries;
+use super::slots::{SlotInfo, Slots};
+use super::writer::State;
+use super::{LogConfig, LogEnd, Shared};
+use crate::device::{AlignedBuffer, Device, Extent, PAGE};
+use crate::error::{Error, Result};
+use crate::types::BUCKETS;
+
+const SEGMENT_BYTES_MIN: u64 = 256 << 10;
+const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Two to fill, two for compaction to go on, some to compact.
+const SLOTS_MIN: u64 = 8;
+const BUFFERS_MIN: usize = 4;
+/// A generation has this many incarnations, so that none is ever given twice, not even if the
+/// header that carried it was lost in a crash.
+const GENERATION_SHIFT: u32 = 32;
+
+/// Checks the settings.
+pub(super) fn check(config: &LogConfig) -> Result<()> {
+    let bytes = config.segment_bytes;
+    if bytes % PAGE as u64 != 0 || !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) {
+        return Err(Error::config(format!(
+            "segment_bytes={bytes}: choose a multiple of {PAGE} from {SEGMENT_BYTES_MIN} to \
+             {SEGMENT_BYTES_MAX}"
+        )));
+    }
+    let least = PAGE as u64 + SLOTS_MIN * bytes;
+    if config.capacity_bytes < least {
+        return Err(Error::config(format!(
+            "capacity_bytes={} holds fewer than {SLOTS_MIN} segments of {bytes} bytes: give at \
+             least {least}, or smaller segments",
+            config.capacity_bytes
+        )));
+    }
+    if config.buffers < BUFFERS_MIN {
+        return Err(Error::config(format!(
+            "buffers={} is too few: give at least {BUFFERS_MIN}",
+            config.buffers
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn recover(device: Box<dyn Device>, config: LogConfig, known: LogEnd) -> Result<Shared> {
+    let length = device.length().map_err(|e| Error::io("measure", device.path(), &e))?;
+    let mut page = AlignedBuffer::new(PAGE);
+    let header = file_header(&*device, &config, known, length, &mut page)?;
+    let segment_bytes = config.segment_bytes;
+    let in_file = length.saturating_sub(PAGE as u64).div_ceil(segment_bytes);
+    let slots_max = ((config.capacity_bytes - PAGE as u64) / segment_bytes) as u32;
+    let slots = Slots::new(in_file.max(u64::from(slots_max)) as usize, segment_bytes);
+    let shared = Shared {
+        device,
+        slots,
+        slots_max,
+        streams: [Mutex::new(None), Mutex::new(None)],
+        state: Mutex::new(State::new(Vec::new(), 0, 1)),
+        work: Condvar::new(),
+        progress: Condvar::new(),
+        pins: Pins::default(),
+        file_header: Mutex::new((header, page)),
+        failure: OnceLock::new(),
+        bytes_read: AtomicU64::new(0),
+        bytes_written: AtomicU64::new(0),
+        config,
+    };
+    let known = known.incarnation.max(header.synced);
+    let found = shared.find_segments(in_file as u32, known)?;
+    shared.begin_generation(&found.torn)?;
+    let next = (header.generation << GENERATION_SHIFT).max(known.max(found.newest) + 1);
+    let free = found.free.into_iter().chain(found.torn).filter(|&slot| slot < slots_max).collect();
+    *shared.state.lock() = State::new(free, in_file as u32, next);
+    Ok(shared)
+}
+
+/// The header for this opening: read, checked, its generation raised; not yet written.
+fn file_header(
+    device: &dyn Device,
+    config: &LogConfig,
+    known: LogEnd,
+    length: u64,
+    page: &mut AlignedBuffer,
+) -> Result<FileHeader> {
+    let path = device.path().display();
+    device.read_at(page, 0).map_err(|e| Error::io("read", device.path(), &e))?;
+    let Some(mut header) = FileHeader::newest(page) else {
+        if length > PAGE as u64 || known.incarnation > 0 {
+            return Err(Error::corruption(format!(
+                "log {path} is missing or its header is damaged ({length} bytes), though segments \
+                 up to {} were written: restore the store from a checkpoint",
+                known.incarnation
+            )));
+        }
+        let segment_bytes = config.segment_bytes;
+        let version = VERSION;
+        return Ok(FileHeader { version, segment_bytes, generation: 1, synced: 0, revision: 1 });
+    };
+    if header.version != VERSION {
+        return Err(Error::config(format!(
+            "log {path} has format version {}, this program reads {VERSION}: use the program that \
+             wrote it",
+            header.version
+        )));
+    }
+    if header.segment_bytes != config.segment_bytes {
+        return Err(Error::config(format!(
+            "log {path} has segments of {} bytes, but segment_bytes={} was asked: open it with \
+             its own size",
+            header.segment_bytes, config.segment_bytes
+        )));
+    }
+    header.generation += 1;
+    header.revision += 1;
+    Ok(header)
+}
+
+#[derive(Default)]
+struct Found {
+    free: Vec<u32>,
+    torn: Vec<u32>,
+    newest: u64,
+}
+
+impl Shared {
+    /// Reads the header of every slot of the file and sets what the slot holds.
+    fn find_segments(&self, in_file: u32, known: u64) -> Result<Found> {
+        let extents: Vec<Extent> = (0..in_file)
+            .map(|slot| Extent { offset: self.slots.offset(slot), bytes: PAGE as u32 })
+            .collect();
+        let mut unwritten = Vec::new();
+        let mut headers = Vec::new();
+        let mut failure = None;
+        self.device.read_batch(&extents, &mut |index, read| match read {
+            Ok(bytes) if bytes.iter().all(|&byte| byte == 0) => unwritten.push(index as u32),
+            Ok(bytes) => headers.push((index as u32, SegmentHeader::decode(bytes))),
+            Err(error) => failure = Some(error),
+        });
+        if let Some(error) = failure {
+            return Err(Error::io("read segment headers of", self.device.path(), &error));
+        }
+        let mut found = Found { free: unwritten, ..Found::default() };
+        headers.sort_unstable_by_key(|&(slot, _)| slot);
+        for (slot, header) in headers {
+            self.find_segment(slot, header, known, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn find_segment(
+        &self,
+        slot: u32,
+        header: Option<SegmentHeader>,
+        known: u64,
+        found: &mut Found,
+    ) -> Result<()> {
+        let header = header
+            .filter(|header| header.slot == slot)
+            .filter(|header| header.written_bytes() <= self.slots.segment_bytes);
+        let incarnation = match &header {
+            Some(header) => header.incarnation,
+            None => self.incarnation_of_pages(slot)?,
+        };
+        found.newest = found.newest.max(incarnation);
+        let info = match header {
+            Some(header) if incarnation <= known || self.is_whole(&header)? => {
+                SlotInfo::written(header)
+            }
+            None if incarnation <= known => SlotInfo::damaged(incarnation),
+            _ => {
+                found.torn.push(slot);
+                return Ok(());
+            }
+        };
+        self.slots.set(slot, info);
+        Ok(())
+    }
+
+    /// What the first readable page of a slot says, where its header does not; 0 if none does.
+    fn incarnation_of_pages(&self, slot: u32) -> Result<u64> {
+        let mut bytes = AlignedBuffer::new(SEGMENT_BYTES_MIN as usize);
+        self.read_at(&mut bytes, self.slots.offset(slot))?;
+        let pages = bytes.chunks(PAGE).skip(1).find_map(PageHeader::decode);
+        Ok(pages.map_or(0, |page| page.incarnation))
+    }
+
+    /// Whether every page, record and footer entry of a segment verifies.
+    fn is_whole(&self, header: &SegmentHeader) -> Result<bool> {
+        let base = self.slots.offset(header.slot);
+        let mut bytes = AlignedBuffer::new(header.written_bytes() as usize);
+        self.read_at(&mut bytes, base)?;
+        let (pages, footer) = bytes.split_at(header.footer_offset() as usize);
+        let Ok(mut entries) = collect_entries(pages, header.incarnation, base) else {
+            return Ok(false);
+        };
+        let Some(head) = FooterHead::decode(footer, header.incarnation, base) else {
+            return Ok(false);
+        };
+        let all = 0..BUCKETS;
+        let mut listed = Vec::with_capacity(entries.len());
+        let range = head.range(&all);
+        let whole = footer
+            .get(range)
+            .is_some_and(|bytes| head.visit(&all, bytes, &mut |entry| listed.push(entry)));
+        entries.sort_unstable_by_key(|entry| entry.place);
+        listed.sort_unstable_by_key(|entry| entry.place);
+        Ok(whole && listed.len() == header.entries as usize && listed == entries)
+    }
+
+    /// Makes the new generation and the end of torn segments durable, before anything is filled.
+    fn begin_generation(&self, torn: &[u32]) -> Result<()> {
+        let mut file_header = self.file_header.lock();
+        let (header, page) = &mut *file_header;
+        header.put(page);
+        self.write(page, 0)?;
+        self.erase(torn)
+    }
+}

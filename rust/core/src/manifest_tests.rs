@@ -1,0 +1,147 @@
+//! Round trips, damage, limits, versions.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::ErrorKind;
+use crate::scratch::Scratch;
+use crate::spec::{Initializer, Optimizer};
+
+fn spec(name: &str) -> TableSpec {
+    TableSpec {
+        name: name.into(),
+        dim: 8,
+        optimizer: Optimizer::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+        learning_rate: 0.05,
+        initializer: Initializer::Normal { mean: 0.0, std: 0.01 },
+        seed: u64::MAX,
+        dtype: "float32".into(),
+        dram: Some(1 << 30),
+        nvme: None,
+    }
+}
+
+fn two_tables() -> Manifest {
+    let tables = [(1, "item"), (4, "user")];
+    let tables = tables.map(|(id, name)| ManifestTable { id, spec: spec(name) }).to_vec();
+    Manifest { next_table_id: 5, tables }
+}
+
+fn directory() -> (Scratch, Directory) {
+    let scratch = Scratch::in_memory();
+    let directory = Directory::open(scratch.path()).unwrap();
+    (scratch, directory)
+}
+
+fn write_json(directory: &Directory, json: &str) {
+    let crc = crc32c::crc32c(json.as_bytes());
+    fs::write(directory.file(MANIFEST), format!("{json}crc32c {crc:08x}\n")).unwrap();
+}
+
+#[test]
+fn saved_ones_load() {
+    let (_scratch, directory) = directory();
+    for manifest in [Manifest::default(), two_tables()] {
+        manifest.save(&directory).unwrap();
+        assert_eq!(Manifest::load(&directory).unwrap(), manifest);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn numbers_read_back_bit_equal(
+        beta1 in 0.0..1.0f64,
+        beta2 in 0.0..1.0f64,
+        eps in 0.0..f32::MAX,
+        learning_rate in 0.0..10.0f32,
+        mean in proptest::num::f32::NORMAL,
+        std in 0.0..1e-30f32,
+        seed: u64,
+    ) {
+        let (_scratch, directory) = directory();
+        let mut manifest = two_tables();
+        let spec = &mut manifest.tables[0].spec;
+        spec.optimizer = Optimizer::Adam { beta1, beta2, eps };
+        spec.initializer = Initializer::Normal { mean, std };
+        (spec.learning_rate, spec.seed) = (learning_rate, seed);
+        manifest.save(&directory).unwrap();
+        prop_assert_eq!(Manifest::load(&directory).unwrap(), manifest);
+    }
+}
+
+#[test]
+fn cut_or_flipped_anywhere_it_is_refused_and_named() {
+    let (_scratch, directory) = directory();
+    let path = directory.file(MANIFEST);
+    two_tables().save(&directory).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let check = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let error = Manifest::load(&directory).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corruption);
+        assert!(error.message.contains(&path.display().to_string()), "{error}");
+    };
+    for i in 0..bytes.len() {
+        check(&bytes[..i]);
+        let mut damaged = bytes.clone();
+        damaged[i] ^= 1 << (i % 8);
+        check(&damaged);
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(Manifest::load(&directory).unwrap_err().kind, ErrorKind::Corruption);
+}
+
+#[test]
+fn a_crash_while_saving_keeps_the_old_one() {
+    let (_scratch, directory) = directory();
+    two_tables().save(&directory).unwrap();
+    for leftover in ["", "{\"version\": 1, \"next_ta"] {
+        fs::write(directory.file("MANIFEST.tmp"), leftover).unwrap();
+        assert_eq!(Manifest::load(&directory).unwrap(), two_tables());
+    }
+    Manifest::default().save(&directory).unwrap();
+    assert_eq!(Manifest::load(&directory).unwrap(), Manifest::default());
+}
+
+#[test]
+fn a_version_from_the_future_is_named_before_its_fields_are_read() {
+    let (_scratch, directory) = directory();
+    write_json(&directory, "{\"version\": 7, \"tables\": {\"of\": \"another shape\"}}\n");
+    let error = Manifest::load(&directory).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Config);
+    assert!(error.message.contains("version 7"), "{error}");
+}
+
+#[test]
+fn content_that_was_never_saved_is_refused() {
+    let (_scratch, directory) = directory();
+    two_tables().save(&directory).unwrap();
+    let text = fs::read_to_string(directory.file(MANIFEST)).unwrap();
+    let json = &text[..text.len() - CRC_LINE];
+    write_json(&directory, json);
+    Manifest::load(&directory).unwrap();
+    for (from, to) in [
+        ("\"version\":1", "\"version\":1,\"more\":0"),
+        ("\"next_table_id\":5", "\"next_table_id\":4"),
+        ("\"id\":4", "\"id\":1"),
+        ("\"id\":1", "\"id\":0"),
+        ("\"user\"", "\"item\""),
+        ("\"dim\":8", "\"dim\":0"),
+        ("\"dim\":8", "\"dim\":8,\"dim\":8"),
+        ("\"dim\":8", "\"dim\":-8"),
+        ("\"dim\":8", "\"dim\":8,\"rows\":1"),
+        ("}\n", ""),
+    ] {
+        let changed = json.replacen(from, to, 1);
+        assert_ne!(changed, json, "{from}");
+        write_json(&directory, &changed);
+        let error = Manifest::load(&directory).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corruption, "{from} -> {to}: {error}");
+    }
+    write_json(&directory, &"[".repeat(100_000));
+    assert_eq!(Manifest::load(&directory).unwrap_err().kind, ErrorKind::Corruption);
+}

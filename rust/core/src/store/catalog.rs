@@ -1,0 +1,163 @@
+//! The tables of a store: created, found, altered and dropped, durable through the manifest.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::TableInfo;
+use crate::error::{Error, Result};
+use crate::manifest::{Manifest, ManifestTable};
+use crate::spec::{TableChange, TableSpec};
+use crate::table::Table;
+use crate::types::{TableId, BUCKETS};
+
+use super::engine::Catalog;
+
+/// Buckets that one call of `keys` walks.
+const BUCKETS_PER_WALK: u32 = 64;
+
+impl Engine {
+    pub(super) fn create_table(&self, spec: &TableSpec) -> Result<TableInfo> {
+        self.check_open()?;
+        spec.check()?;
+        let mut catalog = self.catalog.write();
+        if let Some(id) = catalog.by_name.get(&spec.name) {
+            let stored = catalog.by_id[id].spec();
+            let warnings = stored.open_as(spec)?;
+            return Ok(TableInfo { id: *id, spec: stored, warnings });
+        }
+        let id = catalog.next_id;
+        let table = Arc::new(Table::new(id, spec.clone(), self.stripes.len()));
+        catalog.add(table);
+        catalog.next_id += 1;
+        if let Err(error) = self.save(&catalog) {
+            catalog.forget(&spec.name);
+            return Err(error);
+        }
+        Ok(TableInfo { id, spec: spec.clone(), warnings: Vec::new() })
+    }
+
+    pub(super) fn find_table(&self, name: &str) -> Result<TableInfo> {
+        self.check_open()?;
+        let catalog = self.catalog.read();
+        let id = *catalog.by_name.get(name).ok_or_else(|| not_found(name))?;
+        Ok(TableInfo { id, spec: catalog.by_id[&id].spec(), warnings: Vec::new() })
+    }
+
+    pub(super) fn drop_table(&self, name: &str) -> Result<()> {
+        self.check_open()?;
+        let table = {
+            let mut catalog = self.catalog.write();
+            let table = catalog.forget(name).ok_or_else(|| not_found(name))?;
+            if let Err(error) = self.save(&catalog) {
+                catalog.add(table);
+                return Err(error);
+            }
+            table
+        };
+        // Calls ordered before the drop end first; later ones do not find the table any more.
+        self.for_each_stripe_in_turn(|state| {
+            let keys = state.parts.get(&table.id).map_or(0, |part| part.index.len());
+            state.drop_part(&self.tier, table.id);
+            self.release_records(&table, keys);
+            Ok(())
+        })
+    }
+
+    pub(super) fn alter(&self, id: TableId, change: &TableChange) -> Result<()> {
+        let table = self.table(id)?;
+        let catalog = self.catalog.write();
+        let before = table.spec();
+        let mut spec = before.clone();
+        spec.alter(change)?;
+        table.set_spec(spec);
+        if let Err(error) = self.save(&catalog) {
+            table.set_spec(before);
+            return Err(error);
+        }
+        drop(catalog);
+        for stripe in &self.stripes {
+            stripe.lock().enforce_cap(&self.tier, id);
+        }
+        Ok(())
+    }
+
+    fn save(&self, catalog: &Catalog) -> Result<()> {
+        let directory = self.directory.lock();
+        let directory =
+            directory.as_ref().ok_or_else(|| Error::unavailable("the store is closed"))?;
+        catalog.manifest().save(directory)
+    }
+
+    pub(super) fn keys(&self, id: TableId, at: u32, keys: &mut Vec<u64>) -> Result<u32> {
+        let table = self.table(id)?;
+        let next = (at.min(BUCKETS) + BUCKETS_PER_WALK).min(BUCKETS);
+        let start = keys.len();
+        // Rows that move between the two looks are not found: look again.
+        while !self.list(&table, at..next, keys)? {
+            keys.truncate(start);
+        }
+        Ok(next)
+    }
+
+    /// Lists the keys of some buckets: of rows in DRAM from the rows, of others from the footers.
+    /// False if a row moved meanwhile.
+    fn list(&self, table: &Table, buckets: Range<u32>, keys: &mut Vec<u64>) -> Result<bool> {
+        let mut on_nvme = HashSet::new();
+        for bucket in buckets.clone() {
+            let state = self.stripes[(bucket / self.tier.buckets_per_stripe) as usize].lock();
+            let Some(part) = state.parts.get(&table.id) else { continue };
+            for location in part.index.bucket_locations(bucket) {
+                match location.resolve() {
+                    Ok(at) => keys.push(part.pool.header(at).key),
+                    Err(place) => drop(on_nvme.insert(place)),
+                }
+            }
+        }
+        if !on_nvme.is_empty() {
+            // What was just appended has no footer yet.
+            self.tier.log.sync()?;
+            self.tier.log.entries(buckets, &mut |entry| {
+                if entry.table == table.id && on_nvme.remove(&entry.place) {
+                    keys.push(entry.key);
+                }
+            })?;
+        }
+        Ok(on_nvme.is_empty())
+    }
+}
+
+impl Catalog {
+    pub(super) fn add(&mut self, table: Arc<Table>) {
+        self.by_name.insert(table.name(), table.id);
+        self.by_id.insert(table.id, table);
+    }
+
+    fn forget(&mut self, name: &str) -> Option<Arc<Table>> {
+        let id = self.by_name.remove(name)?;
+        self.by_id.remove(&id)
+    }
+
+    fn manifest(&self) -> Manifest {
+        let mut tables: Vec<_> = self
+            .by_id
+            .values()
+            .map(|table| ManifestTable { id: table.id, spec: table.spec() })
+            .collect();
+        tables.sort_by_key(|table| table.id);
+        Manifest { next_table_id: self.next_id, tables }
+    }
+
+    pub(super) fn load(manifest: Manifest, stripes: usize) -> Self {
+        let mut catalog = Self { next_id: manifest.next_table_id, ..Self::default() };
+        for ManifestTable { id, spec } in manifest.tables {
+            catalog.add(Arc::new(Table::new(id, spec, stripes)));
+        }
+        catalog
+    }
+}
+
+fn not_found(name: &str) -> Error {
+    Error::table_not_found(format!("table {name:?} does not exist; create it first"))
+}

@@ -1,0 +1,189 @@
+//! What a mutating call does under a stripe's lock, row by row. Part of step 4 of `mutate`.
+
+use super::engine::Engine;
+use super::mutate::{Change, Effect, Probed, Staged, Target, Turn};
+use super::read::count_reads;
+use crate::error::{Error, Result};
+use crate::index::Location;
+use crate::log::{Pin, Read};
+use crate::table::{Found, Guard, Item, Pool, State};
+use crate::types::Place;
+
+/// One target's change in one stripe.
+pub(super) struct Work<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) pin: &'a Pin<'a>,
+    pub(super) turn: &'a Turn,
+    pub(super) target: &'a Target<'a>,
+    pub(super) effect: &'a mut Effect,
+}
+
+impl Work<'_> {
+    pub(super) fn change_stripe(
+        &mut self,
+        state: &mut Guard<'_>,
+        s: usize,
+        probed: &Probed,
+    ) -> Result<()> {
+        let range = self.target.plan.range(s);
+        let items = &self.target.plan.items[range.clone()];
+        let found = &probed.found[range.clone()];
+        let part = state.part(&self.engine.tier, &self.target.table);
+        let mut later = Vec::new();
+        if part.era == probed.eras[s] && !matches!(self.target.change, Change::Remove) {
+            let mut scratch = vec![0.0; self.target.table.floats];
+            crate::prefetch::vectorized(|| {
+                part.revisit(
+                    items,
+                    found,
+                    |pool, at, item| {
+                        pool.header_mut(at).state.warm();
+                        self.change_row(pool, at, item, &mut scratch);
+                    },
+                    |n| later.push(n),
+                );
+            });
+        } else {
+            later.extend(0..items.len());
+        }
+        part.policy.age(&mut part.pool, items.len());
+        for n in later {
+            let staged = probed.staged.get(&((range.start + n) as u32));
+            self.change_other(state, &items[n], staged)?;
+        }
+        Ok(())
+    }
+
+    /// Changes a row that lies in DRAM.
+    #[inline(always)]
+    fn change_row(&mut self, pool: &mut Pool, at: u64, item: &Item, scratch: &mut [f32]) {
+        let (header, numbers) = pool.row_mut(at);
+        if self.turn.is_replay && header.sequence >= self.turn.sequence {
+            return;
+        }
+        let table = &*self.target.table;
+        let start = item.index as usize * table.dim;
+        match self.target.change {
+            Change::Gradients(rate, gradients) => {
+                let gradient = &gradients[start..start + table.dim];
+                if !table.optimizer.step(rate, numbers, gradient, scratch) {
+                    self.effect.poisoned += 1;
+                    return;
+                }
+            }
+            Change::Rows(rows) => {
+                numbers[..table.dim].copy_from_slice(&rows[start..start + table.dim]);
+            }
+            Change::Remove => return,
+        }
+        header.sequence = self.turn.sequence;
+        header.state.make_dirty(Some(self.turn.generation));
+        self.effect.updated += 1;
+    }
+
+    /// Changes a row that is new, staged, or has moved since the probe. What was not staged is
+    /// read without the stripe's lock, but within the turn: reads may move the row meanwhile, no
+    /// change can pass.
+    fn change_other(
+        &mut self,
+        state: &mut Guard<'_>,
+        item: &Item,
+        staged: Option<&Staged>,
+    ) -> Result<()> {
+        let tier = &self.engine.tier;
+        let table = &self.target.table;
+        let mut rejected = Vec::new();
+        let mut late: Option<Staged> = None;
+        loop {
+            let found = state.part(tier, table).find(item, |place| rejected.contains(&place));
+            match found {
+                Found::Dram(at) => return self.change_resident(state, item, at),
+                Found::Absent if matches!(self.target.change, Change::Remove) => return Ok(()),
+                Found::Absent => {
+                    let at = self.create(state, item)?;
+                    return self.change_resident(state, item, at);
+                }
+                Found::Nvme(place) => {
+                    let known = late.as_ref().or(staged).filter(|staged| staged.place == place);
+                    if let Some(staged) = known {
+                        return self.change_staged(state, item, staged);
+                    }
+                    match Guard::unlocked(state, || self.read_late(place, item.key))? {
+                        Some(staged) => late = Some(staged),
+                        None => rejected.push(place),
+                    }
+                }
+            }
+        }
+    }
+
+    fn change_resident(&mut self, state: &mut State, item: &Item, at: u64) -> Result<()> {
+        if matches!(self.target.change, Change::Remove) {
+            return self.remove_row(state, item, at);
+        }
+        let mut scratch = vec![0.0; self.target.table.floats];
+        let part = state.part(&self.engine.tier, &self.target.table);
+        self.change_row(&mut part.pool, at, item, &mut scratch);
+        Ok(())
+    }
+
+    /// Changes a row whose record, read before, is still where it was.
+    fn change_staged(&mut self, state: &mut State, item: &Item, staged: &Staged) -> Result<()> {
+        if matches!(self.target.change, Change::Remove) {
+            if !self.turn.is_replay || staged.sequence < self.turn.sequence {
+                self.remove_at(state, item, Location::nvme(staged.place))?;
+            }
+            return Ok(());
+        }
+        let (tier, table) = (&self.engine.tier, &self.target.table);
+        let record = staged.view(item.key);
+        match state.install(tier, table, item, staged.place, &record)? {
+            Some(at) => self.change_resident(state, item, at),
+            None => Err(Error::unavailable(format!(
+                "table {:?}: a row moved under its stripe's lock",
+                table.name()
+            ))),
+        }
+    }
+
+    fn create(&mut self, state: &mut State, item: &Item) -> Result<u64> {
+        let table = &self.target.table;
+        // As of just before this call, so that recovery applies the call to it too.
+        let before = self.turn.sequence - 1;
+        let at = state.insert(&self.engine.tier, table, item, before)?;
+        let part = state.part(&self.engine.tier, table);
+        table.initial_row(item.key, part.pool.row_mut(at).1);
+        self.effect.created += 1;
+        Ok(at)
+    }
+
+    fn remove_row(&mut self, state: &mut State, item: &Item, at: u64) -> Result<()> {
+        let table = &self.target.table;
+        let row = state.part(&self.engine.tier, table).pool.header(at).sequence;
+        if !self.turn.is_replay || row < self.turn.sequence {
+            self.remove_at(state, item, Location::dram(at))?;
+        }
+        Ok(())
+    }
+
+    fn remove_at(&mut self, state: &mut State, item: &Item, location: Location) -> Result<()> {
+        let (engine, table) = (self.engine, &self.target.table);
+        if state.remove(&engine.tier, table.id, item, location, self.turn.sequence)? {
+            self.effect.removed += 1;
+            engine.release_records(table, 1);
+        }
+        Ok(())
+    }
+
+    /// The rare read of a row that left DRAM, or moved, after the probe. `None`: another key's.
+    fn read_late(&self, place: Place, key: u64) -> Result<Option<Staged>> {
+        let table = &self.target.table;
+        let read = Read { place, row_floats: table.floats, table: table.id, tag: 0 };
+        let mut outcome = Ok(None);
+        let counts = self.engine.tier.log.read(self.pin, &mut [read], &mut |_, record| {
+            outcome = record.map(|record| (record.key == key).then(|| Staged::new(place, &record)));
+        });
+        count_reads(std::iter::once(&**table), counts.device_reads, counts.bytes, true);
+        outcome
+    }
+}

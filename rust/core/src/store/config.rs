@@ -1,0 +1,111 @@
+//! How a store is opened, and how its budgets are cut.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::types::Durability;
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Data directory, created if absent.
+    pub path: PathBuf,
+    /// Bound on rows, index, statistics and buffers; at least 8 MiB.
+    pub dram_bytes: u64,
+    /// Bound on all files of the directory; at least 64 MiB.
+    pub nvme_bytes: u64,
+    /// What an acknowledgement promises.
+    pub durability: Durability,
+    /// Engine threads.
+    pub threads: usize,
+    /// This server's shard and how many there are; stored in the directory.
+    pub shard: (u32, u32),
+}
+
+const MIB: u64 = 1 << 20;
+const DRAM_MIN: u64 = 8 * MIB;
+const NVME_MIN: u64 = 64 * MIB;
+/// Segments that are filled or on their way to the device: two streams, each with a spare.
+pub(super) const SEGMENT_BUFFERS: u64 = 4;
+/// Superblock, manifest, lock: small files.
+const SMALL_FILES: u64 = MIB;
+/// Share of the log's cap that rows may fill; the rest is what compaction works with.
+const FILL: f64 = 0.75;
+
+impl StoreConfig {
+    pub(super) fn check(&self) -> Result<()> {
+        at_least("dram", self.dram_bytes, DRAM_MIN)?;
+        at_least("nvme", self.nvme_bytes, NVME_MIN)?;
+        let (shard, shards) = self.shard;
+        if shards == 0 || shards > crate::BUCKETS || shard >= shards {
+            return Err(Error::config(format!(
+                "shard is {shard}/{shards}; give I/N with I below N, N at most 4096"
+            )));
+        }
+        if self.threads == 0 || self.threads > 1024 {
+            return Err(Error::config(format!("threads is {}; give 1 to 1024", self.threads)));
+        }
+        Ok(())
+    }
+
+    /// Bytes of a segment of a new store: large appends on large stores, cheap buffers on small.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        let wanted = (self.nvme_bytes / 4096).min(self.dram_bytes / 64);
+        floor_power_of_two(wanted).clamp(256 << 10, 8 * MIB)
+    }
+
+    /// Most that the journal may hold before its oldest part is written back.
+    pub(super) fn journal_bytes(&self) -> u64 {
+        (self.nvme_bytes / 8).min(1 << 30)
+    }
+
+    /// Cap of the log file.
+    pub(super) fn log_bytes(&self) -> u64 {
+        // A journal file may grow past its share by one call: hence twice.
+        self.nvme_bytes - 2 * self.journal_bytes() - SMALL_FILES
+    }
+
+    /// Most bytes of records that all tables together may have.
+    pub(super) fn record_bytes_max(&self, segment_bytes: u64) -> u64 {
+        let usable = self.log_bytes().saturating_sub(8 * segment_bytes);
+        (usable as f64 * FILL) as u64
+    }
+
+    /// Stripes: enough locks for the machine, few enough that each has room for large rows.
+    pub(super) fn stripes(&self) -> usize {
+        if self.dram_bytes < 256 * MIB {
+            16
+        } else {
+            64
+        }
+    }
+
+    /// What is left of the DRAM budget for rows, index and statistics.
+    pub(super) fn rows_bytes(&self, buffers: u64) -> Result<u64> {
+        let left = self.dram_bytes.saturating_sub(buffers);
+        if left < self.dram_bytes / 2 {
+            return Err(Error::config(format!(
+                "dram is {} bytes, of which the buffers of this store take {buffers}; give at \
+                 least {}",
+                self.dram_bytes,
+                2 * buffers
+            )));
+        }
+        Ok(left)
+    }
+}
+
+fn at_least(name: &str, value: u64, minimum: u64) -> Result<()> {
+    if value >= minimum {
+        return Ok(());
+    }
+    Err(Error::config(format!("{name} is {value} bytes; give at least {} MiB", minimum / MIB)))
+}
+
+fn floor_power_of_two(x: u64) -> u64 {
+    if x == 0 {
+        0
+    } else {
+        1 << x.ilog2()
+    }
+}

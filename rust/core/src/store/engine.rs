@@ -1,0 +1,127 @@
+//! What the verbs and the maintenance thread share, and the small questions all of them ask.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::config::StoreConfig;
+use super::session::Sessions;
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::journal::{Journal, Position};
+use crate::superblock::SuperblockFile;
+use crate::table::{Stripe, Table, Tier};
+use crate::types::{Durability, Sequence, TableId};
+
+/// An open store.
+pub(super) struct Engine {
+    pub(super) config: StoreConfig,
+    /// Given up, with its lock, by `close`.
+    pub(super) directory: Mutex<Option<Directory>>,
+    pub(super) tier: Tier,
+    pub(super) stripes: Vec<Stripe>,
+    pub(super) catalog: RwLock<Catalog>,
+    pub(super) sequencer: Mutex<Sequencer>,
+    /// Set once recovery has replayed it.
+    pub(super) journal: Arc<OnceLock<Journal>>,
+    pub(super) superblock: Mutex<SuperblockFile>,
+    /// Bytes of the records of all rows, in any tier; bounded by `record_bytes_max`.
+    pub(super) record_bytes: AtomicU64,
+    pub(super) record_bytes_max: u64,
+    pub(super) buffer_bytes: u64,
+    pub(super) is_closed: AtomicBool,
+    /// Text of the first failure after which the store cannot answer for its rows.
+    pub(super) failure: Mutex<Option<String>>,
+    pub(super) wake: Wake,
+}
+
+/// Tables by name and id.
+#[derive(Default)]
+pub(super) struct Catalog {
+    pub(super) by_name: BTreeMap<String, TableId>,
+    pub(super) by_id: HashMap<TableId, Arc<Table>>,
+    pub(super) next_id: TableId,
+}
+
+/// The one order of mutating calls. Whoever holds its lock decides what comes next.
+pub(super) struct Sequencer {
+    pub(super) last: Sequence,
+    /// Next ticket of each stripe.
+    pub(super) tickets: Vec<u64>,
+    pub(super) sessions: Sessions,
+    /// End of the last journal entry.
+    pub(super) position: Option<Position>,
+}
+
+/// Tells the maintenance thread that there is work, and callers that there is room.
+#[derive(Default)]
+pub(super) struct Wake {
+    pub(super) state: Mutex<WakeState>,
+    pub(super) worker: Condvar,
+    pub(super) callers: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct WakeState {
+    pub(super) is_asked: bool,
+    pub(super) is_stopping: bool,
+    pub(super) rounds: u64,
+}
+
+impl Engine {
+    /// Fails when the store is closed or has failed.
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.is_closed.load(Relaxed) {
+            return Err(Error::unavailable("the store is closed; open it again"));
+        }
+        match &*self.failure.lock() {
+            Some(text) => Err(Error::unavailable(format!(
+                "the store failed and must be opened again: {text}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes a failure after which rows in DRAM are no longer what was acknowledged.
+    pub(super) fn fail(&self, error: &Error) {
+        self.failure.lock().get_or_insert_with(|| error.message.clone());
+    }
+
+    pub(super) fn table(&self, id: TableId) -> Result<Arc<Table>> {
+        self.check_open()?;
+        self.catalog.read().by_id.get(&id).cloned().ok_or_else(|| {
+            Error::table_not_found(format!(
+                "table id {id} does not exist or was dropped; look its name up again"
+            ))
+        })
+    }
+
+    pub(super) fn journal(&self) -> &Journal {
+        self.journal.get().expect("recovery sets the journal before any verb runs")
+    }
+
+    pub(super) fn is_journaled(&self) -> bool {
+        self.config.durability != Durability::None
+    }
+
+    /// Bytes that one row of `table` takes on NVMe.
+    pub(super) fn record_bytes_of(table: &Table) -> u64 {
+        (32 + 4 * table.floats as u64).next_multiple_of(16)
+    }
+}
+
+impl Wake {
+    /// Asks the maintenance thread for a round.
+    pub(super) fn ask(&self) {
+        self.state.lock().is_asked = true;
+        self.worker.notify_one();
+    }
+}
+
+/// Unix seconds.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
+}

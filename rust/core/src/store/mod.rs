@@ -1,0 +1,292 @@
+//! The verbs of a store, over its tables. The door of the engine: everything below is private.
+//!
+//! `read` and `mutate` hold the walks, `catalog` the tables, `recovery` opening and closing,
+//! `maintenance` the thread that keeps journal and log within their caps.
+
+mod catalog;
+mod change;
+mod config;
+mod engine;
+mod maintenance;
+mod mutate;
+mod read;
+mod recovery;
+mod session;
+mod stats;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+
+pub use self::config::StoreConfig;
+use self::engine::{now, Engine};
+use crate::error::Result;
+use crate::journal::Entry;
+use crate::spec::{TableChange, TableSpec};
+use crate::types::{Push, TableId};
+
+/// A table as the store knows it.
+#[derive(Debug, Clone)]
+pub struct TableInfo {
+    /// Names the table in every verb.
+    pub id: TableId,
+    /// The stored spec, live settings included.
+    pub spec: TableSpec,
+    /// Live settings in which an asked spec differs.
+    pub warnings: Vec<String>,
+}
+
+/// One table's part of a `lookup`.
+pub struct LookupBatch<'a> {
+    /// Table.
+    pub table: TableId,
+    /// Keys; repeats are allowed and cost a probe each.
+    pub keys: &'a [u64],
+    /// float32[n, dim], written whole: absent keys give zeros.
+    pub rows: &'a mut [f32],
+    /// Empty, or n bytes: 1 where the key has a row.
+    pub found: &'a mut [u8],
+}
+
+/// One table's part of a `lookup_or_insert`.
+pub struct InsertBatch<'a> {
+    /// Table.
+    pub table: TableId,
+    /// Keys; repeats are allowed.
+    pub keys: &'a [u64],
+    /// Empty (one each), or n counts.
+    pub counts: &'a [u32],
+    /// float32[n, dim], written whole.
+    pub rows: &'a mut [f32],
+}
+
+/// One table's part of an `apply_gradients`.
+pub struct GradientBatch<'a> {
+    /// Table.
+    pub table: TableId,
+    /// Keys; repeats are summed in order before the optimizer runs.
+    pub keys: &'a [u64],
+    /// float32[n, dim].
+    pub gradients: &'a [f32],
+}
+
+/// The rows of an `assign`.
+pub struct Assign<'a> {
+    /// Table.
+    pub table: TableId,
+    /// Keys; of repeats the last wins.
+    pub keys: &'a [u64],
+    /// float32[n, dim].
+    pub rows: &'a [f32],
+}
+
+/// What became of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushOutcome {
+    /// Applied now.
+    Applied,
+    /// Had been applied before; nothing changed.
+    Duplicate,
+}
+
+/// A set of tables in one data directory. All verbs take `&self` and may be called from any
+/// thread.
+pub struct Store {
+    engine: Arc<Engine>,
+    maintenance: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Opens the directory, creating it if absent, and recovers what was acknowledged.
+    ///
+    /// # Errors
+    /// `Config` for a setting out of range or a directory that cannot be used; `Corruption` for
+    /// damage before the known end of the store.
+    pub fn open(config: StoreConfig) -> Result<Self> {
+        let engine = Arc::new(Engine::open(config)?);
+        let maintenance = Mutex::new(Some(maintenance::start(engine.clone())?));
+        Ok(Self { engine, maintenance })
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &StoreConfig {
+        &self.engine.config
+    }
+
+    /// Registers a session; a new session of the same `client_id` takes over from the old one,
+    /// whose later calls fail. Returns the session's last applied push number, 0 if none.
+    ///
+    /// # Errors
+    /// `Unavailable` when the session was taken over.
+    pub fn attach(&self, session: u64, client_id: &str) -> Result<u64> {
+        self.engine.check_open()?;
+        let mut sequencer = self.engine.sequencer.lock();
+        let last = sequencer.sessions.attach(session, client_id, now())?;
+        if self.engine.is_journaled() {
+            let sequence = sequencer.last + 1;
+            let entry = Entry::Attach { sequence, session, client_id };
+            sequencer.position = Some(self.engine.journal().append(&entry)?);
+            sequencer.last = sequence;
+        }
+        let position = sequencer.position;
+        drop(sequencer);
+        self.engine.commit(position)?;
+        Ok(last)
+    }
+
+    /// Creates the table, or opens an equal one.
+    ///
+    /// # Errors
+    /// `BadInput`, `TableMismatch`, `StoreFull`.
+    pub fn create_table(&self, spec: &TableSpec) -> Result<TableInfo> {
+        self.engine.create_table(spec)
+    }
+
+    /// Finds a table by name.
+    ///
+    /// # Errors
+    /// `TableNotFound`.
+    pub fn table(&self, name: &str) -> Result<TableInfo> {
+        self.engine.find_table(name)
+    }
+
+    /// Names of all tables, sorted.
+    pub fn tables(&self) -> Vec<String> {
+        self.engine.catalog.read().by_name.keys().cloned().collect()
+    }
+
+    /// Drops a table and all its rows.
+    ///
+    /// # Errors
+    /// `TableNotFound`.
+    pub fn drop_table(&self, name: &str) -> Result<()> {
+        self.engine.drop_table(name)
+    }
+
+    /// The stored spec of a table.
+    ///
+    /// # Errors
+    /// `TableNotFound` (also for a dropped table).
+    pub fn spec(&self, table: TableId) -> Result<TableSpec> {
+        Ok(self.engine.table(table)?.spec())
+    }
+
+    /// Changes live settings.
+    ///
+    /// # Errors
+    /// `TableNotFound`, `BadInput`.
+    pub fn alter(&self, table: TableId, change: &TableChange) -> Result<()> {
+        self.engine.alter(table, change)
+    }
+
+    /// Reads rows; never inserts, changes no statistics.
+    ///
+    /// # Errors
+    /// `TableNotFound`, `BadInput` for a wrong length, `Corruption` for a damaged row.
+    pub fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
+        self.engine.lookup(batches)
+    }
+
+    /// Reads rows for training: inserts absent keys at their initial row, counts, marks last use.
+    ///
+    /// # Errors
+    /// As `lookup`, and `StoreFull`.
+    pub fn lookup_or_insert(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
+        self.engine.lookup_or_insert(batches)
+    }
+
+    /// Runs the optimizer once per unique key. All or nothing.
+    ///
+    /// # Errors
+    /// `TableNotFound`, `BadInput` (lengths, non-finite gradients, steps that do not grow),
+    /// `StoreFull`, `Unavailable`.
+    pub fn apply_gradients(
+        &self,
+        push: Push,
+        batches: &[GradientBatch<'_>],
+    ) -> Result<PushOutcome> {
+        self.engine.apply_gradients(push, batches)
+    }
+
+    /// Sets values; absent keys get fresh slots, present ones keep theirs.
+    ///
+    /// # Errors
+    /// As `apply_gradients`.
+    pub fn assign(&self, push: Push, assign: &Assign<'_>) -> Result<PushOutcome> {
+        self.engine.assign(push, assign)
+    }
+
+    /// Removes rows, slots and statistics; returns how many there were. A repeated push removes
+    /// nothing and returns 0.
+    ///
+    /// # Errors
+    /// `TableNotFound`, `Unavailable`.
+    pub fn remove(&self, push: Push, table: TableId, keys: &[u64]) -> Result<u64> {
+        self.engine.remove(push, table, keys)
+    }
+
+    /// Brings rows into DRAM; never inserts.
+    ///
+    /// # Errors
+    /// `TableNotFound`.
+    pub fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
+        self.engine.prefetch(table, keys)
+    }
+
+    /// Rows of a table, in all tiers.
+    ///
+    /// # Errors
+    /// `TableNotFound`.
+    pub fn len(&self, table: TableId) -> Result<u64> {
+        Ok(self.engine.rows(&*self.engine.table(table)?).keys)
+    }
+
+    /// Appends the keys of buckets [bucket, next) to `keys` and returns next; 4096 ends the walk.
+    /// Keys that come or go meanwhile may or may not be seen. Reads footers, not rows.
+    ///
+    /// # Errors
+    /// `TableNotFound`, `Corruption`.
+    pub fn keys(&self, table: TableId, bucket: u32, keys: &mut Vec<u64>) -> Result<u32> {
+        self.engine.keys(table, bucket, keys)
+    }
+
+    /// Counters of one table, by the names of the public API.
+    ///
+    /// # Errors
+    /// `TableNotFound`.
+    pub fn table_stats(&self, table: TableId) -> Result<Vec<(&'static str, u64)>> {
+        self.engine.table_stats(table)
+    }
+
+    /// Sums over all tables, and the limits. Device counters are those of the files.
+    pub fn stats(&self) -> Vec<(&'static str, u64)> {
+        self.engine.stats()
+    }
+
+    /// Returns when all that was acknowledged before is on the device.
+    ///
+    /// # Errors
+    /// `Unavailable` when the device failed.
+    pub fn flush(&self) -> Result<()> {
+        self.engine.check_open()?;
+        self.engine.flush()
+    }
+
+    /// Writes all rows back and closes; later calls fail with `Unavailable`. Idempotent.
+    ///
+    /// # Errors
+    /// As `flush`.
+    pub fn close(&self) -> Result<()> {
+        let Some(thread) = self.maintenance.lock().take() else { return Ok(()) };
+        maintenance::stop(&self.engine, thread);
+        self.engine.close()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // A caller that wants to know of failures calls `close` first.
+        drop(self.close());
+    }
+}

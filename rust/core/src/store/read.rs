@@ -1,0 +1,500 @@
+//! Reading verbs: one pass over the stripes, one batch of device reads for what was not in DRAM.
+//!
+//! The three verbs differ in what they do with a row, with an absent key and with a record; the
+//! walk is the same. A record that proves to be another key's (a fingerprint said yes), or that
+//! moved while it was read, is looked up again, alone.
+
+use std::sync::Arc;
+
+use super::engine::{now, Engine};
+use super::{InsertBatch, LookupBatch};
+use crate::error::{Error, Result};
+use crate::log::{Pin, Read, RecordView};
+use crate::table::{stripe_of, Counters, Found, Item, Plan, Pool, State, Table};
+use crate::types::{Place, TableId};
+
+/// One table's keys in a call.
+pub(super) struct Walk {
+    pub(super) table: Arc<Table>,
+    pub(super) plan: Plan,
+}
+
+/// A key whose row may be on NVMe.
+struct Miss {
+    batch: usize,
+    item: Item,
+    place: Place,
+    rejected: Vec<Place>,
+}
+
+/// What a verb does. `batch` counts the tables of the call.
+trait Verb {
+    /// The row is in DRAM, at `at`.
+    fn hit(&mut self, engine: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item);
+
+    /// These keys have no row.
+    fn absent(
+        &mut self,
+        engine: &Engine,
+        state: &mut State,
+        batch: usize,
+        items: &[Item],
+    ) -> Result<()>;
+
+    /// The row was read. Returns false if it is no longer there: look again.
+    fn record(
+        &mut self,
+        engine: &Engine,
+        state: &mut State,
+        batch: usize,
+        item: &Item,
+        place: Place,
+        record: &RecordView<'_>,
+    ) -> Result<bool>;
+
+    /// True for reads that no caller waits for.
+    const IS_BACKGROUND: bool = false;
+}
+
+impl Engine {
+    pub(super) fn walk(&self, table: TableId, keys: &[u64]) -> Result<Walk> {
+        let table = self.table(table)?;
+        if keys.len() > u32::MAX as usize / 2 {
+            return Err(Error::bad_input(format!(
+                "table {:?}: {} keys in one call; split it, 2^31 are the most",
+                table.name(),
+                keys.len()
+            )));
+        }
+        Ok(Walk { table, plan: Plan::new(keys, self.stripes.len()) })
+    }
+
+    pub(super) fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
+        let mut walks = Vec::with_capacity(batches.len());
+        for batch in batches.iter() {
+            let walk = self.walk(batch.table, batch.keys)?;
+            check_length(&walk.table, batch.keys, batch.rows.len())?;
+            if !batch.found.is_empty() && batch.found.len() != batch.keys.len() {
+                return Err(Error::bad_input(format!(
+                    "table {:?}: room for {} found flags, {} keys",
+                    walk.table.name(),
+                    batch.found.len(),
+                    batch.keys.len()
+                )));
+            }
+            walks.push(walk);
+        }
+        self.read(&walks, &mut Lookup { batches })
+    }
+
+    pub(super) fn lookup_or_insert(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
+        let mut walks = Vec::with_capacity(batches.len());
+        for batch in batches.iter() {
+            let walk = self.walk(batch.table, batch.keys)?;
+            check_length(&walk.table, batch.keys, batch.rows.len())?;
+            if !batch.counts.is_empty() && batch.counts.len() != batch.keys.len() {
+                return Err(Error::bad_input(format!(
+                    "table {:?}: {} counts for {} keys; give one for each, or none",
+                    walk.table.name(),
+                    batch.counts.len(),
+                    batch.keys.len()
+                )));
+            }
+            walks.push(walk);
+        }
+        self.wait_for_space()?;
+        self.read(&walks, &mut Insert { batches, now: now() as u32 })
+    }
+
+    pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
+        let walk = self.walk(table, keys)?;
+        let table = walk.table.clone();
+        self.read(&[walk], &mut Prefetch { table })
+    }
+
+    fn read<V: Verb>(&self, walks: &[Walk], verb: &mut V) -> Result<()> {
+        let pin = self.tier.log.pin();
+        let mut misses = Vec::new();
+        for s in 0..self.stripes.len() {
+            if walks.iter().any(|walk| !walk.plan.range(s).is_empty()) {
+                self.read_stripe(s, walks, verb, &mut misses)?;
+            }
+        }
+        self.read_misses(&pin, walks, misses, verb)
+    }
+
+    fn read_stripe<V: Verb>(
+        &self,
+        s: usize,
+        walks: &[Walk],
+        verb: &mut V,
+        misses: &mut Vec<Miss>,
+    ) -> Result<()> {
+        let mut state = self.stripes[s].lock();
+        for (batch, walk) in walks.iter().enumerate() {
+            let items = walk.plan.group(s);
+            let mut absent = Vec::new();
+            let before = misses.len();
+            match state.parts.get_mut(&walk.table.id) {
+                None => absent.extend_from_slice(items),
+                Some(part) => {
+                    crate::prefetch::vectorized(|| {
+                        part.visit(
+                            items,
+                            |pool, at, item| verb.hit(self, pool, at, batch, item),
+                            |item, found| match found {
+                                Found::Nvme(place) => {
+                                    misses.push(Miss {
+                                        batch,
+                                        item: *item,
+                                        place,
+                                        rejected: Vec::new(),
+                                    });
+                                }
+                                _ => absent.push(*item),
+                            },
+                        );
+                    });
+                    part.policy.age(&mut part.pool, items.len());
+                }
+            }
+            let counters = &walk.table.counters;
+            let missed = misses.len() - before;
+            Counters::add(&counters.unique_keys, items.len());
+            Counters::add(&counters.probes, items.len());
+            Counters::add(&counters.cache_hits, items.len() - missed - absent.len());
+            Counters::add(&counters.cache_misses, missed);
+            if !absent.is_empty() {
+                verb.absent(self, &mut state, batch, &absent)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_misses<V: Verb>(
+        &self,
+        pin: &Pin<'_>,
+        walks: &[Walk],
+        mut misses: Vec<Miss>,
+        verb: &mut V,
+    ) -> Result<()> {
+        let mut is_first = true;
+        while !misses.is_empty() {
+            let again = self.read_records(pin, walks, &misses, verb, is_first)?;
+            misses = self.look_again(walks, again, verb)?;
+            is_first = false;
+        }
+        Ok(())
+    }
+
+    /// Reads all of `misses` in one batch; returns those to be looked up again.
+    fn read_records<V: Verb>(
+        &self,
+        pin: &Pin<'_>,
+        walks: &[Walk],
+        misses: &[Miss],
+        verb: &mut V,
+        is_first: bool,
+    ) -> Result<Vec<Miss>> {
+        let read = |(tag, miss): (usize, &Miss)| Read {
+            place: miss.place,
+            row_floats: walks[miss.batch].table.floats,
+            table: walks[miss.batch].table.id,
+            tag: tag as u32,
+        };
+        let mut reads: Vec<Read> = misses.iter().enumerate().map(read).collect();
+        let mut again = Vec::new();
+        let mut outcome = Ok(());
+        let counts = self.tier.log.read(pin, &mut reads, &mut |tag, record| {
+            let miss = &misses[tag as usize];
+            let result = self.use_record(walks, miss, record, verb, &mut again);
+            if outcome.is_ok() {
+                outcome = result;
+            }
+        });
+        let tables = misses.iter().map(|miss| &*walks[miss.batch].table);
+        count_reads(tables, counts.device_reads, counts.bytes, V::IS_BACKGROUND || !is_first);
+        outcome?;
+        Ok(again)
+    }
+
+    fn use_record<V: Verb>(
+        &self,
+        walks: &[Walk],
+        miss: &Miss,
+        record: Result<RecordView<'_>>,
+        verb: &mut V,
+        again: &mut Vec<Miss>,
+    ) -> Result<()> {
+        let table = &walks[miss.batch].table;
+        let record = record.inspect_err(|_| Counters::add(&table.counters.corrupt_records, 1))?;
+        let mut rejected = miss.rejected.clone();
+        if record.key == miss.item.key {
+            let mut state = self.stripe_of(&miss.item).lock();
+            if verb.record(self, &mut state, miss.batch, &miss.item, miss.place, &record)? {
+                return Ok(());
+            }
+        } else {
+            rejected.push(miss.place);
+        }
+        again.push(Miss { batch: miss.batch, item: miss.item, place: miss.place, rejected });
+        Ok(())
+    }
+
+    /// Looks single keys up again, passing over the records that were found to be other keys'.
+    fn look_again<V: Verb>(
+        &self,
+        walks: &[Walk],
+        again: Vec<Miss>,
+        verb: &mut V,
+    ) -> Result<Vec<Miss>> {
+        let mut misses = Vec::new();
+        for mut miss in again {
+            let mut state = self.stripe_of(&miss.item).lock();
+            let part = state.parts.get_mut(&walks[miss.batch].table.id);
+            let found = part.as_ref().map_or(Found::Absent, |part| {
+                part.find(&miss.item, |place| miss.rejected.contains(&place))
+            });
+            match (found, part) {
+                (Found::Nvme(place), _) => {
+                    miss.place = place;
+                    misses.push(miss);
+                }
+                (Found::Dram(at), Some(part)) => {
+                    verb.hit(self, &mut part.pool, at, miss.batch, &miss.item);
+                }
+                _ => verb.absent(self, &mut state, miss.batch, &[miss.item])?,
+            }
+        }
+        Ok(misses)
+    }
+
+    fn stripe_of(&self, item: &Item) -> &crate::table::Stripe {
+        &self.stripes[stripe_of(item.hash, self.stripes.len())]
+    }
+}
+
+/// Attributes the device reads of a batch to its tables, in proportion to their misses.
+pub(super) fn count_reads<'a>(
+    tables: impl Iterator<Item = &'a Table>,
+    device_reads: u64,
+    bytes: u64,
+    is_background: bool,
+) {
+    let mut shares: Vec<(&Table, u64)> = Vec::new();
+    for table in tables {
+        match shares.last_mut() {
+            Some((last, n)) if last.id == table.id => *n += 1,
+            _ => shares.push((table, 1)),
+        }
+    }
+    let mut total: u64 = shares.iter().map(|share| share.1).sum();
+    let (mut reads, mut bytes) = (device_reads, bytes);
+    for (table, n) in shares {
+        let (own_reads, own_bytes) = (reads * n / total, bytes * n / total);
+        (reads, bytes, total) = (reads - own_reads, bytes - own_bytes, total - n);
+        let counters = &table.counters;
+        let counter =
+            if is_background { &counters.background_reads } else { &counters.device_reads };
+        Counters::add(counter, own_reads as usize);
+        Counters::add(&counters.device_bytes_read, own_bytes as usize);
+    }
+}
+
+pub(super) fn check_length(table: &Table, keys: &[u64], floats: usize) -> Result<()> {
+    if floats == keys.len() * table.dim {
+        return Ok(());
+    }
+    Err(Error::bad_input(format!(
+        "table {:?}: {floats} float32 numbers for {} keys of dim {}; give keys * dim of them",
+        table.name(),
+        keys.len(),
+        table.dim
+    )))
+}
+
+/// Copies the value of a row. The common widths are known to the compiler: plain vector moves.
+#[inline(always)]
+fn copy_value(value: &[f32], out: &mut [f32]) {
+    macro_rules! widths {
+        ($($n:literal)*) => {
+            match out.len() {
+                $($n => out[..$n].copy_from_slice(&value[..$n]),)*
+                n => out.copy_from_slice(&value[..n]),
+            }
+        };
+    }
+    widths!(8 16 17 32 64 128);
+}
+
+#[inline(always)]
+fn row_of<'a>(rows: &'a mut [f32], dim: usize, item: &Item) -> &'a mut [f32] {
+    let start = item.index as usize * dim;
+    &mut rows[start..start + dim]
+}
+
+struct Lookup<'a, 'b> {
+    batches: &'a mut [LookupBatch<'b>],
+}
+
+impl Lookup<'_, '_> {
+    #[inline(always)]
+    fn answer(&mut self, batch: usize, item: &Item, dim: usize) -> &mut [f32] {
+        let batch = &mut self.batches[batch];
+        if let Some(found) = batch.found.get_mut(item.index as usize) {
+            *found = 1;
+        }
+        row_of(batch.rows, dim, item)
+    }
+}
+
+impl Verb for Lookup<'_, '_> {
+    #[inline(always)]
+    fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
+        pool.header_mut(at).state.warm();
+        let dim = self.batches[batch].rows.len() / self.batches[batch].keys.len();
+        copy_value(pool.row(at).1, self.answer(batch, item, dim));
+    }
+
+    fn absent(&mut self, _: &Engine, _: &mut State, batch: usize, items: &[Item]) -> Result<()> {
+        let batch = &mut self.batches[batch];
+        let dim = batch.rows.len() / batch.keys.len();
+        for item in items {
+            row_of(batch.rows, dim, item).fill(0.0);
+            if let Some(found) = batch.found.get_mut(item.index as usize) {
+                *found = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        engine: &Engine,
+        state: &mut State,
+        batch: usize,
+        item: &Item,
+        place: Place,
+        record: &RecordView<'_>,
+    ) -> Result<bool> {
+        let dim = self.batches[batch].rows.len() / self.batches[batch].keys.len();
+        copy_value(record.row, self.answer(batch, item, dim));
+        let id = self.batches[batch].table;
+        let Some(part) = state.parts.get_mut(&id) else { return Ok(true) };
+        // The row answers as of the probe; it is offered to the cache, which may refuse.
+        if part.policy.is_admitted(item.hash) || part.pool.has_free() {
+            let table = part.table.clone();
+            state.install(&engine.tier, &table, item, place, record)?;
+        }
+        Ok(true)
+    }
+}
+
+struct Insert<'a, 'b> {
+    batches: &'a mut [InsertBatch<'b>],
+    now: u32,
+}
+
+impl Insert<'_, '_> {
+    /// Counts the read and copies the value out.
+    #[inline(always)]
+    fn touch(&mut self, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
+        let batch = &mut self.batches[batch];
+        let dim = batch.rows.len() / batch.keys.len();
+        let count = batch.counts.get(item.index as usize).copied().unwrap_or(1);
+        let (header, numbers) = pool.row_mut(at);
+        header.frequency = header.frequency.saturating_add(count);
+        header.last_seen = self.now;
+        header.state.make_dirty(None);
+        copy_value(numbers, row_of(batch.rows, dim, item));
+    }
+}
+
+impl Verb for Insert<'_, '_> {
+    #[inline(always)]
+    fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
+        pool.header_mut(at).state.warm();
+        self.touch(pool, at, batch, item);
+    }
+
+    fn absent(
+        &mut self,
+        engine: &Engine,
+        state: &mut State,
+        batch: usize,
+        items: &[Item],
+    ) -> Result<()> {
+        let table = engine.table(self.batches[batch].table)?;
+        state.check_room(&engine.tier, &table, items.len())?;
+        engine.reserve_records(&table, items.len())?;
+        let mut created = 0;
+        for item in items {
+            // A key that repeats in the batch has its row by now.
+            let at = match state.part(&engine.tier, &table).find(item, |_| true) {
+                Found::Dram(at) => at,
+                _ => {
+                    let sequence = state.applied;
+                    let at = state.insert(&engine.tier, &table, item, sequence)?;
+                    let part = state.part(&engine.tier, &table);
+                    table.initial_row(item.key, part.pool.row_mut(at).1);
+                    created += 1;
+                    at
+                }
+            };
+            let part = state.part(&engine.tier, &table);
+            self.touch(&mut part.pool, at, batch, item);
+        }
+        engine.release_records(&table, items.len() - created);
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        engine: &Engine,
+        state: &mut State,
+        batch: usize,
+        item: &Item,
+        place: Place,
+        record: &RecordView<'_>,
+    ) -> Result<bool> {
+        let id = self.batches[batch].table;
+        let Some(table) = state.parts.get(&id).map(|part| part.table.clone()) else {
+            return Ok(false);
+        };
+        let Some(at) = state.install(&engine.tier, &table, item, place, record)? else {
+            return Ok(false);
+        };
+        let part = state.part(&engine.tier, &table);
+        self.touch(&mut part.pool, at, batch, item);
+        Ok(true)
+    }
+}
+
+struct Prefetch {
+    table: Arc<Table>,
+}
+
+impl Verb for Prefetch {
+    const IS_BACKGROUND: bool = true;
+
+    fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, _: usize, _: &Item) {
+        pool.header_mut(at).state.warm();
+    }
+
+    fn absent(&mut self, _: &Engine, _: &mut State, _: usize, _: &[Item]) -> Result<()> {
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        engine: &Engine,
+        state: &mut State,
+        _: usize,
+        item: &Item,
+        place: Place,
+        record: &RecordView<'_>,
+    ) -> Result<bool> {
+        state.install(&engine.tier, &self.table, item, place, record)?;
+        Ok(true)
+    }
+}

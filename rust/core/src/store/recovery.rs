@@ -1,0 +1,280 @@
+//! Opening and closing: what is on the devices becomes a store again, and the other way round.
+//!
+//! 1. Directory, superblock, manifest. 2. The index, from the footers of all segments: of each key
+//! the newest record counts. 3. The journal: entries that a row has not seen yet are applied
+//! again, in order, by the code that applied them first.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::config::SEGMENT_BUFFERS;
+use super::engine::{now, Catalog, Engine, Sequencer, Wake};
+use super::mutate::Change;
+use super::session::Sessions;
+use super::StoreConfig;
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::journal::{Entry, Journal, JournalConfig};
+use crate::log::{FooterEntry, Log, LogConfig, LogEnd};
+use crate::manifest::Manifest;
+use crate::superblock::{Superblock, SuperblockFile};
+use crate::table::{Arena, Stripe, Table, Tier};
+use crate::types::{Push, Sequence, TableId, BUCKETS};
+
+/// Reads in flight; more gains nothing (measured up to 256).
+const QUEUE_DEPTH: u32 = 128;
+/// The journal's tail and small things.
+const SMALL_BUFFERS: u64 = 256 << 10;
+/// Journal files of one share.
+const JOURNAL_FILES: u64 = 4;
+
+impl Engine {
+    pub(super) fn open(config: StoreConfig) -> Result<Self> {
+        config.check()?;
+        let directory = Directory::open(&config.path)?;
+        let (superblock, manifest) = open_or_create(&directory, &config)?;
+        let known = superblock.current().clone();
+        check_shard(&config, &known)?;
+        let journal = Arc::new(OnceLock::new());
+        let log = open_log(&config, &directory, &known, journal.clone())?;
+        let mut pending = Journal::open(
+            JournalConfig {
+                directory: directory.path().to_path_buf(),
+                uuid: known.uuid,
+                durability: config.durability,
+                file_bytes: config.journal_bytes() / JOURNAL_FILES,
+            },
+            known.journal,
+        )?;
+        let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
+        let newest = engine.load_index()?;
+        engine.sequencer.lock().last = newest.max(known.next_sequence.saturating_sub(1));
+        pending.replay(&mut |generation, entry| engine.replay(generation, &entry))?;
+        if engine.journal.set(pending).is_err() {
+            return Err(Error::unavailable("the journal was opened twice"));
+        }
+        engine.write_superblock(false)?;
+        Ok(engine)
+    }
+
+    fn new(
+        config: StoreConfig,
+        directory: Directory,
+        superblock: SuperblockFile,
+        manifest: Manifest,
+        log: Log,
+        journal: Arc<OnceLock<Journal>>,
+    ) -> Result<Self> {
+        let segment_bytes = superblock.current().segment_bytes;
+        let buffer_bytes = SEGMENT_BUFFERS * segment_bytes + log.buffer_bytes() + SMALL_BUFFERS;
+        let rows_bytes = config.rows_bytes(buffer_bytes)?;
+        let stripes = config.stripes();
+        let tier = Tier {
+            arena: Arc::new(Arena::new(rows_bytes)?),
+            log: Arc::new(log),
+            buckets_per_stripe: BUCKETS / stripes as u32,
+        };
+        let sequencer = Sequencer {
+            last: 0,
+            tickets: vec![0; stripes],
+            sessions: Sessions::default(),
+            position: None,
+        };
+        Ok(Self {
+            record_bytes_max: config.record_bytes_max(segment_bytes),
+            stripes: (0..stripes).map(|_| Stripe::new(rows_bytes / stripes as u64)).collect(),
+            catalog: RwLock::new(Catalog::load(manifest, stripes)),
+            sequencer: Mutex::new(sequencer),
+            directory: Mutex::new(Some(directory)),
+            superblock: Mutex::new(superblock),
+            record_bytes: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            wake: Wake::default(),
+            config,
+            tier,
+            journal,
+            buffer_bytes,
+        })
+    }
+
+    /// Fills the index from the footers, stripe by stripe. Returns the highest sequence seen.
+    fn load_index(&self) -> Result<Sequence> {
+        let mut newest = 0;
+        for (s, stripe) in self.stripes.iter().enumerate() {
+            let first = s as u32 * self.tier.buckets_per_stripe;
+            let buckets = first..first + self.tier.buckets_per_stripe;
+            let mut entries: Vec<FooterEntry> = Vec::new();
+            self.tier.log.entries(buckets, &mut |entry| entries.push(entry))?;
+            // Stable: of equal sequences the later written stays last.
+            entries.sort_by_key(|entry| (entry.table, entry.key, entry.sequence));
+            let mut state = stripe.lock();
+            for (n, entry) in entries.iter().enumerate() {
+                newest = newest.max(entry.sequence);
+                state.applied = state.applied.max(entry.sequence);
+                let next = entries.get(n + 1);
+                let is_last = next.is_none_or(|e| (e.table, e.key) != (entry.table, entry.key));
+                let table = self.catalog.read().by_id.get(&entry.table).cloned();
+                let Some(table) = table else { continue };
+                if entry.tombstone {
+                    self.tier.log.adopt(entry.place, 0);
+                } else if is_last {
+                    self.adopt(&mut state, &table, entry)?;
+                }
+            }
+        }
+        Ok(newest)
+    }
+
+    fn adopt(
+        &self,
+        state: &mut crate::table::State,
+        table: &Arc<Table>,
+        entry: &FooterEntry,
+    ) -> Result<()> {
+        if entry.row_floats != table.floats {
+            return Err(Error::corruption(format!(
+                "{}: a footer says that rows of table {:?} hold {} numbers, the manifest says {}",
+                self.config.path.display(),
+                table.name(),
+                entry.row_floats,
+                table.floats
+            )));
+        }
+        state.adopt(&self.tier, table, entry.key, entry.place);
+        self.tier.log.adopt(entry.place, table.floats);
+        let bytes = Self::record_bytes_of(table);
+        self.record_bytes.fetch_add(bytes, Relaxed);
+        table.record_bytes.fetch_add(bytes, Relaxed);
+        Ok(())
+    }
+
+    /// Applies one journal entry again.
+    fn replay(&self, generation: u32, entry: &Entry<'_>) -> Result<()> {
+        match entry {
+            Entry::Sessions { sequence, sessions } => {
+                let mut sequencer = self.sequencer.lock();
+                sequencer.last = sequencer.last.max(*sequence);
+                sequencer.sessions = Sessions::default();
+                sequencer.sessions.restore(sessions.clone());
+                Ok(())
+            }
+            Entry::Attach { sequence, session, client_id } => {
+                let mut sequencer = self.sequencer.lock();
+                sequencer.last = sequencer.last.max(*sequence);
+                sequencer.sessions.attach(*session, client_id, now()).map(drop)
+            }
+            Entry::Gradients { sequence, push, tables } => {
+                let changes: Vec<_> = tables
+                    .iter()
+                    .map(|part| {
+                        let change = Change::Gradients(part.learning_rate, part.gradients);
+                        (part.table, part.keys, change)
+                    })
+                    .collect();
+                self.replay_push(*sequence, generation, *push, &changes)
+            }
+            Entry::Assign { sequence, push, table, keys, rows } => {
+                let change = (*table, *keys, Change::Rows(rows));
+                self.replay_push(*sequence, generation, *push, &[change])
+            }
+            Entry::Remove { sequence, push, table, keys } => {
+                let change = (*table, *keys, Change::Remove);
+                self.replay_push(*sequence, generation, *push, &[change])
+            }
+        }
+    }
+
+    fn replay_push(
+        &self,
+        sequence: Sequence,
+        generation: u32,
+        push: Push,
+        changes: &[(TableId, &[u64], Change<'_>)],
+    ) -> Result<()> {
+        let ids: Vec<TableId> = changes.iter().map(|change| change.0).collect();
+        self.sequencer.lock().sessions.note(push, &ids, now());
+        let mut targets = Vec::new();
+        for &(id, keys, change) in changes {
+            // Entries of a dropped table are passed over: ids are never used again.
+            let table = self.catalog.read().by_id.get(&id).cloned();
+            let Some(table) = table else { continue };
+            if let Change::Gradients(_, rows) | Change::Rows(rows) = change {
+                super::read::check_length(&table, keys, rows.len())?;
+            }
+            targets.push(self.target(table, keys, change));
+        }
+        self.replay_change(sequence, generation, &targets)?;
+        if self.log_free() < self.log_reserve() {
+            self.compact()?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything back and gives the directory up.
+    pub(super) fn close(&self) -> Result<()> {
+        let outcome = self.check_open().and_then(|()| self.write_all());
+        self.is_closed.store(true, Relaxed);
+        self.directory.lock().take();
+        outcome
+    }
+
+    /// After this the log alone holds every row.
+    fn write_all(&self) -> Result<()> {
+        self.compact()?;
+        self.checkpoint(true)?;
+        self.write_superblock(true)
+    }
+}
+
+fn open_or_create(
+    directory: &Directory,
+    config: &StoreConfig,
+) -> Result<(SuperblockFile, Manifest)> {
+    if let Some(file) = SuperblockFile::open(directory)? {
+        return Ok((file, Manifest::load(directory)?));
+    }
+    let manifest = Manifest::default();
+    manifest.save(directory)?;
+    let first = Superblock::new(config.shard, config.segment_bytes())?;
+    Ok((SuperblockFile::create(directory, first)?, manifest))
+}
+
+fn check_shard(config: &StoreConfig, known: &Superblock) -> Result<()> {
+    let stored = (known.shard, known.shards);
+    if stored == config.shard {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "{} holds shard {}/{}, asked for {}/{}; give the stored one, or another directory",
+        config.path.display(),
+        stored.0,
+        stored.1,
+        config.shard.0,
+        config.shard.1
+    )))
+}
+
+fn open_log(
+    config: &StoreConfig,
+    directory: &Directory,
+    known: &Superblock,
+    journal: Arc<OnceLock<Journal>>,
+) -> Result<Log> {
+    let before_write = move |sequence: Sequence| match journal.get() {
+        Some(journal) => journal.sync_to(sequence),
+        // Recovery: what it replays was read from the journal's files.
+        None => Ok(()),
+    };
+    let log = LogConfig {
+        path: directory.file("rows.log"),
+        segment_bytes: known.segment_bytes,
+        capacity_bytes: config.log_bytes(),
+        buffers: SEGMENT_BUFFERS as usize,
+        queue_depth: QUEUE_DEPTH,
+        before_write: Arc::new(before_write),
+    };
+    Log::open(log, LogEnd { incarnation: known.log_incarnation_end })
+}

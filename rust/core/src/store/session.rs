@@ -1,0 +1,208 @@
+//! Who pushes: sessions, their last push, and the steps of their clients. Exactly once is decided
+//! here, under the sequencer's lock, and journaled with the rows.
+
+use std::collections::HashMap;
+
+use crate::error::{Error, Result};
+use crate::journal::SessionRecord;
+use crate::types::{Push, TableId};
+
+/// Idle sessions are forgotten after this.
+const IDLE_SECONDS: u64 = 3600;
+
+#[derive(Default)]
+pub(super) struct Sessions {
+    sessions: HashMap<u64, Session>,
+    clients: HashMap<String, Client>,
+}
+
+#[derive(Default)]
+struct Session {
+    client_id: String,
+    last_push: u64,
+    last_used: u64,
+    /// Highest step per table in this session.
+    steps: HashMap<TableId, i64>,
+}
+
+#[derive(Default)]
+struct Client {
+    session: u64,
+    /// Highest step per table of the sessions before this one.
+    steps: HashMap<TableId, i64>,
+}
+
+/// What is to be done with a push.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Apply the tables whose flag is set.
+    Apply(Vec<bool>),
+    /// Acknowledge, change nothing.
+    Duplicate,
+}
+
+impl Sessions {
+    /// Registers a session; returns its last push.
+    pub(super) fn attach(&mut self, session: u64, client_id: &str, now: u64) -> Result<u64> {
+        self.check_owner(session)?;
+        let known = self.sessions.entry(session).or_default();
+        known.last_used = now;
+        let last_push = known.last_push;
+        if !client_id.is_empty() && known.client_id != client_id {
+            known.client_id = client_id.to_owned();
+            self.take_over(session, client_id);
+        }
+        Ok(last_push)
+    }
+
+    fn take_over(&mut self, session: u64, client_id: &str) {
+        let client = self.clients.entry(client_id.to_owned()).or_default();
+        let before = std::mem::replace(&mut client.session, session);
+        if let Some(old) = self.sessions.get(&before).filter(|_| before != session) {
+            for (&table, &step) in &old.steps {
+                let known = client.steps.entry(table).or_insert(step);
+                *known = step.max(*known);
+            }
+        }
+    }
+
+    fn check_owner(&self, session: u64) -> Result<()> {
+        let Some(known) = self.sessions.get(&session) else { return Ok(()) };
+        match self.clients.get(&known.client_id) {
+            Some(client) if client.session != session => Err(Error::unavailable(format!(
+                "client {:?} was taken over by a newer session; this one may not push any more",
+                known.client_id
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Decides on a push; `note` it once it is in the journal.
+    pub(super) fn decide(&self, push: Push, tables: &[TableId]) -> Result<Verdict> {
+        self.check_owner(push.session)?;
+        let all = Verdict::Apply(vec![true; tables.len()]);
+        let Some(session) = self.sessions.get(&push.session) else { return Ok(all) };
+        if push.number <= session.last_push {
+            return Ok(Verdict::Duplicate);
+        }
+        let Some(step) = push.step else { return Ok(all) };
+        for table in tables {
+            if let Some(&last) = session.steps.get(table).filter(|&&last| step <= last) {
+                return Err(Error::bad_input(format!(
+                    "step is {step}, but this session has pushed step {last} to table id {table}; \
+                     steps must grow from push to push"
+                )));
+            }
+        }
+        let done = self.clients.get(&session.client_id).map(|client| &client.steps);
+        let is_new = |table| done.and_then(|d| d.get(table)).is_none_or(|&last| step > last);
+        let apply: Vec<bool> = tables.iter().map(is_new).collect();
+        Ok(if apply.contains(&true) { Verdict::Apply(apply) } else { Verdict::Duplicate })
+    }
+
+    /// The snapshot that opens a journal file; sessions idle for an hour are left out.
+    pub(super) fn records(&mut self, now: u64) -> Vec<SessionRecord> {
+        self.sessions.retain(|_, session| session.last_used + IDLE_SECONDS > now);
+        let live = &self.sessions;
+        self.clients.retain(|_, client| live.contains_key(&client.session));
+        let record = |(&session, known): (&u64, &Session)| {
+            let mut steps = known.steps.clone();
+            if let Some(client) = self.clients.get(&known.client_id) {
+                for (&table, &step) in &client.steps {
+                    let last = steps.entry(table).or_insert(step);
+                    *last = step.max(*last);
+                }
+            }
+            SessionRecord {
+                session,
+                client_id: known.client_id.clone(),
+                number: known.last_push,
+                last_used: known.last_used,
+                steps: steps.into_iter().collect(),
+            }
+        };
+        self.sessions.iter().map(record).collect()
+    }
+
+    /// Takes over a snapshot. Sessions of one client are told apart by their last use.
+    pub(super) fn restore(&mut self, mut records: Vec<SessionRecord>) {
+        records.sort_by_key(|record| record.last_used);
+        for record in records {
+            let session = Session {
+                client_id: record.client_id.clone(),
+                last_push: record.number,
+                last_used: record.last_used,
+                steps: record.steps.into_iter().collect(),
+            };
+            self.sessions.insert(record.session, session);
+            if !record.client_id.is_empty() {
+                self.take_over(record.session, &record.client_id);
+            }
+        }
+    }
+
+    /// Notes a push as done.
+    pub(super) fn note(&mut self, push: Push, tables: &[TableId], now: u64) {
+        let session = self.sessions.entry(push.session).or_default();
+        session.last_push = session.last_push.max(push.number);
+        session.last_used = now;
+        if let Some(step) = push.step {
+            session.steps.extend(tables.iter().map(|&table| (table, step)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(session: u64, number: u64, step: Option<i64>) -> Push {
+        Push { session, number, step }
+    }
+
+    impl Sessions {
+        fn admit(&mut self, push: Push, tables: &[TableId], now: u64) -> Result<Verdict> {
+            let verdict = self.decide(push, tables)?;
+            self.note(push, tables, now);
+            Ok(verdict)
+        }
+    }
+
+    #[test]
+    fn a_push_counts_once() {
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.attach(1, "", 0).unwrap(), 0);
+        let apply = Verdict::Apply(vec![true]);
+        assert_eq!(sessions.admit(push(1, 1, None), &[7], 0).unwrap(), apply);
+        assert_eq!(sessions.admit(push(1, 1, None), &[7], 0).unwrap(), Verdict::Duplicate);
+        assert_eq!(sessions.attach(1, "", 0).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_new_session_replays_steps_and_silences_the_old() {
+        let mut sessions = Sessions::default();
+        sessions.attach(1, "trainer", 0).unwrap();
+        for step in 1..=5 {
+            sessions.admit(push(1, step, Some(step as i64)), &[7], 0).unwrap();
+        }
+        assert!(sessions.admit(push(1, 6, Some(5)), &[7], 0).is_err());
+        sessions.attach(2, "trainer", 0).unwrap();
+        assert!(sessions.admit(push(1, 7, Some(9)), &[7], 0).is_err());
+        assert_eq!(sessions.admit(push(2, 1, Some(4)), &[7], 0).unwrap(), Verdict::Duplicate);
+        let apply = Verdict::Apply(vec![true, false]);
+        assert_eq!(sessions.admit(push(2, 2, Some(5)), &[8, 7], 0).unwrap(), apply);
+        let records = sessions.records(1);
+        let mut restored = Sessions::default();
+        restored.restore(records);
+        assert!(restored.attach(1, "trainer", 2).is_err());
+        assert_eq!(restored.admit(push(2, 2, None), &[7], 2).unwrap(), Verdict::Duplicate);
+    }
+
+    #[test]
+    fn idle_sessions_are_forgotten() {
+        let mut sessions = Sessions::default();
+        sessions.attach(1, "a", 0).unwrap();
+        assert_eq!(sessions.records(10).len(), 1);
+        assert_eq!(sessions.records(4000).len(), 0);
+    }
+}

@@ -1,0 +1,20 @@
+//! The KV-Variable: tables of rows cut into stripes, each behind one lock, each with its own share
+//! of the DRAM budget. Rows that do not fit leave for the log; one index entry finds them there.
+//!
+//! Lock order: a stripe's lock, then the log's. Nothing here waits for the device.
+
+mod arena;
+mod part;
+mod plan;
+mod policy;
+mod pool;
+mod shape;
+mod sketch;
+mod stripe;
+
+pub(crate) use arena::Arena;
+pub(crate) use part::Found;
+pub(crate) use plan::{stripe_of, Item, Plan};
+pub(crate) use pool::Pool;
+pub(crate) use shape::{Counters, Table};
+pub(crate) use stripe::{Guard, State, Stripe, Tier};

@@ -1,0 +1,121 @@
+//! What all stripes share of one table: its shape, its live settings, its counters.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::RwLock;
+
+use crate::spec::{Initializer, Optimizer, TableSpec};
+use crate::types::TableId;
+
+/// A table, as the rows see it.
+pub(crate) struct Table {
+    pub(crate) id: TableId,
+    pub(crate) dim: usize,
+    /// Numbers of a row: value and slots.
+    pub(crate) floats: usize,
+    pub(crate) optimizer: Optimizer,
+    initializer: Initializer,
+    seed: u64,
+    /// Live settings change under the lock; shape never does.
+    spec: RwLock<TableSpec>,
+    /// Bytes of DRAM that one stripe may use for this table.
+    stripe_cap: AtomicU64,
+    stripes: u64,
+    /// Bytes of the records of all its rows, in any tier.
+    pub(crate) record_bytes: AtomicU64,
+    pub(crate) counters: Counters,
+}
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// Counts since open, one set a table. Relaxed: they are read for reports alone.
+        #[derive(Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: AtomicU64),* }
+
+        impl Counters {
+            /// Names and values.
+            pub(crate) fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.load(Relaxed))),*]
+            }
+        }
+    };
+}
+
+counters!(
+    unique_keys,
+    probes,
+    cache_hits,
+    cache_misses,
+    device_reads,
+    background_reads,
+    device_bytes_read,
+    device_bytes_written,
+    journal_bytes,
+    bytes_updated,
+    evictions,
+    duplicate_pushes,
+    gradients_unadmitted,
+    rows_poisoned,
+    corrupt_records,
+);
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, n: usize) {
+        if n > 0 {
+            counter.fetch_add(n as u64, Relaxed);
+        }
+    }
+}
+
+impl Table {
+    pub(crate) fn new(id: TableId, spec: TableSpec, stripes: usize) -> Self {
+        let table = Self {
+            id,
+            dim: spec.dim as usize,
+            floats: spec.row_floats(),
+            optimizer: spec.optimizer,
+            initializer: spec.initializer,
+            seed: spec.seed,
+            stripe_cap: AtomicU64::new(0),
+            stripes: stripes as u64,
+            record_bytes: AtomicU64::new(0),
+            spec: RwLock::new(spec),
+            counters: Counters::default(),
+        };
+        table.refresh_cap();
+        table
+    }
+
+    pub(crate) fn spec(&self) -> TableSpec {
+        self.spec.read().clone()
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.spec.read().name.clone()
+    }
+
+    pub(crate) fn learning_rate(&self) -> f32 {
+        self.spec.read().learning_rate
+    }
+
+    pub(crate) fn set_spec(&self, spec: TableSpec) {
+        *self.spec.write() = spec;
+        self.refresh_cap();
+    }
+
+    fn refresh_cap(&self) {
+        let cap = self.spec.read().dram.map_or(u64::MAX, |bytes| bytes / self.stripes);
+        self.stripe_cap.store(cap, Relaxed);
+    }
+
+    pub(crate) fn stripe_cap(&self) -> u64 {
+        self.stripe_cap.load(Relaxed)
+    }
+
+    /// Writes the row that `key` starts with.
+    pub(crate) fn initial_row(&self, key: u64, row: &mut [f32]) {
+        let (value, slots) = row.split_at_mut(self.dim);
+        crate::init::initial_row(&self.initializer, self.seed, key, value);
+        self.optimizer.initial_slots(slots);
+    }
+}

@@ -1,0 +1,394 @@
+//! One lock: a range of buckets of every table, its share of the DRAM budget, and the order in
+//! which mutating calls pass.
+//!
+//! A call that mutates draws a ticket for each stripe it touches, in the order of its sequence,
+//! and waits here for its turn; reads take the lock alone. Rows that must make room leave for the
+//! log.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::arena::Arena;
+use super::part::Part;
+use super::plan::Item;
+use super::pool::Pool;
+use super::shape::{Counters, Table};
+use crate::error::{Error, Result};
+use crate::index::{Location, Slot};
+use crate::log::{Log, Record, RecordView, Stream};
+use crate::types::{hash, Place, Sequence, TableId};
+
+/// What lies below and beside the stripes.
+pub(crate) struct Tier {
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) buckets_per_stripe: u32,
+}
+
+/// A stripe and the queue before it.
+pub(crate) struct Stripe {
+    state: Mutex<State>,
+    turn: Condvar,
+}
+
+/// A locked stripe.
+pub(crate) type Guard<'a> = MutexGuard<'a, State>;
+
+/// What the lock protects.
+pub(crate) struct State {
+    pub(crate) parts: HashMap<TableId, Part>,
+    budget: u64,
+    used: u64,
+    serving: u64,
+    /// All mutating calls up to here that touch this stripe have been applied.
+    pub(crate) applied: Sequence,
+}
+
+impl Stripe {
+    pub(crate) fn new(budget: u64) -> Self {
+        let parts = HashMap::new();
+        let state = State { parts, budget, used: 0, serving: 0, applied: 0 };
+        Self { state: Mutex::new(state), turn: Condvar::new() }
+    }
+
+    pub(crate) fn lock(&self) -> Guard<'_> {
+        self.state.lock()
+    }
+
+    /// Locks when `ticket` is next in line.
+    pub(crate) fn lock_in_turn(&self, ticket: u64) -> Guard<'_> {
+        let mut state = self.state.lock();
+        while state.serving != ticket {
+            self.turn.wait(&mut state);
+        }
+        state
+    }
+
+    /// Ends a turn.
+    pub(crate) fn pass_turn(&self, mut state: Guard<'_>, sequence: Sequence) {
+        state.applied = state.applied.max(sequence);
+        state.serving += 1;
+        drop(state);
+        self.turn.notify_all();
+    }
+}
+
+impl State {
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// The part of `table`, made if there is none yet.
+    pub(crate) fn part(&mut self, tier: &Tier, table: &Arc<Table>) -> &mut Part {
+        let Self { parts, used, .. } = self;
+        parts.entry(table.id).or_insert_with(|| {
+            let part = Part::new(table.clone(), tier.arena.clone(), tier.buckets_per_stripe);
+            *used += part.bytes();
+            part
+        })
+    }
+
+    /// Drops a table's part; its records on NVMe are dead.
+    pub(crate) fn drop_part(&mut self, tier: &Tier, id: TableId) {
+        let Some(part) = self.parts.remove(&id) else { return };
+        self.used -= part.bytes();
+        for location in part.index.locations() {
+            let place = match location.resolve() {
+                Err(place) => Some(place),
+                Ok(at) => part.pool.header(at).state.place(),
+            };
+            if let Some(place) = place {
+                tier.log.release(place, part.table.floats);
+            }
+        }
+    }
+
+    /// Refuses `n` more keys when the index alone would pass the bound.
+    pub(crate) fn check_room(&mut self, tier: &Tier, table: &Arc<Table>, n: usize) -> Result<()> {
+        let others: u64 = self.parts.values().map(|part| part.index.bytes()).sum();
+        let budget = self.budget;
+        let part = self.part(tier, table);
+        let needed = part.index.bytes_for(part.index.len() + n) + part.pool.extent_bytes();
+        let grows = needed > part.index.bytes() + part.pool.extent_bytes();
+        let left = (budget + part.index.bytes()).saturating_sub(others);
+        let bound = left.min(part.table.stripe_cap());
+        if n == 0 || !grows || needed <= bound {
+            return Ok(());
+        }
+        Err(Error::store_full(format!(
+            "table {:?}: no DRAM for the index of new keys ({} keys here, {needed} bytes needed of \
+             {bound}); raise dram, or remove keys",
+            part.table.name(),
+            part.index.len(),
+        )))
+    }
+
+    /// Adds a row for a key that has none, as of `sequence`; its numbers are for the caller to
+    /// write.
+    pub(crate) fn insert(
+        &mut self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        item: &Item,
+        sequence: Sequence,
+    ) -> Result<u64> {
+        // First the entry's lane: making one may take extents away, a row just taken among them.
+        // Making room for the row moves entries, but takes no lane.
+        self.part(tier, table);
+        let slot = self.vacancy(tier, table.id, item.hash);
+        let at = self.allocate(tier, table)?;
+        let Some(part) = self.parts.get_mut(&table.id) else { return Ok(at) };
+        let header = part.pool.header_mut(at);
+        (header.key, header.sequence) = (item.key, sequence);
+        header.state.make_dirty(None);
+        part.index.insert(slot, item.hash, Location::dram(at));
+        part.policy.insert(&mut part.pool, at, item.hash);
+        Ok(at)
+    }
+
+    /// Brings a record into DRAM if the index still says that it is the row.
+    pub(crate) fn install(
+        &mut self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        item: &Item,
+        place: Place,
+        record: &RecordView<'_>,
+    ) -> Result<Option<u64>> {
+        if self.part(tier, table).slot(item.hash, Location::nvme(place)).is_none() {
+            return Ok(None);
+        }
+        let at = self.allocate(tier, table)?;
+        let Some(part) = self.parts.get_mut(&table.id) else { return Ok(None) };
+        let (header, numbers) = part.pool.row_mut(at);
+        (header.key, header.sequence) = (record.key, record.sequence);
+        (header.last_seen, header.frequency) = (record.last_seen, record.frequency);
+        header.state.make_clean(place);
+        numbers.copy_from_slice(record.row);
+        part.policy.insert(&mut part.pool, at, item.hash);
+        if let Some(slot) = part.slot(item.hash, Location::nvme(place)) {
+            part.index.relocate(slot, Location::dram(at));
+        }
+        Ok(Some(at))
+    }
+
+    /// Adds the index entry of a recovered record.
+    pub(crate) fn adopt(&mut self, tier: &Tier, table: &Arc<Table>, key: u64, place: Place) {
+        let hash = hash(key);
+        self.part(tier, table);
+        let slot = self.vacancy(tier, table.id, hash);
+        if let Some(part) = self.parts.get_mut(&table.id) {
+            part.index.insert(slot, hash, Location::nvme(place));
+        }
+    }
+
+    /// A lane for a new entry; the index grows until there is one.
+    fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Slot {
+        loop {
+            if let Some(slot) = self.parts.get(&id).and_then(|part| part.index.vacancy(hash)) {
+                return slot;
+            }
+            self.grow_index(tier, id);
+        }
+    }
+
+    /// Rows make room for the index; where there are none left to leave, one growth may pass the
+    /// share: `check_room` stops new keys before it adds up.
+    fn grow_index(&mut self, tier: &Tier, id: TableId) {
+        loop {
+            let Some(part) = self.parts.get(&id) else { return };
+            let grown = part.bytes_with(part.index.bytes_grown(), part.pool.bytes());
+            let is_capped = grown > part.table.stripe_cap();
+            let is_full = self.used + grown > self.budget + part.bytes();
+            let gave =
+                (is_capped && self.shrink_part(tier, id)) || (is_full && self.shrink_largest(tier));
+            if !gave {
+                break;
+            }
+        }
+        let Self { parts, used, .. } = self;
+        if let Some(part) = parts.get_mut(&id) {
+            accounted(used, part, |part| part.index.grow());
+        }
+    }
+
+    /// A free row of the table's pool, by a new extent, or by evicting.
+    fn allocate(&mut self, tier: &Tier, table: &Arc<Table>) -> Result<u64> {
+        loop {
+            let (budget, used) = (self.budget, self.used);
+            let part = self.part(tier, table);
+            if let Some(at) = part.pool.take() {
+                return Ok(at);
+            }
+            let pool = part.pool.bytes() + part.pool.extent_bytes();
+            let grown = part.bytes_with(part.index.bytes(), pool);
+            let has_room =
+                used + grown <= budget + part.bytes() && grown <= part.table.stripe_cap();
+            let is_first = part.pool.capacity() == 0;
+            if (has_room || is_first) && self.grow_pool(table.id) {
+                continue;
+            }
+            self.make_room(tier, table)?;
+        }
+    }
+
+    fn grow_pool(&mut self, id: TableId) -> bool {
+        let Self { parts, used, .. } = self;
+        parts.get_mut(&id).is_some_and(|part| accounted(used, part, |part| part.pool.grow()))
+    }
+
+    /// Evicts some rows of the table, or takes an extent from a table that holds far more.
+    fn make_room(&mut self, tier: &Tier, table: &Arc<Table>) -> Result<()> {
+        let own = self.part(tier, table).pool.bytes();
+        let capped = self.part(tier, table).bytes() * 2 > table.stripe_cap();
+        let largest = self.parts.values().map(|part| part.pool.bytes()).max().unwrap_or(0);
+        if !capped && largest > own * 4 && self.shrink_largest(tier) {
+            return Ok(());
+        }
+        let part = self.part(tier, table);
+        let n = (part.pool.capacity() / 64).clamp(1, 64);
+        if self.evict(tier, table.id, n)? == 0 && !self.shrink_largest(tier) {
+            return Err(Error::store_full(format!(
+                "table {:?}: no DRAM for a row of {} bytes; raise dram",
+                table.name(),
+                4 * table.floats
+            )));
+        }
+        Ok(())
+    }
+
+    /// Moves up to `n` of the coldest rows out of DRAM. Returns how many left.
+    fn evict(&mut self, tier: &Tier, id: TableId, n: usize) -> Result<usize> {
+        let Some(part) = self.parts.get_mut(&id) else { return Ok(0) };
+        let victims = part.policy.victims(&mut part.pool, n);
+        victims.iter().try_for_each(|&at| evict_row(tier, part, at))?;
+        Ok(victims.len())
+    }
+
+    /// Takes the last extent of the largest pool away. False if no pool can give one.
+    fn shrink_largest(&mut self, tier: &Tier) -> bool {
+        let Self { parts, used, .. } = self;
+        let largest = parts.values_mut().max_by_key(|part| part.pool.bytes());
+        largest.is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
+    }
+
+    fn shrink_part(&mut self, tier: &Tier, id: TableId) -> bool {
+        let Self { parts, used, .. } = self;
+        parts.get_mut(&id).is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
+    }
+
+    /// Evicts until the table is within its own cap again.
+    pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) {
+        let is_over = |part: &Part| part.bytes() > part.table.stripe_cap();
+        while self.parts.get(&id).is_some_and(is_over) && self.shrink_part(tier, id) {}
+    }
+
+    /// Removes a row: from DRAM, or the record at `place` that was verified to be the key's.
+    pub(crate) fn remove(
+        &mut self,
+        tier: &Tier,
+        id: TableId,
+        item: &Item,
+        location: Location,
+        sequence: Sequence,
+    ) -> Result<bool> {
+        let Some(part) = self.parts.get_mut(&id) else { return Ok(false) };
+        let Some(slot) = part.slot(item.hash, location) else { return Ok(false) };
+        let place = match location.resolve() {
+            Err(place) => Some(place),
+            Ok(at) => part.pool.header(at).state.place(),
+        };
+        if let Some(place) = place {
+            tier.log.append_tombstone(Stream::Rows, id, item.key, sequence)?;
+            tier.log.release(place, part.table.floats);
+        }
+        if let Ok(at) = location.resolve() {
+            part.pool.give(at);
+        }
+        part.index.remove(slot);
+        Ok(true)
+    }
+
+    /// Writes back every row that needs a journal file up to `generation` (all dirty rows for
+    /// `None`), keeping them in DRAM. Returns how many.
+    pub(crate) fn write_back(&mut self, tier: &Tier, generation: Option<u32>) -> Result<usize> {
+        let mut written = 0;
+        for part in self.parts.values_mut() {
+            for n in 0..part.pool.capacity() {
+                let at = part.pool.nth(n);
+                let state = part.pool.header(at).state;
+                let is_due = generation.is_none_or(|bound| state.needs_journal(bound));
+                if state.is_live() && state.is_dirty() && is_due {
+                    write_row(tier, &part.table, &mut part.pool, at)?;
+                    written += 1;
+                }
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// Takes a part's last extent away. False if it is the only one, or the log refuses its rows.
+fn shrink(tier: &Tier, part: &mut Part) -> bool {
+    if part.pool.bytes() <= part.pool.extent_bytes() {
+        return false;
+    }
+    let rows: Vec<u64> = part.pool.last_extent().collect();
+    for &at in &rows {
+        if part.pool.header(at).state.is_live() && evict_row(tier, part, at).is_err() {
+            return false;
+        }
+    }
+    part.policy.forget(|at| rows.binary_search(&at).is_ok());
+    part.era += 1;
+    part.pool.shrink();
+    true
+}
+
+/// Does `work` on a part and keeps the stripe's account of its bytes.
+#[inline(always)]
+fn accounted<T>(used: &mut u64, part: &mut Part, work: impl FnOnce(&mut Part) -> T) -> T {
+    let before = part.bytes();
+    let result = work(part);
+    *used = *used + part.bytes() - before;
+    result
+}
+
+/// The row at `at` leaves DRAM; its entry points at NVMe.
+fn evict_row(tier: &Tier, part: &mut Part, at: u64) -> Result<()> {
+    if part.pool.header(at).state.is_dirty() {
+        write_row(tier, &part.table, &mut part.pool, at)?;
+    }
+    let header = *part.pool.header(at);
+    let hash = hash(header.key);
+    let slot = part.slot(hash, Location::dram(at));
+    if let (Some(slot), Some(place)) = (slot, header.state.place()) {
+        part.index.relocate(slot, Location::nvme(place));
+    }
+    part.policy.remember(hash, header.state.heat(), part.pool.capacity());
+    part.pool.give(at);
+    part.table.counters.evictions.fetch_add(1, Relaxed);
+    Ok(())
+}
+
+/// Appends a dirty row to the log and marks it clean.
+fn write_row(tier: &Tier, table: &Table, pool: &mut Pool, at: u64) -> Result<()> {
+    let (header, numbers) = pool.row_mut(at);
+    let record = Record {
+        key: header.key,
+        sequence: header.sequence,
+        last_seen: header.last_seen,
+        frequency: header.frequency,
+        row: numbers,
+    };
+    let place = tier.log.append(Stream::Rows, table.id, &record)?;
+    if let Some(old) = header.state.place() {
+        tier.log.release(old, table.floats);
+    }
+    header.state.make_clean(place);
+    Counters::add(&table.counters.device_bytes_written, pool.row_bytes());
+    Ok(())
+}

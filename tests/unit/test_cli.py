@@ -1,0 +1,116 @@
+"""Goal: the command line's output and exact exit codes. Method: run it on a local store, in process
+where that shows the same, and once as a process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridps import cli, connect
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One store for all commands of a test, as a server would be."""
+    url = f"local:{tmp_path / 'store'}"
+    ps = connect(url, dram="8MiB", nvme="64MiB")
+    monkeypatch.setattr(ps, "close", lambda: None)
+    monkeypatch.setattr(cli, "connect", lambda *_args, **_settings: ps)
+    return url
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
+    code = cli.main([*arguments, "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+
+@pytest.mark.usefixtures("url")
+def test_a_table_comes_and_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "table", "list")[:2] == (0, [])
+    create = ["table", "create", "item", "--dim", "4", "--optimizer", "adam", "--betas", "0.8"]
+    code, spec, _ = run(capsys, *create, "0.9", "--initializer", "uniform", "--low", "0",
+                        "--high", "1", "--dram", "2MiB", "--learning-rate", "0.5")  # fmt: skip
+    assert code == 0
+    assert spec["optimizer"]["beta1"] == 0.8
+    assert spec["dram"] == 2 << 20
+    assert run(capsys, "table", "list")[:2] == (0, ["item"])
+    assert run(capsys, "table", "stats", "item")[1]["keys"] == 0
+    assert run(capsys, "table", "stats")[1]["tables"] == 1
+    assert cli.main(["table", "stats", "item"]) == 0
+    assert "dram_bytes" in capsys.readouterr().out
+    assert run(capsys, "table", "drop", "item")[:2] == (0, {"dropped": "item"})
+    assert cli.main(["table", "list"]) == 0
+    assert capsys.readouterr().out == "no tables\n"
+
+
+@pytest.mark.usefixtures("url")
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    create = ["table", "create", "item", "--optimizer", "sgd", "--dim"]
+    assert cli.main([*create, "4"]) == 0
+    capsys.readouterr()
+    for arguments, code, error in (
+        (["table", "stats", "absent"], 3, "TableNotFoundError"),
+        (["table", "drop", "absent"], 3, "TableNotFoundError"),
+        ([*create, "5"], 4, "TableMismatchError"),
+        ([*create, "0"], 2, "BadInputError"),
+        ([*create, "4", "--eps", "1"], 2, "BadInputError"),
+        ([*create, "4", "--initializer", "uniform"], 2, "BadInputError"),
+    ):
+        found, out, err = run(capsys, *arguments)
+        assert (found, out) == (code, None), arguments
+        assert json.loads(err)["error"] == error
+        assert cli.main(arguments) == code
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("hybridps: ")
+
+
+@pytest.mark.usefixtures("url")
+def test_live_differences_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    create = ["table", "create", "item", "--dim", "4", "--learning-rate"]
+    assert cli.main([*create, "1"]) == 0
+    capsys.readouterr()
+    assert cli.main([*create, "2"]) == 0
+    assert "warning: table 'item': learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["table", "list", "--url", "hps://127.0.0.1:1", "--timeout", "0.2"], 5),
+        (["table", "list", "--url", "nonsense"], 2),
+        (["table", "list", "--timeout", "0"], 2),
+    ],
+)
+def test_without_a_store(
+    arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_usage() -> None:
+    for arguments in ([], ["table"], ["nonsense"], ["table", "create", "item"], ["bench"]):
+        command = [sys.executable, "-m", "hybridps.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode in ((1, 2) if arguments == ["bench"] else (2,)), arguments
+        assert done.stderr
+    command = [sys.executable, "-m", "hybridps.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("hybridps 0.")
+
+
+def test_bench_runs_a_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.py").write_text("import sys\nprint(sys.argv[1:])\nsys.exit(7)\n")
+    monkeypatch.setattr(cli, "_BENCHMARKS", tmp_path)
+    assert cli.main(["bench", "one", "--quick"]) == 7
+    assert capsys.readouterr().out == "['--quick']\n"
+    assert cli.main(["bench", "two"]) == 2
+    assert "one" in capsys.readouterr().err
+    assert cli.main(["bench", "--help"]) == 0

@@ -1,0 +1,32 @@
+"""Goal: waits grow, stay bounded and differ; deadlines end."""
+
+import itertools
+
+import pytest
+
+import hybridps as hps
+from hybridps.client.retry import LONGEST_DELAY_S, Deadline, check_timeout, delays
+from hybridps.client.urls import Address
+
+
+def test_waits_have_full_jitter_below_a_growing_bound() -> None:
+    runs = [list(itertools.islice(delays(), 12)) for _ in range(200)]
+    bounds = [min(0.02 * 2**n, LONGEST_DELAY_S) for n in range(12)]
+    for n, bound in enumerate(bounds):
+        waits = [run[n] for run in runs]
+        assert 0 <= min(waits) < 0.2 * bound
+        assert 0.8 * bound < max(waits) <= bound
+
+
+def test_deadlines() -> None:
+    assert 9 < Deadline(10).left <= 10
+    over = Deadline(1e-9)
+    assert over.left == 0
+    assert over.is_over
+    assert "lookup at hps://a:1" in str(over.error("lookup", Address("a", 1)))
+    assert "--listen a:1" in str(over.unavailable(Address("a", 1), "refused"))
+    assert "--unix /s" in str(over.unavailable(Address("/s", None), "refused"))
+    assert check_timeout(None, 3) == 3
+    assert check_timeout(2, 3) == 2
+    with pytest.raises(hps.BadInputError):
+        check_timeout(-1, 3)

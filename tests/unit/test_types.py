@@ -1,0 +1,136 @@
+"""Goal: specs are checked on creation, survive JSON, and give the engine's initial rows.
+
+Method: by example; initial rows of `Uniform` are computed here from the documented stream.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hybridps as hps
+from hybridps import _core
+from hybridps.placement import hash_keys
+from hybridps.types import at_least_zero, to_float32
+
+
+def spec(**changes: Any) -> hps.TableSpec:
+    return hps.TableSpec(**{"name": "item", "dim": 4, "optimizer": hps.SGD(0.1)} | changes)
+
+
+def test_the_example_of_the_contract() -> None:
+    made = hps.TableSpec(
+        name="item", dim=64,
+        optimizer=hps.Adagrad(learning_rate=0.05, initial_accumulator=0.1),
+        initializer=hps.Normal(std=0.01), seed=7,
+        admission=None, expiry=None, dtype="float32", dram="8GiB", nvme=None,
+    )  # fmt: skip
+    assert made.dram == 8 << 30
+    assert hps.TableSpec.from_json(made.to_json()) == made
+    assert hash(made) == hash(hps.TableSpec.from_json(made.to_json()))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.dim = 3  # type: ignore[misc]
+
+
+def test_the_engine_reads_the_stored_form() -> None:
+    for optimizer in (hps.SGD(), hps.Adagrad(), hps.RowWiseAdagrad(), hps.Adam()):
+        for initializer in (
+            hps.Zeros(), hps.Constant(1), hps.Uniform(0, 1), hps.Normal(), hps.TruncatedNormal(),
+        ):  # fmt: skip
+            made = spec(optimizer=optimizer, initializer=initializer)
+            _core.check_spec(made.to_json())
+            assert hps.TableSpec.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "-a"}, "name"),
+        ({"name": "a/b"}, "name"),
+        ({"name": "a" * 129}, "name"),
+        ({"name": 3}, "name"),
+        ({"dim": 0}, "dim"),
+        ({"dim": 4097}, "dim"),
+        ({"dim": 1.0}, "dim"),
+        ({"dim": True}, "dim"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"dram": "1KiB"}, "dram.*1MiB"),
+        ({"nvme": "lots"}, "nvme"),
+        ({"optimizer": "adam"}, "optimizer"),
+        ({"optimizer": hps.Adam}, "optimizer"),
+        ({"initializer": 0.0}, "initializer"),
+        ({"admission": 3}, "admission"),
+        ({"expiry": "30d"}, "expiry"),
+    ],
+)
+def test_bad_specs_are_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(hps.BadInputError, match=named):
+        spec(**change)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: hps.SGD(-1), "learning_rate"),
+        (lambda: hps.SGD(float("nan")), "learning_rate"),
+        (lambda: hps.SGD("fast"), "learning_rate"),
+        (lambda: hps.SGD(1e39), "learning_rate"),
+        (lambda: hps.Adagrad(initial_accumulator=-1), "initial_accumulator"),
+        (lambda: hps.RowWiseAdagrad(eps=-1), "eps"),
+        (lambda: hps.Adam(betas=(0.9, 1.0)), r"betas\[1\]"),
+        (lambda: hps.Adam(betas=(-0.1, 0.9)), r"betas\[0\]"),
+        (lambda: hps.Adam(betas=0.9), "betas"),
+        (lambda: hps.Constant(float("inf")), "value"),
+        (lambda: hps.Uniform(2, 1), "low"),
+        (lambda: hps.Normal(std=-1), "std"),
+        (lambda: hps.TruncatedNormal(mean=None), "mean"),
+    ],
+)
+def test_bad_settings_are_named(make: Any, named: str) -> None:
+    with pytest.raises(hps.BadInputError, match=named):
+        make()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "x"}', "null"])
+def test_what_is_no_stored_form(text: str) -> None:
+    with pytest.raises(hps.BadInputError, match="not readable"):
+        hps.TableSpec.from_json(text)
+
+
+def test_an_unknown_kind_is_no_stored_form() -> None:
+    fields = json.loads(spec().to_json())
+    fields["optimizer"] = {"kind": "magic"}
+    with pytest.raises(hps.BadInputError):
+        hps.TableSpec.from_json(json.dumps(fields))
+
+
+def test_numbers_are_float32_in_their_shortest_form() -> None:
+    assert to_float32(0.1, "x") == 0.1
+    assert to_float32(np.float32(0.1), "x") == 0.1
+    assert np.float32(to_float32(1 / 3, "x")) == np.float32(1 / 3)
+    assert at_least_zero(np.float64(2), "x") == 2.0
+
+
+def test_initial_rows_are_the_documented_stream() -> None:
+    made = spec(initializer=hps.Uniform(-1, 1), seed=9, dim=3)
+    keys = np.array([0, 1, 2**64 - 1], np.uint64)
+    gamma = np.uint64(0x9E37_79B9_7F4A_7C15)
+    seed = hash_keys(np.array([9], np.uint64) ^ gamma)
+    draws = []
+    state = hash_keys(keys ^ seed)
+    with np.errstate(over="ignore"):
+        for _ in range(3):
+            state = state + gamma
+            z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
+            draws.append((z ^ (z >> np.uint64(31))) >> np.uint64(40))
+    unit = np.stack(draws, 1).astype(np.float32) / np.float32(1 << 24)
+    np.testing.assert_array_equal(made.initial_rows(keys), np.float32(-1) + np.float32(2) * unit)
+    assert made.initial_rows(3).shape == (3,)
+    assert made.initial_rows([[1, 2]]).shape == (1, 2, 3)
