@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from hybridps.demo import report
 
 EXIT_BAD_INPUT = 2
+EXIT_TERMINATED = 128 + signal.SIGTERM
 NEEDED = ("torch", "tqdm", "hybridps_torch")
 
 
@@ -90,6 +92,8 @@ def run(flags: argparse.Namespace) -> int:
         return _refuse(f"--share is {flags.share}; give more than 0 and at most 1")
     names = {field.name for field in dataclasses.fields(Options)} - {"bars"}
     options = Options(**{name: getattr(flags, name) for name in names}, bars=sys.stderr.isatty())
+    # Ended from outside it still ends its servers and removes their directories.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         results = _parts(options, flags.only, quiet=flags.json)
     except (ValueError, OSError) as error:
