@@ -223,7 +223,7 @@ impl Engine {
                 None => found.resize(before + items.len(), Found::Absent),
                 Some(part) => {
                     eras[s] = part.era;
-                    crate::prefetch::vectorized(|| part.probe(items, |_, place| found.push(place)));
+                    part.probe(items, &mut found);
                 }
             }
             if !matches!(target.change, Change::Remove) {
@@ -513,7 +513,7 @@ fn journal_entry<'a>(
 }
 
 fn check_finite(table: &Table, what: &str, numbers: &[f32]) -> Result<()> {
-    if crate::prefetch::vectorized(|| is_finite(numbers)) {
+    if is_finite(numbers) {
         return Ok(());
     }
     let at = numbers.iter().position(|x| !x.is_finite()).unwrap_or(0);
