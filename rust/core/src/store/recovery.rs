@@ -108,8 +108,9 @@ impl Engine {
             let buckets = first..first + self.tier.buckets_per_stripe;
             let mut entries: Vec<FooterEntry> = Vec::new();
             self.tier.log.entries(buckets, &mut |entry| entries.push(entry))?;
-            // Stable: of equal sequences the later written stays last.
-            entries.sort_by_key(|entry| (entry.table, entry.key, entry.sequence));
+            // Stable: of equal sequences the later written stays last. A row as of a removal came
+            // after it, whatever place compaction gave the mark of the removal.
+            entries.sort_by_key(|e| (e.table, e.key, e.sequence, !e.tombstone));
             let mut state = stripe.lock();
             for (n, entry) in entries.iter().enumerate() {
                 newest = newest.max(entry.sequence);
