@@ -438,7 +438,7 @@ impl Verb for Insert<'_, '_> {
         state.check_room(&engine.tier, &table, items.len())?;
         engine.reserve_records(&table, items.len())?;
         let mut created = 0;
-        for item in items {
+        let outcome = items.iter().try_for_each(|item| {
             // A key that repeats in the batch has its row by now.
             let at = match state.part(&engine.tier, &table).find(item, |_| true) {
                 Found::Dram(at) => at,
@@ -453,9 +453,10 @@ impl Verb for Insert<'_, '_> {
             };
             let part = state.part(&engine.tier, &table);
             self.touch(&mut part.pool, at, batch, item);
-        }
+            Ok(())
+        });
         engine.release_records(&table, items.len() - created);
-        Ok(())
+        outcome
     }
 
     fn record(

@@ -146,9 +146,7 @@ impl Engine {
         }
         state.adopt(&self.tier, table, entry.key, entry.place);
         self.tier.log.adopt(entry.place, table.floats);
-        let bytes = Self::record_bytes_of(table);
-        self.record_bytes.fetch_add(bytes, Relaxed);
-        table.record_bytes.fetch_add(bytes, Relaxed);
+        self.charge_records(table, 1);
         Ok(())
     }
 
