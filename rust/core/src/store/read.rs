@@ -467,8 +467,10 @@ impl Verb for Insert<'_, '_> {
         state.check_room(&engine.tier, &table, items.len())?;
         engine.reserve_records(&table, items.len())?;
         let mut created = 0;
-        for item in items {
-            // A key that repeats in the batch has its row by now.
+        // A key that repeats comes again at once: later its row may have left DRAM.
+        let mut items = items.to_vec();
+        items.sort_unstable_by_key(|item| (item.hash, item.index));
+        let outcome = items.iter().try_for_each(|item| {
             let at = match state.part(&engine.tier, &table).find(item, |_| true) {
                 Found::Dram(at) => at,
                 _ => {
@@ -482,9 +484,10 @@ impl Verb for Insert<'_, '_> {
             };
             let part = state.part(&engine.tier, &table);
             self.touch(&mut part.pool, at, batch, item);
-        }
+            Ok(())
+        });
         engine.release_records(&table, items.len() - created);
-        Ok(())
+        outcome
     }
 
     fn record(
