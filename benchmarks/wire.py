@@ -12,6 +12,7 @@ import asyncio
 import ctypes
 import multiprocessing
 import os
+import secrets
 import socket
 import statistics
 import sys
@@ -142,7 +143,7 @@ async def stock(path: Path, keys: Keys, rounds: int) -> float:
     stream = await capnp.AsyncIoStream.create_unix_connection(str(path))
     client = capnp.TwoPartyClient(stream, traversal_limit_in_words=WORDS_MAX)
     session = (await client.bootstrap().cast_as(schema.Gate).login("")).session
-    await session.hello(session=np.random.default_rng().integers(1, 2**62), clientId="")
+    await session.hello(session=secrets.randbits(62) | 1, clientId="")
     table = (await session.table("wire")).table.id
     data, times = keys.tobytes(), []
     for number in range(rounds + 2):

@@ -12,7 +12,7 @@ HEADER_BYTES = 32  # key, sequence, last seen, frequency, checksum of one record
 ALIGNMENT_BYTES = 16
 INDEX_BYTES_PER_ROW = 12  # an 8-byte entry at the loads a growing hash index passes through
 TABLE_FLOOR_BYTES = 1 << 20
-STORE_FLOOR_BYTES = 8 << 20
+STORE_FLOOR_BYTES = 16 << 20  # a store asks for twice its buffers; caps of tables bound the rows
 BUFFER_BYTES = 8 << 20  # append and read buffers, statistics: not a matter of rows
 FLOATS = {hps.SGD: 1, hps.Adagrad: 2, hps.Adam: 3}  # vectors a row holds, value included
 

@@ -16,8 +16,6 @@ pub struct Unique {
     pub inverse: Vec<u32>,
 }
 
-const EMPTY: u32 = u32::MAX;
-
 impl Unique {
     /// Finds the unique keys of `ids` (below 2^32 of them) for `shards` servers.
     pub fn new(ids: &[u64], shards: u32) -> Self {
@@ -54,53 +52,154 @@ impl Unique {
     }
 }
 
-/// Open addressing over indexes into `keys`, at most half full.
+/// Ids between the request for a slot and its use.
+const AHEAD: usize = 16;
+
+/// Open addressing: a slot holds the index of a key and 32 more bits of its hash, so that a
+/// foreign slot is passed over without a look at its key.
+struct Slots {
+    slots: Vec<u64>,
+    shift: u32,
+}
+
+const FREE: u64 = u64::MAX;
+
+impl Slots {
+    fn new(size: usize) -> Self {
+        Self { slots: vec![FREE; size], shift: 64 - size.trailing_zeros() }
+    }
+
+    #[inline(always)]
+    fn home(&self, hash: u64) -> usize {
+        (hash >> self.shift) as usize
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, id: u64) {
+        let slot = &self.slots[self.home(mix(id))];
+        crate::prefetch::read(std::ptr::from_ref(slot).cast());
+    }
+
+    /// Index of `id` in `keys`; a new one is added.
+    #[inline(always)]
+    fn index(&mut self, keys: &mut Vec<u64>, id: u64) -> u32 {
+        let hash = mix(id);
+        let mut at = self.home(hash);
+        loop {
+            let slot = self.slots[at];
+            if slot == FREE {
+                let index = keys.len() as u32;
+                self.slots[at] = tag(hash) | u64::from(index);
+                keys.push(id);
+                return index;
+            }
+            if slot & TAG == tag(hash) && keys[slot as u32 as usize] == id {
+                return slot as u32;
+            }
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+    }
+
+    /// Twice as many slots for the same keys.
+    #[cold]
+    fn grow(&mut self, keys: &[u64]) {
+        *self = Self::new(self.slots.len() * 2);
+        let mut again = Vec::with_capacity(keys.len());
+        for &key in keys {
+            self.index(&mut again, key);
+        }
+    }
+}
+
+const TAG: u64 = 0xffff_ffff << 32;
+
+#[inline(always)]
+fn mix(id: u64) -> u64 {
+    let high = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    high ^ high >> 32
+}
+
+/// The low half of the hash: the home comes from its top.
+#[inline(always)]
+fn tag(hash: u64) -> u64 {
+    hash << 32
+}
+
 fn deduplicate(ids: &[u64]) -> (Vec<u64>, Vec<u32>) {
-    assert!(ids.len() < EMPTY as usize, "a batch holds fewer than 2^32 - 1 ids");
-    let size = (ids.len() * 2).next_power_of_two().max(16);
-    let shift = 64 - size.trailing_zeros();
-    let mut slots = vec![EMPTY; size];
+    assert!(ids.len() < u32::MAX as usize, "a batch holds fewer than 2^32 - 1 ids");
+    let mut slots = Slots::new((ids.len() / 2).next_power_of_two().max(64));
     let mut keys = Vec::with_capacity(ids.len() / 2 + 8);
     let mut inverse = Vec::with_capacity(ids.len());
-    for &id in ids {
-        let mut slot = (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> shift) as usize;
-        let index = loop {
-            match slots[slot] {
-                EMPTY => {
-                    slots[slot] = keys.len() as u32;
-                    keys.push(id);
-                    break slots[slot];
-                }
-                index if keys[index as usize] == id => break index,
-                _ => slot = (slot + 1) & (size - 1),
-            }
-        };
-        inverse.push(index);
+    for (n, &id) in ids.iter().enumerate() {
+        if let Some(&next) = ids.get(n + AHEAD) {
+            slots.prefetch(next);
+        }
+        if keys.len() * 5 > slots.slots.len() * 3 {
+            slots.grow(&keys);
+        }
+        inverse.push(slots.index(&mut keys, id));
     }
     (keys, inverse)
 }
 
+/// Runs `$run::<N>` where `$dim` is a common width N, known to the compiler: rows become plain
+/// vector moves. `$run::<0>` serves all others.
+macro_rules! by_width {
+    ($dim:expr, $run:ident($($argument:expr),*)) => {
+        match $dim {
+            8 => $run::<8>($($argument),*),
+            16 => $run::<16>($($argument),*),
+            17 => $run::<17>($($argument),*),
+            32 => $run::<32>($($argument),*),
+            64 => $run::<64>($($argument),*),
+            128 => $run::<128>($($argument),*),
+            _ => $run::<0>($($argument),*),
+        }
+    };
+}
+
+/// Copies a row of N columns (0: of any number).
+#[inline(always)]
+pub(crate) fn copy_row<const N: usize>(from: &[f32], to: &mut [f32]) {
+    match (from.first_chunk::<N>(), to.first_chunk_mut::<N>()) {
+        (Some(from), Some(to)) if N > 0 => *to = *from,
+        _ => to.copy_from_slice(from),
+    }
+}
+
 /// `out[i] = rows[inverse[i]]`, rows of `dim` columns.
 pub fn gather(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
+    crate::prefetch::vectorized(|| by_width!(dim, gather_rows(rows, dim, inverse, out)));
+}
+
+#[inline(always)]
+fn gather_rows<const N: usize>(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
     for (out, &index) in out.chunks_exact_mut(dim).zip(inverse) {
         let start = index as usize * dim;
-        out.copy_from_slice(&rows[start..start + dim]);
+        copy_row::<N>(&rows[start..start + dim], out);
     }
 }
 
 /// `out[inverse[i]] += rows[i]` in order of i, from zero; the first of each is copied, not added,
 /// so that -0.0 and bits of single occurrences survive.
 pub fn sum_rows(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
+    crate::prefetch::vectorized(|| by_width!(dim, sum_each(rows, dim, inverse, out)));
+}
+
+#[inline(always)]
+fn sum_each<const N: usize>(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
     let mut seen = vec![false; out.len() / dim];
     for (row, &index) in rows.chunks_exact(dim).zip(inverse) {
         let start = index as usize * dim;
         let sum = &mut out[start..start + dim];
-        if std::mem::replace(&mut seen[index as usize], true) {
-            for (s, x) in sum.iter_mut().zip(row) {
-                *s += x;
-            }
+        if !std::mem::replace(&mut seen[index as usize], true) {
+            copy_row::<N>(row, sum);
+        } else if let (Some(sum), Some(row), true) =
+            (sum.first_chunk_mut::<N>(), row.first_chunk::<N>(), N > 0)
+        {
+            sum.iter_mut().zip(row).for_each(|(s, x)| *s += x);
         } else {
-            sum.copy_from_slice(row);
+            sum.iter_mut().zip(row).for_each(|(s, x)| *s += x);
         }
     }
 }
@@ -113,4 +212,57 @@ pub fn sum_counts(counts: &[u32], inverse: &[u32], unique: usize) -> Vec<u32> {
         *sum = sum.saturating_add(count);
     }
     sums
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn unique_keys_restore_the_batch(
+            ids in prop::collection::vec(prop_oneof![0..50_u64, any::<u64>()], 0..700),
+            shards in 1..5_u32,
+        ) {
+            let unique = Unique::new(&ids, shards);
+            let restored: Vec<u64> =
+                unique.inverse.iter().map(|&i| unique.keys[i as usize]).collect();
+            prop_assert_eq!(&restored, &ids);
+            let mut seen: HashMap<u64, usize> = HashMap::new();
+            for &key in &unique.keys {
+                prop_assert!(seen.insert(key, 0).is_none(), "key {} twice", key);
+            }
+            for s in 0..shards {
+                let own = &unique.keys[unique.offsets[s as usize]..unique.offsets[s as usize + 1]];
+                let owner = |&key: &u64| shard_of_bucket(bucket(hash(key)), shards);
+                prop_assert!(own.iter().all(|key| owner(key) == s));
+            }
+        }
+
+        #[test]
+        fn sums_are_those_of_plain_addition(
+            inverse in prop::collection::vec(0..9_u32, 0..60),
+            dim in 1..20_usize,
+        ) {
+            let rows: Vec<f32> = (0..inverse.len() * dim).map(|i| (i as f32).sin()).collect();
+            let mut sums = vec![0.0; 9 * dim];
+            sum_rows(&rows, dim, &inverse, &mut sums);
+            let mut expected = vec![0.0; 9 * dim];
+            for (row, &index) in rows.chunks(dim).zip(&inverse) {
+                for (s, x) in expected[index as usize * dim..].iter_mut().zip(row) {
+                    *s += x;
+                }
+            }
+            prop_assert_eq!(&sums, &expected);
+            let mut out = vec![0.0; rows.len()];
+            gather(&sums, dim, &inverse, &mut out);
+            for (row, &index) in out.chunks(dim).zip(&inverse) {
+                prop_assert_eq!(row, &sums[index as usize * dim..][..dim]);
+            }
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::engine::{now, Engine};
 use super::{InsertBatch, LookupBatch};
+use crate::batch::copy_row;
 use crate::error::{Error, Result};
 use crate::log::{Pin, Read, RecordView};
 use crate::table::{stripe_of, Counters, Found, Item, Plan, Pool, State, Table};
@@ -84,7 +85,8 @@ impl Engine {
             }
             walks.push(walk);
         }
-        self.read(&walks, &mut Lookup { batches })
+        let dims = dims(&walks);
+        self.read(&walks, &mut Lookup { batches, dims })
     }
 
     pub(super) fn lookup_or_insert(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
@@ -103,7 +105,8 @@ impl Engine {
             walks.push(walk);
         }
         self.wait_for_space()?;
-        self.read(&walks, &mut Insert { batches, now: now() as u32 })
+        let dims = dims(&walks);
+        self.read(&walks, &mut Insert { batches, dims, now: now() as u32 })
     }
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
@@ -274,6 +277,11 @@ impl Engine {
     }
 }
 
+/// Columns of each table: a division per row would cost more than its copy.
+fn dims(walks: &[Walk]) -> Vec<usize> {
+    walks.iter().map(|walk| walk.table.dim).collect()
+}
+
 /// Attributes the device reads of a batch to its tables, in proportion to their misses.
 pub(super) fn count_reads<'a>(
     tables: impl Iterator<Item = &'a Table>,
@@ -313,18 +321,18 @@ pub(super) fn check_length(table: &Table, keys: &[u64], floats: usize) -> Result
     )))
 }
 
-/// Copies the value of a row. The common widths are known to the compiler: plain vector moves.
+/// Copies the value of a row.
 #[inline(always)]
 fn copy_value(value: &[f32], out: &mut [f32]) {
-    macro_rules! widths {
-        ($($n:literal)*) => {
-            match out.len() {
-                $($n => out[..$n].copy_from_slice(&value[..$n]),)*
-                n => out.copy_from_slice(&value[..n]),
-            }
-        };
+    let value = &value[..out.len()];
+    match out.len() {
+        8 => copy_row::<8>(value, out),
+        16 => copy_row::<16>(value, out),
+        17 => copy_row::<17>(value, out),
+        32 => copy_row::<32>(value, out),
+        64 => copy_row::<64>(value, out),
+        _ => out.copy_from_slice(value),
     }
-    widths!(8 16 17 32 64 128);
 }
 
 #[inline(always)]
@@ -335,6 +343,7 @@ fn row_of<'a>(rows: &'a mut [f32], dim: usize, item: &Item) -> &'a mut [f32] {
 
 struct Lookup<'a, 'b> {
     batches: &'a mut [LookupBatch<'b>],
+    dims: Vec<usize>,
 }
 
 impl Lookup<'_, '_> {
@@ -352,13 +361,13 @@ impl Verb for Lookup<'_, '_> {
     #[inline(always)]
     fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         pool.header_mut(at).state.warm();
-        let dim = self.batches[batch].rows.len() / self.batches[batch].keys.len();
+        let dim = self.dims[batch];
         copy_value(pool.row(at).1, self.answer(batch, item, dim));
     }
 
     fn absent(&mut self, _: &Engine, _: &mut State, batch: usize, items: &[Item]) -> Result<()> {
+        let dim = self.dims[batch];
         let batch = &mut self.batches[batch];
-        let dim = batch.rows.len() / batch.keys.len();
         for item in items {
             row_of(batch.rows, dim, item).fill(0.0);
             if let Some(found) = batch.found.get_mut(item.index as usize) {
@@ -377,7 +386,7 @@ impl Verb for Lookup<'_, '_> {
         place: Place,
         record: &RecordView<'_>,
     ) -> Result<bool> {
-        let dim = self.batches[batch].rows.len() / self.batches[batch].keys.len();
+        let dim = self.dims[batch];
         copy_value(record.row, self.answer(batch, item, dim));
         let id = self.batches[batch].table;
         let Some(part) = state.parts.get_mut(&id) else { return Ok(true) };
@@ -392,6 +401,7 @@ impl Verb for Lookup<'_, '_> {
 
 struct Insert<'a, 'b> {
     batches: &'a mut [InsertBatch<'b>],
+    dims: Vec<usize>,
     now: u32,
 }
 
@@ -399,8 +409,8 @@ impl Insert<'_, '_> {
     /// Counts the read and copies the value out.
     #[inline(always)]
     fn touch(&mut self, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
+        let dim = self.dims[batch];
         let batch = &mut self.batches[batch];
-        let dim = batch.rows.len() / batch.keys.len();
         let count = batch.counts.get(item.index as usize).copied().unwrap_or(1);
         let (header, numbers) = pool.row_mut(at);
         header.frequency = header.frequency.saturating_add(count);
