@@ -3,6 +3,7 @@
 //! Clients do this before the wire, the in-process store before the engine. `np.unique` sorts and
 //! costs 75 ns an id; this costs a few.
 
+use crate::prefetch::vectorized;
 use crate::types::{bucket, hash, shard_of_bucket};
 
 /// The unique keys of a batch, grouped by shard, in order of first occurrence within a shard.
@@ -127,7 +128,7 @@ fn tag(hash: u64) -> u64 {
 
 fn deduplicate(ids: &[u64]) -> (Vec<u64>, Vec<u32>) {
     assert!(ids.len() < u32::MAX as usize, "a batch holds fewer than 2^32 - 1 ids");
-    let mut slots = Slots::new((ids.len() / 2).next_power_of_two().max(64));
+    let mut slots = Slots::new(ids.len().next_power_of_two().max(64));
     let mut keys = Vec::with_capacity(ids.len() / 2 + 8);
     let mut inverse = Vec::with_capacity(ids.len());
     for (n, &id) in ids.iter().enumerate() {
@@ -167,9 +168,11 @@ pub(crate) fn copy_row<const N: usize>(from: &[f32], to: &mut [f32]) {
     }
 }
 
-/// `out[i] = rows[inverse[i]]`, rows of `dim` columns.
-pub fn gather(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
-    crate::prefetch::vectorized(|| by_width!(dim, gather_rows(rows, dim, inverse, out)));
+vectorized! {
+    /// `out[i] = rows[inverse[i]]`, rows of `dim` columns.
+    pub fn gather(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
+        by_width!(dim, gather_rows(rows, dim, inverse, out));
+    }
 }
 
 #[inline(always)]
@@ -180,10 +183,12 @@ fn gather_rows<const N: usize>(rows: &[f32], dim: usize, inverse: &[u32], out: &
     }
 }
 
-/// `out[inverse[i]] += rows[i]` in order of i, from zero; the first of each is copied, not added,
-/// so that -0.0 and bits of single occurrences survive.
-pub fn sum_rows(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
-    crate::prefetch::vectorized(|| by_width!(dim, sum_each(rows, dim, inverse, out)));
+vectorized! {
+    /// `out[inverse[i]] += rows[i]` in order of i, from zero; the first of each is copied, not
+    /// added, so that -0.0 and bits of single occurrences survive.
+    pub fn sum_rows(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
+        by_width!(dim, sum_each(rows, dim, inverse, out));
+    }
 }
 
 #[inline(always)]

@@ -14,22 +14,42 @@ pub(crate) fn read(address: *const u8) {
     let _ = address;
 }
 
-/// Runs `work`, compiled for AVX2 where the processor has it. Everything that `work` calls and
-/// that is `inline(always)` is compiled with it.
+/// Asks for row `index` of `rows`, which have `dim` columns; at most its first four cache lines, for
+/// the rest the processor sees a stream.
 #[inline(always)]
-pub(crate) fn vectorized<T>(work: impl FnOnce() -> T) -> T {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,bmi1,bmi2,popcnt,lzcnt")]
-        fn with_avx2<T>(work: impl FnOnce() -> T) -> T {
-            work()
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
-            #[allow(unsafe_code, reason = "calling code compiled for a detected feature")]
-            // SAFETY: every processor with AVX2 and BMI2 has the other features; both were
-            // detected.
-            return unsafe { with_avx2(work) };
-        }
+pub(crate) fn row(rows: &[f32], dim: usize, index: u32) {
+    let start = rows.as_ptr().wrapping_add(index as usize * dim).cast::<u8>();
+    for line in 0..dim.div_ceil(16).min(4) {
+        read(start.wrapping_add(line * 64));
     }
-    work()
 }
+
+/// Defines a function that is compiled twice, the second time for AVX2, and chosen at run time.
+///
+/// What it calls is compiled with it only if it is `inline(always)`; a closure may be left outside,
+/// so inner loops take a trait with such methods instead.
+macro_rules! vectorized {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident $(<$generic:ident: $bound:path>)?
+        ($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
+        $(#[$meta])*
+        $visibility fn $name $(<$generic: $bound>)? ($($argument: $type),*) $(-> $output)? {
+            #[inline(always)]
+            fn plain $(<$generic: $bound>)? ($($argument: $type),*) $(-> $output)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,bmi1,bmi2,popcnt,lzcnt")]
+                fn wide $(<$generic: $bound>)? ($($argument: $type),*) $(-> $output)? {
+                    plain($($argument),*)
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
+                    #[allow(unsafe_code, reason = "calling code compiled for a detected feature")]
+                    // SAFETY: AVX2 and BMI2 were detected; processors with both have the others.
+                    return unsafe { wide($($argument),*) };
+                }
+            }
+            plain($($argument),*)
+        }
+    };
+}
+
+pub(crate) use vectorized;

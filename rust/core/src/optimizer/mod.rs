@@ -39,7 +39,7 @@ impl Optimizer {
                 adam::step(rate, [beta1, beta2], eps, value, slots, gradient);
             }
         }
-        let finite = is_finite(row);
+        let finite = are_finite(row);
         if !finite {
             row.copy_from_slice(old);
         }
@@ -47,9 +47,16 @@ impl Optimizer {
     }
 }
 
-/// True if every number is finite; one pass of integer maxima, which vectorizes.
+crate::prefetch::vectorized! {
+    /// True if every number is finite.
+    pub fn is_finite(numbers: &[f32]) -> bool {
+        are_finite(numbers)
+    }
+}
+
+/// One pass of integer maxima, which vectorizes.
 #[inline(always)]
-pub fn is_finite(numbers: &[f32]) -> bool {
+fn are_finite(numbers: &[f32]) -> bool {
     const INFINITY_BITS: u32 = 0x7f80_0000;
     let worst = numbers.iter().fold(0, |worst: u32, x| worst.max(x.to_bits() & 0x7fff_ffff));
     worst < INFINITY_BITS

@@ -104,6 +104,8 @@ impl Engine {
     /// Lists the keys of some buckets: of rows in DRAM from the rows, of others from the footers.
     /// False if a row moved meanwhile.
     fn list(&self, table: &Table, buckets: Range<u32>, keys: &mut Vec<u64>) -> Result<bool> {
+        // Places that were seen are not filled again meanwhile.
+        let _pin = self.tier.log.pin();
         let mut on_nvme = HashSet::new();
         for bucket in buckets.clone() {
             let state = self.stripes[(bucket / self.tier.buckets_per_stripe) as usize].lock();

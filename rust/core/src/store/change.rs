@@ -6,7 +6,7 @@ use super::read::count_reads;
 use crate::error::{Error, Result};
 use crate::index::Location;
 use crate::log::{Pin, Read};
-use crate::table::{Found, Guard, Item, Pool, State};
+use crate::table::{Found, Guard, Item, Pool, State, Visitor};
 use crate::types::Place;
 
 /// One target's change in one stripe.
@@ -16,6 +16,32 @@ pub(super) struct Work<'a> {
     pub(super) turn: &'a Turn,
     pub(super) target: &'a Target<'a>,
     pub(super) effect: &'a mut Effect,
+}
+
+/// Changes what is where the probe saw it; all else is for later.
+struct Pass<'a, 'b> {
+    work: &'a mut Work<'b>,
+    scratch: Vec<f32>,
+    later: &'a mut Vec<usize>,
+}
+
+impl Visitor for Pass<'_, '_> {
+    #[inline(always)]
+    fn prefetch(&self, item: &Item) {
+        if let Change::Gradients(_, rows) | Change::Rows(rows) = self.work.target.change {
+            crate::prefetch::row(rows, self.work.target.table.dim, item.index);
+        }
+    }
+
+    #[inline(always)]
+    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item) {
+        pool.header_mut(at).state.warm();
+        self.work.change_row(pool, at, item, &mut self.scratch);
+    }
+
+    fn miss(&mut self, n: usize, _: &Item, _: Found) {
+        self.later.push(n);
+    }
 }
 
 impl Work<'_> {
@@ -31,18 +57,8 @@ impl Work<'_> {
         let part = state.part(&self.engine.tier, &self.target.table);
         let mut later = Vec::new();
         if part.era == probed.eras[s] && !matches!(self.target.change, Change::Remove) {
-            let mut scratch = vec![0.0; self.target.table.floats];
-            crate::prefetch::vectorized(|| {
-                part.revisit(
-                    items,
-                    found,
-                    |pool, at, item| {
-                        pool.header_mut(at).state.warm();
-                        self.change_row(pool, at, item, &mut scratch);
-                    },
-                    |n| later.push(n),
-                );
-            });
+            let scratch = vec![0.0; self.target.table.floats];
+            part.revisit(items, found, &mut Pass { work: self, scratch, later: &mut later });
         } else {
             later.extend(0..items.len());
         }

@@ -159,12 +159,14 @@ impl Engine {
         let journal = self.journal().sync()?;
         let last = self.sequencer.lock().last;
         let mut file = self.superblock.lock();
+        // Of two at once the later may come first: known ends never go back.
+        let known = file.current().clone();
         let next = Superblock {
-            next_sequence: last + 1,
-            log_incarnation_end: log.incarnation,
-            journal,
+            next_sequence: known.next_sequence.max(last + 1),
+            log_incarnation_end: known.log_incarnation_end.max(log.incarnation),
+            journal: known.journal.max(journal),
             clean,
-            ..file.current().clone()
+            ..known
         };
         file.write(next)
     }

@@ -152,19 +152,21 @@ impl Engine {
         let pin = self.tier.log.pin();
         let (probed, reserved) = self.probe(&pin, &targets)?;
         let ordered = self.order(push, &targets);
-        let Some((turn, applies)) = ordered.inspect_err(|_| self.give_back(&reserved, 0))? else {
-            self.give_back(&reserved, 0);
+        let Some((turn, applies)) = ordered.inspect_err(|_| self.give_back(&reserved))? else {
+            self.give_back(&reserved);
             self.commit(self.sequencer.lock().position)?;
             for target in &targets {
                 Counters::add(&target.table.counters.duplicate_pushes, 1);
             }
             return Ok((PushOutcome::Duplicate, Effect::default()));
         };
-        let effect = self.change(&pin, &turn, &targets, &probed, &applies);
-        self.give_back(&reserved, effect.created);
+        let effects = self.change(&pin, &turn, &targets, &probed, &applies);
+        self.settle(&reserved, &effects);
         self.commit(turn.position)?;
         self.check_open()?;
-        Ok((PushOutcome::Applied, effect))
+        let mut total = Effect::default();
+        effects.iter().for_each(|effect| total.add(effect));
+        Ok((PushOutcome::Applied, total))
     }
 
     /// Re-applies a journal entry at recovery. Nothing else runs yet.
@@ -182,8 +184,8 @@ impl Engine {
             let tickets = draw_tickets(&mut sequencer.tickets, targets);
             Turn { sequence, generation, tickets, position: None, is_replay: true }
         };
-        let effect = self.change(&pin, &turn, targets, &probed, &vec![true; targets.len()]);
-        self.give_back(&reserved, effect.created);
+        let effects = self.change(&pin, &turn, targets, &probed, &vec![true; targets.len()]);
+        self.settle(&reserved, &effects);
         self.check_open()
     }
 
@@ -193,20 +195,26 @@ impl Engine {
         pin: &Pin<'_>,
         targets: &[Target<'_>],
     ) -> Result<(Vec<Probed>, Vec<(Arc<Table>, usize)>)> {
-        let mut reserved = Vec::new();
+        let mut reserved = Vec::with_capacity(targets.len());
         let mut all = Vec::with_capacity(targets.len());
         for target in targets {
-            let mut probed = self.probe_target(target)?;
-            self.stage(pin, target, &mut probed)?;
-            if !matches!(target.change, Change::Remove) {
-                let new = probed.found.iter().filter(|&&f| f == Found::Absent).count();
-                let result = self.reserve_records(&target.table, new);
-                result.inspect_err(|_| self.give_back(&reserved, 0))?;
-                reserved.push((target.table.clone(), new));
-            }
+            let (probed, new) =
+                self.probe_and_reserve(pin, target).inspect_err(|_| self.give_back(&reserved))?;
+            reserved.push((target.table.clone(), new));
             all.push(probed);
         }
         Ok((all, reserved))
+    }
+
+    fn probe_and_reserve(&self, pin: &Pin<'_>, target: &Target<'_>) -> Result<(Probed, usize)> {
+        let mut probed = self.probe_target(target)?;
+        self.stage(pin, target, &mut probed)?;
+        if matches!(target.change, Change::Remove) {
+            return Ok((probed, 0));
+        }
+        let new = probed.found.iter().filter(|&&f| f == Found::Absent).count();
+        self.reserve_records(&target.table, new)?;
+        Ok((probed, new))
     }
 
     fn probe_target(&self, target: &Target<'_>) -> Result<Probed> {
@@ -223,7 +231,7 @@ impl Engine {
                 None => found.resize(before + items.len(), Found::Absent),
                 Some(part) => {
                     eras[s] = part.era;
-                    crate::prefetch::vectorized(|| part.probe(items, |_, place| found.push(place)));
+                    part.probe(items, &mut found);
                 }
             }
             if !matches!(target.change, Change::Remove) {
@@ -342,24 +350,23 @@ impl Engine {
         targets: &[Target<'_>],
         probed: &[Probed],
         applies: &[bool],
-    ) -> Effect {
-        let mut total = Effect::default();
+    ) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = targets.iter().map(|_| Effect::default()).collect();
         for &(s, ticket) in &turn.tickets {
             let mut state = self.stripes[s].lock_in_turn(ticket);
-            for ((target, probed), _) in
-                targets.iter().zip(probed).zip(applies).filter(|(_, &applies)| applies)
-            {
+            for (n, _) in applies.iter().enumerate().filter(|(_, &applies)| applies) {
+                let (target, probed) = (&targets[n], &probed[n]);
                 let mut effect = Effect::default();
                 let mut work = Work { engine: self, pin, turn, target, effect: &mut effect };
                 if let Err(error) = work.change_stripe(&mut state, s, probed) {
                     self.fail(&error);
                 }
                 effect.count(&target.table);
-                total.add(&effect);
+                effects[n].add(&effect);
             }
             self.stripes[s].pass_turn(state, turn.sequence);
         }
-        total
+        effects
     }
 
     pub(super) fn commit(&self, position: Option<Position>) -> Result<()> {
@@ -388,15 +395,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Charges for `n` records; returns the sums over all tables and of this one.
+    pub(super) fn charge_records(&self, table: &Table, n: usize) -> (u64, u64) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let bytes = n as u64 * Self::record_bytes_of(table);
+        let total = self.record_bytes.fetch_add(bytes, Relaxed) + bytes;
+        (total, table.record_bytes.fetch_add(bytes, Relaxed) + bytes)
+    }
+
     /// Sets record bytes of `n` new keys aside.
     pub(super) fn reserve_records(&self, table: &Table, n: usize) -> Result<()> {
-        use std::sync::atomic::Ordering::Relaxed;
         if n == 0 {
             return Ok(());
         }
-        let bytes = n as u64 * Self::record_bytes_of(table);
-        let total = self.record_bytes.fetch_add(bytes, Relaxed) + bytes;
-        let own = table.record_bytes.fetch_add(bytes, Relaxed) + bytes;
+        let (total, own) = self.charge_records(table, n);
         let cap = table.spec().nvme.unwrap_or(u64::MAX);
         if total > self.record_bytes_max || own > cap {
             self.release_records(table, n);
@@ -417,13 +429,19 @@ impl Engine {
         table.record_bytes.fetch_sub(bytes, Relaxed);
     }
 
-    /// Returns what was reserved for keys that were not created after all.
-    fn give_back(&self, reserved: &[(Arc<Table>, usize)], created: usize) {
-        let mut created = created;
-        for (table, n) in reserved {
-            let used = created.min(*n);
-            created -= used;
-            self.release_records(table, n - used);
+    fn give_back(&self, reserved: &[(Arc<Table>, usize)]) {
+        reserved.iter().for_each(|(table, n)| self.release_records(table, *n));
+    }
+
+    /// Returns what was reserved for keys that others created meanwhile, and charges for keys that
+    /// the probe saw but that were gone, or others', when their turn came.
+    fn settle(&self, reserved: &[(Arc<Table>, usize)], effects: &[Effect]) {
+        for ((table, n), effect) in reserved.iter().zip(effects) {
+            if effect.created <= *n {
+                self.release_records(table, n - effect.created);
+            } else {
+                self.charge_records(table, effect.created - n);
+            }
         }
     }
 }
@@ -513,7 +531,7 @@ fn journal_entry<'a>(
 }
 
 fn check_finite(table: &Table, what: &str, numbers: &[f32]) -> Result<()> {
-    if crate::prefetch::vectorized(|| is_finite(numbers)) {
+    if is_finite(numbers) {
         return Ok(());
     }
     let at = numbers.iter().position(|x| !x.is_finite()).unwrap_or(0);

@@ -11,7 +11,7 @@ use super::{InsertBatch, LookupBatch};
 use crate::batch::copy_row;
 use crate::error::{Error, Result};
 use crate::log::{Pin, Read, RecordView};
-use crate::table::{stripe_of, Counters, Found, Item, Plan, Pool, State, Table};
+use crate::table::{stripe_of, Counters, Found, Item, Plan, Pool, State, Table, Visitor};
 use crate::types::{Place, TableId};
 
 /// One table's keys in a call.
@@ -30,6 +30,9 @@ struct Miss {
 
 /// What a verb does. `batch` counts the tables of the call.
 trait Verb {
+    /// Asks for the place of the item's answer.
+    fn prefetch(&self, _batch: usize, _item: &Item) {}
+
     /// The row is in DRAM, at `at`.
     fn hit(&mut self, engine: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item);
 
@@ -55,6 +58,37 @@ trait Verb {
 
     /// True for reads that no caller waits for.
     const IS_BACKGROUND: bool = false;
+}
+
+/// One table's visit in one stripe: hits go to the verb, all else is noted.
+struct Pass<'a, V> {
+    engine: &'a Engine,
+    verb: &'a mut V,
+    batch: usize,
+    misses: &'a mut Vec<Miss>,
+    absent: &'a mut Vec<Item>,
+}
+
+impl<V: Verb> Visitor for Pass<'_, V> {
+    #[inline(always)]
+    fn prefetch(&self, item: &Item) {
+        self.verb.prefetch(self.batch, item);
+    }
+
+    #[inline(always)]
+    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item) {
+        self.verb.hit(self.engine, pool, at, self.batch, item);
+    }
+
+    fn miss(&mut self, _: usize, item: &Item, found: Found) {
+        match found {
+            Found::Nvme(place) => {
+                let (batch, rejected) = (self.batch, Vec::new());
+                self.misses.push(Miss { batch, item: *item, place, rejected });
+            }
+            _ => self.absent.push(*item),
+        }
+    }
 }
 
 impl Engine {
@@ -141,23 +175,8 @@ impl Engine {
             match state.parts.get_mut(&walk.table.id) {
                 None => absent.extend_from_slice(items),
                 Some(part) => {
-                    crate::prefetch::vectorized(|| {
-                        part.visit(
-                            items,
-                            |pool, at, item| verb.hit(self, pool, at, batch, item),
-                            |item, found| match found {
-                                Found::Nvme(place) => {
-                                    misses.push(Miss {
-                                        batch,
-                                        item: *item,
-                                        place,
-                                        rejected: Vec::new(),
-                                    });
-                                }
-                                _ => absent.push(*item),
-                            },
-                        );
-                    });
+                    let mut pass = Pass { engine: self, verb, batch, misses, absent: &mut absent };
+                    part.visit(items, &mut pass);
                     part.policy.age(&mut part.pool, items.len());
                 }
             }
@@ -359,6 +378,11 @@ impl Lookup<'_, '_> {
 
 impl Verb for Lookup<'_, '_> {
     #[inline(always)]
+    fn prefetch(&self, batch: usize, item: &Item) {
+        crate::prefetch::row(self.batches[batch].rows, self.dims[batch], item.index);
+    }
+
+    #[inline(always)]
     fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         pool.header_mut(at).state.warm();
         let dim = self.dims[batch];
@@ -422,6 +446,11 @@ impl Insert<'_, '_> {
 
 impl Verb for Insert<'_, '_> {
     #[inline(always)]
+    fn prefetch(&self, batch: usize, item: &Item) {
+        crate::prefetch::row(self.batches[batch].rows, self.dims[batch], item.index);
+    }
+
+    #[inline(always)]
     fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         pool.header_mut(at).state.warm();
         self.touch(pool, at, batch, item);
@@ -438,8 +467,10 @@ impl Verb for Insert<'_, '_> {
         state.check_room(&engine.tier, &table, items.len())?;
         engine.reserve_records(&table, items.len())?;
         let mut created = 0;
-        for item in items {
-            // A key that repeats in the batch has its row by now.
+        // A key that repeats comes again at once: later its row may have left DRAM.
+        let mut items = items.to_vec();
+        items.sort_unstable_by_key(|item| (item.hash, item.index));
+        let outcome = items.iter().try_for_each(|item| {
             let at = match state.part(&engine.tier, &table).find(item, |_| true) {
                 Found::Dram(at) => at,
                 _ => {
@@ -453,9 +484,10 @@ impl Verb for Insert<'_, '_> {
             };
             let part = state.part(&engine.tier, &table);
             self.touch(&mut part.pool, at, batch, item);
-        }
+            Ok(())
+        });
         engine.release_records(&table, items.len() - created);
-        Ok(())
+        outcome
     }
 
     fn record(

@@ -108,8 +108,9 @@ impl Engine {
             let buckets = first..first + self.tier.buckets_per_stripe;
             let mut entries: Vec<FooterEntry> = Vec::new();
             self.tier.log.entries(buckets, &mut |entry| entries.push(entry))?;
-            // Stable: of equal sequences the later written stays last.
-            entries.sort_by_key(|entry| (entry.table, entry.key, entry.sequence));
+            // Stable: of equal sequences the later written stays last. A row as of a removal came
+            // after it, whatever place compaction gave the mark of the removal.
+            entries.sort_by_key(|e| (e.table, e.key, e.sequence, !e.tombstone));
             let mut state = stripe.lock();
             for (n, entry) in entries.iter().enumerate() {
                 newest = newest.max(entry.sequence);
@@ -145,9 +146,7 @@ impl Engine {
         }
         state.adopt(&self.tier, table, entry.key, entry.place);
         self.tier.log.adopt(entry.place, table.floats);
-        let bytes = Self::record_bytes_of(table);
-        self.record_bytes.fetch_add(bytes, Relaxed);
-        table.record_bytes.fetch_add(bytes, Relaxed);
+        self.charge_records(table, 1);
         Ok(())
     }
 

@@ -28,8 +28,22 @@ struct Session {
 #[derive(Default)]
 struct Client {
     session: u64,
+    /// The one before, under whose name a snapshot keeps the steps below.
+    previous: Option<u64>,
     /// Highest step per table of the sessions before this one.
     steps: HashMap<TableId, i64>,
+}
+
+impl Session {
+    fn record(&self, session: u64) -> SessionRecord {
+        SessionRecord {
+            session,
+            client_id: self.client_id.clone(),
+            number: self.last_push,
+            last_used: self.last_used,
+            steps: self.steps.iter().map(|(&table, &step)| (table, step)).collect(),
+        }
+    }
 }
 
 /// What is to be done with a push.
@@ -58,7 +72,12 @@ impl Sessions {
     fn take_over(&mut self, session: u64, client_id: &str) {
         let client = self.clients.entry(client_id.to_owned()).or_default();
         let before = std::mem::replace(&mut client.session, session);
-        if let Some(old) = self.sessions.get(&before).filter(|_| before != session) {
+        if before == session {
+            return;
+        }
+        let old = self.sessions.get(&before).filter(|old| old.client_id == client_id);
+        if let Some(old) = old {
+            client.previous = Some(before);
             for (&table, &step) in &old.steps {
                 let known = client.steps.entry(table).or_insert(step);
                 *known = step.max(*known);
@@ -105,26 +124,40 @@ impl Sessions {
         self.sessions.retain(|_, session| session.last_used + IDLE_SECONDS > now);
         let live = &self.sessions;
         self.clients.retain(|_, client| live.contains_key(&client.session));
-        let record = |(&session, known): (&u64, &Session)| {
-            let mut steps = known.steps.clone();
-            if let Some(client) = self.clients.get(&known.client_id) {
-                for (&table, &step) in &client.steps {
-                    let last = steps.entry(table).or_insert(step);
-                    *last = step.max(*last);
-                }
-            }
-            SessionRecord {
-                session,
-                client_id: known.client_id.clone(),
-                number: known.last_push,
-                last_used: known.last_used,
-                steps: steps.into_iter().collect(),
-            }
+        let is_owner = |session: u64, known: &Session| {
+            self.clients.get(&known.client_id).is_some_and(|client| client.session == session)
         };
-        self.sessions.iter().map(record).collect()
+        let mut records: Vec<SessionRecord> =
+            self.clients.iter().filter_map(|(id, client)| self.past(id, client)).collect();
+        let of_past: Vec<u64> = records.iter().map(|record| record.session).collect();
+        let mut owners = Vec::new();
+        for (&session, known) in &self.sessions {
+            let list = if is_owner(session, known) { &mut owners } else { &mut records };
+            if !of_past.contains(&session) {
+                list.push(known.record(session));
+            }
+        }
+        // Whoever comes last owns the client again, see `restore`.
+        records.append(&mut owners);
+        records
     }
 
-    /// Takes over a snapshot. Sessions of one client are told apart by their last use.
+    /// What a client had done before its session: kept as the session before, for as long.
+    fn past(&self, client_id: &str, client: &Client) -> Option<SessionRecord> {
+        let session = client.previous?;
+        let owner = self.sessions.get(&client.session)?;
+        let number = self.sessions.get(&session).map_or(0, |known| known.last_push);
+        Some(SessionRecord {
+            session,
+            client_id: client_id.to_owned(),
+            number,
+            last_used: owner.last_used,
+            steps: client.steps.iter().map(|(&table, &step)| (table, step)).collect(),
+        })
+    }
+
+    /// Takes over a snapshot. Sessions of one client are told apart by their last use, and within
+    /// a second by their order.
     pub(super) fn restore(&mut self, mut records: Vec<SessionRecord>) {
         records.sort_by_key(|record| record.last_used);
         for record in records {
@@ -196,6 +229,59 @@ mod tests {
         restored.restore(records);
         assert!(restored.attach(1, "trainer", 2).is_err());
         assert_eq!(restored.admit(push(2, 2, None), &[7], 2).unwrap(), Verdict::Duplicate);
+    }
+
+    /// A snapshot once told the sessions of a client apart by seconds alone, and took the steps of
+    /// the sessions before for steps of this one.
+    #[test]
+    fn a_snapshot_keeps_who_took_over_and_what_was_done_before() {
+        for attempt in 0..50 {
+            let mut sessions = Sessions::default();
+            for session in [attempt, attempt + 1, attempt + 2] {
+                sessions.attach(session, "trainer", 0).unwrap();
+                let step = Some(session as i64);
+                sessions.admit(push(session, 1, step), &[7], 0).unwrap();
+            }
+            for _ in 0..2 {
+                let records = sessions.records(1);
+                sessions = Sessions::default();
+                sessions.restore(records);
+            }
+            assert!(sessions.attach(attempt, "trainer", 2).is_err());
+            assert!(sessions.attach(attempt + 1, "trainer", 2).is_err());
+            sessions.attach(attempt + 2, "trainer", 2).unwrap();
+            sessions.attach(attempt + 3, "trainer", 2).unwrap();
+            let replayed = Some(attempt as i64 + 2);
+            let verdict = sessions.admit(push(attempt + 3, 1, replayed), &[7], 2).unwrap();
+            assert_eq!(verdict, Verdict::Duplicate);
+            let records = sessions.records(3);
+            sessions = Sessions::default();
+            sessions.restore(records);
+            let verdict = sessions.decide(push(attempt + 3, 2, replayed), &[7]);
+            assert!(verdict.is_err(), "it grows within the session");
+            let other = sessions.decide(push(attempt + 3, 2, Some(attempt as i64 + 3)), &[7]);
+            assert_eq!(other.unwrap(), Verdict::Apply(vec![true]));
+        }
+    }
+
+    #[test]
+    fn steps_before_are_duplicates_after_a_snapshot_too() {
+        let mut sessions = Sessions::default();
+        sessions.attach(1, "trainer", 0).unwrap();
+        sessions.admit(push(1, 1, Some(5)), &[7], 0).unwrap();
+        sessions.attach(2, "trainer", 0).unwrap();
+        let records = sessions.records(1);
+        let mut restored = Sessions::default();
+        restored.restore(records);
+        let verdict = restored.admit(push(2, 1, Some(3)), &[7], 1).unwrap();
+        assert_eq!(verdict, Verdict::Duplicate);
+        // The session before is forgotten, its steps are not.
+        restored.attach(2, "trainer", 4000).unwrap();
+        let records = restored.records(4001);
+        let mut restored = Sessions::default();
+        restored.restore(records);
+        let verdict = restored.decide(push(2, 2, Some(4)), &[7]).unwrap();
+        assert_eq!(verdict, Verdict::Duplicate);
     }
 
     #[test]

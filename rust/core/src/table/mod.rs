@@ -14,7 +14,7 @@ mod sketch;
 mod stripe;
 
 pub(crate) use arena::Arena;
-pub(crate) use part::Found;
+pub(crate) use part::{Found, Visitor};
 pub(crate) use plan::{stripe_of, Item, Plan};
 pub(crate) use pool::Pool;
 pub(crate) use shape::{Counters, Table};

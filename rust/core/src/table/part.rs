@@ -11,6 +11,7 @@ use super::policy::Policy;
 use super::pool::Pool;
 use super::shape::Table;
 use crate::index::{Index, Location, Slot};
+use crate::prefetch::vectorized;
 use crate::types::Place;
 
 /// Where a key's row was found.
@@ -52,35 +53,19 @@ impl Part {
         size_of::<Self>() as u64 + index + pool + Policy::bytes(rows)
     }
 
-    /// Looks up every item: `hit` for a verified row in DRAM, `miss` for all others. Line and row
-    /// of a key are asked for ahead of their use.
-    #[inline(always)]
-    pub(crate) fn visit(
-        &mut self,
-        items: &[Item],
-        mut hit: impl FnMut(&mut Pool, u64, &Item),
-        mut miss: impl FnMut(&Item, Found),
-    ) {
-        let mut kept = [None; AHEAD];
-        for step in 0..items.len() + 2 * AHEAD {
-            if let Some(item) = step.checked_sub(2 * AHEAD).map(|at| &items[at]) {
-                match kept[step % AHEAD] {
-                    Some(at) if self.pool.header(at).key == item.key => {
-                        hit(&mut self.pool, at, item)
-                    }
-                    _ => match self.find(item, |_| false) {
-                        Found::Dram(at) => hit(&mut self.pool, at, item),
-                        found => miss(item, found),
-                    },
-                }
-            }
-            if let Some(item) = step.checked_sub(AHEAD).and_then(|at| items.get(at)) {
-                kept[step % AHEAD] = self.candidate(item);
-            }
-            if let Some(item) = items.get(step) {
-                self.index.prefetch(item.hash);
-            }
-        }
+    /// Looks up every item.
+    pub(crate) fn visit(&mut self, items: &[Item], visitor: &mut impl Visitor) {
+        visit(self, items, visitor);
+    }
+
+    /// Looks up the index alone, in order: rows in DRAM are not yet verified.
+    pub(crate) fn probe(&self, items: &[Item], found: &mut Vec<Found>) {
+        probe(self, items, found);
+    }
+
+    /// Visits rows that a probe found in DRAM, without another probe while they stayed there.
+    pub(crate) fn revisit(&mut self, items: &[Item], kept: &[Found], visitor: &mut impl Visitor) {
+        revisit(self, items, kept, visitor);
     }
 
     /// A row that is probably the item's, asked for ahead of its use.
@@ -89,42 +74,6 @@ impl Part {
         let at = self.index.candidate(item.hash)?.resolve().ok()?;
         self.pool.prefetch(at);
         Some(at)
-    }
-
-    /// Looks up the index alone: rows in DRAM are not yet verified. `found` is called in order.
-    #[inline(always)]
-    pub(crate) fn probe(&self, items: &[Item], mut found: impl FnMut(&Item, Found)) {
-        for step in 0..items.len() + AHEAD {
-            if let Some(item) = step.checked_sub(AHEAD).map(|at| &items[at]) {
-                let entry = self.index.find(item.hash, |_| true);
-                found(item, entry.map_or(Found::Absent, |(_, location)| location.into()));
-            }
-            if let Some(item) = items.get(step) {
-                self.index.prefetch(item.hash);
-            }
-        }
-    }
-
-    /// Visits rows that a probe found in DRAM, without another probe while they stayed there.
-    #[inline(always)]
-    pub(crate) fn revisit(
-        &mut self,
-        items: &[Item],
-        kept: &[Found],
-        mut hit: impl FnMut(&mut Pool, u64, &Item),
-        mut miss: impl FnMut(usize),
-    ) {
-        for step in 0..items.len() + AHEAD {
-            if let Some((n, item)) = step.checked_sub(AHEAD).map(|at| (at, &items[at])) {
-                match kept[n] {
-                    Found::Dram(at) if self.is_row(at, item.key) => hit(&mut self.pool, at, item),
-                    _ => miss(n),
-                }
-            }
-            if let Some(Found::Dram(at)) = kept.get(step) {
-                self.pool.prefetch(*at);
-            }
-        }
     }
 
     #[inline(always)]
@@ -145,6 +94,80 @@ impl Part {
     /// The entry that points at exactly this location.
     pub(crate) fn slot(&self, hash: u64, location: Location) -> Option<Slot> {
         self.index.find(hash, |other| other == location).map(|(slot, _)| slot)
+    }
+}
+
+/// What a verb does with the keys of a visit. Methods are inlined into it: mark them so.
+pub(crate) trait Visitor {
+    /// Asks for the caller's memory that the item will need: it is visited in the order of the
+    /// stripes, at random places of the caller's arrays.
+    fn prefetch(&self, item: &Item);
+
+    /// The item's row is in DRAM, at `at`.
+    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item);
+
+    /// Item `n` of the visit has no row there.
+    fn miss(&mut self, n: usize, item: &Item, found: Found);
+}
+
+vectorized! {
+    /// Line and row of a key are asked for ahead of their use.
+    fn visit<V: Visitor>(part: &mut Part, items: &[Item], visitor: &mut V) {
+        let mut kept = [None; AHEAD];
+        for step in 0..items.len() + 2 * AHEAD {
+            if let Some(n) = step.checked_sub(2 * AHEAD) {
+                let item = &items[n];
+                let found = match kept[step % AHEAD] {
+                    Some(at) if part.pool.header(at).key == item.key => Found::Dram(at),
+                    _ => part.find(item, |_| false),
+                };
+                match found {
+                    Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
+                    found => visitor.miss(n, item, found),
+                }
+            }
+            if let Some(item) = step.checked_sub(AHEAD).and_then(|at| items.get(at)) {
+                kept[step % AHEAD] = part.candidate(item);
+                visitor.prefetch(item);
+            }
+            if let Some(item) = items.get(step) {
+                part.index.prefetch(item.hash);
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn probe(part: &Part, items: &[Item], found: &mut Vec<Found>) {
+        for step in 0..items.len() + AHEAD {
+            if let Some(item) = step.checked_sub(AHEAD).map(|at| &items[at]) {
+                let entry = part.index.find(item.hash, |_| true);
+                found.push(entry.map_or(Found::Absent, |(_, location)| location.into()));
+            }
+            if let Some(item) = items.get(step) {
+                part.index.prefetch(item.hash);
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn revisit<V: Visitor>(part: &mut Part, items: &[Item], kept: &[Found], visitor: &mut V) {
+        for step in 0..items.len() + AHEAD {
+            if let Some(n) = step.checked_sub(AHEAD) {
+                let item = &items[n];
+                match kept[n] {
+                    Found::Dram(at) if part.is_row(at, item.key) => {
+                        visitor.hit(&mut part.pool, at, item);
+                    }
+                    found => visitor.miss(n, item, found),
+                }
+            }
+            if let (Some(item), Some(Found::Dram(at))) = (items.get(step), kept.get(step)) {
+                part.pool.prefetch(*at);
+                visitor.prefetch(item);
+            }
+        }
     }
 }
 
