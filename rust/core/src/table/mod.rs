@@ -1,7 +1,8 @@
 //! The KV-Variable: tables of rows cut into stripes, each behind one lock, each with its own share
 //! of the DRAM budget. Rows that do not fit leave for the log; one index entry finds them there.
 //!
-//! Lock order: a stripe's lock, then the log's. Nothing here waits for the device.
+//! Lock order: a stripe's lock, then the log's. Nothing here reads the device; a row that leaves
+//! waits for it only when all segment buffers are on their way there, or the log is full.
 
 mod arena;
 mod part;
