@@ -75,7 +75,7 @@ class Server:
         self._ops.facts = self._facts()
         self._ops.phase = Phase.READY
         self._warn_if_open()
-        log.info("ready", **self._report())
+        log.info("ready", io=self._store.io_description(), **self._report())
 
     async def stop(self) -> None:
         """Finishes calls in flight, flushes, closes; safe after a failed start."""

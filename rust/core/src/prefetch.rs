@@ -14,8 +14,8 @@ pub(crate) fn read(address: *const u8) {
     let _ = address;
 }
 
-/// Asks for row `index` of `rows`, which have `dim` columns; at most its first four cache lines, for
-/// the rest the processor sees a stream.
+/// Asks for row `index` of `rows`, which have `dim` columns; at most its first four cache lines,
+/// for the rest the processor sees a stream.
 #[inline(always)]
 pub(crate) fn row(rows: &[f32], dim: usize, index: u32) {
     let start = rows.as_ptr().wrapping_add(index as usize * dim).cast::<u8>();
@@ -26,8 +26,8 @@ pub(crate) fn row(rows: &[f32], dim: usize, index: u32) {
 
 /// Defines a function that is compiled twice, the second time for AVX2, and chosen at run time.
 ///
-/// What it calls is compiled with it only if it is `inline(always)`; a closure may be left outside,
-/// so inner loops take a trait with such methods instead.
+/// What it calls is compiled with it only if it is `inline(always)`; a closure may be left
+/// outside, so inner loops take a trait with such methods instead.
 macro_rules! vectorized {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident $(<$generic:ident: $bound:path>)?
         ($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block) => {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// Most columns a row may have.
-pub const DIM_MAX: u32 = 4096;
+pub(crate) const DIM_MAX: u32 = 4096;
 /// Smallest byte cap that a table may be given.
-pub const TABLE_DRAM_MIN: u64 = 1 << 20;
+pub(crate) const TABLE_DRAM_MIN: u64 = 1 << 20;
 
 /// Optimizer of a table, without its learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

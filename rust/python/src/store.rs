@@ -153,6 +153,10 @@ impl PyStore {
         Ok((info.id, to_json(&info.spec)?))
     }
 
+    fn io_description(&self) -> String {
+        self.store.io_description()
+    }
+
     fn tables(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         self.run(py, |store| Ok(store.tables()))
     }

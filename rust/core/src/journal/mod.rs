@@ -43,8 +43,6 @@ pub(crate) struct JournalConfig {
     pub(crate) uuid: u128,
     /// What `commit` promises.
     pub(crate) durability: Durability,
-    /// Length from which on `wants_rotation` holds.
-    pub(crate) file_bytes: u64,
 }
 
 /// A synced end of the journal. The superblock keeps one; (0, 0) is that of a new store.
@@ -195,12 +193,6 @@ impl Journal {
             Some(open) => open.bytes.load(Relaxed),
             None => self.listed.iter().map(|file| file.length).sum(),
         }
-    }
-
-    /// Whether the newest file is as long as one should be.
-    pub(crate) fn wants_rotation(&self) -> bool {
-        let offset = self.open.as_ref().map_or(0, |open| open.tail.lock().offset);
-        offset >= self.config.file_bytes
     }
 
     /// Starts the next file, which opens with `sessions`, as of `sequence`; returns its

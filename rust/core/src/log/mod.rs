@@ -321,6 +321,7 @@ impl Log {
     ///
     /// # Errors
     /// As `sync`.
+    #[cfg(test)]
     pub(crate) fn close(mut self) -> Result<LogEnd> {
         let end = self.shared.sync();
         self.join();

@@ -188,10 +188,6 @@ impl Slots {
         self.live.load(Ordering::Relaxed)
     }
 
-    pub(super) fn live_of(&self, slot: u32) -> u64 {
-        self.slots[slot as usize].live.load(Ordering::Relaxed)
-    }
-
     /// Every slot with what it holds.
     pub(super) fn each(&self) -> impl Iterator<Item = (u32, SlotInfo)> + '_ {
         self.slots.iter().enumerate().map(|(slot, info)| (slot as u32, info.info.read().clone()))

@@ -264,6 +264,11 @@ impl Store {
         self.engine.stats()
     }
 
+    /// How rows are read from NVMe, in words; a warning where the best way was refused.
+    pub fn io_description(&self) -> String {
+        self.engine.tier.log.io_description()
+    }
+
     /// Returns when all that was acknowledged before is on the device.
     ///
     /// # Errors

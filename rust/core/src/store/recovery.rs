@@ -27,8 +27,6 @@ use crate::types::{Push, Sequence, TableId, BUCKETS};
 const QUEUE_DEPTH: u32 = 128;
 /// The journal's tail and small things.
 const SMALL_BUFFERS: u64 = 256 << 10;
-/// Journal files of one share.
-const JOURNAL_FILES: u64 = 4;
 
 impl Engine {
     pub(super) fn open(config: StoreConfig) -> Result<Self> {
@@ -44,7 +42,6 @@ impl Engine {
                 directory: directory.path().to_path_buf(),
                 uuid: known.uuid,
                 durability: config.durability,
-                file_bytes: config.journal_bytes() / JOURNAL_FILES,
             },
             known.journal,
         )?;

@@ -77,7 +77,7 @@ impl Engine {
         for (name, value) in sums {
             match *name {
                 "dram_bytes" => *value = stripes + self.buffer_bytes,
-                "nvme_bytes" => *value = log.used_bytes() + journal.bytes(),
+                "nvme_bytes" => *value = log.allocated_bytes() + journal.bytes(),
                 "journal_bytes" => *value = journal.bytes_written(),
                 "device_bytes_read" => *value = log.bytes_read(),
                 "device_bytes_written" => *value = log.bytes_written() + journal.bytes_written(),

@@ -57,8 +57,11 @@ macro_rules! flags {
 impl RowState {
     flags! {
         is_live set_live LIVE;
-        is_dirty set_dirty DIRTY;
         is_in_window set_in_window WINDOW;
+    }
+
+    pub(crate) fn is_dirty(self) -> bool {
+        self.0 & DIRTY != 0
     }
 
     /// The row's record on NVMe.

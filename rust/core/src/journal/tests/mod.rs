@@ -120,7 +120,7 @@ fn sessions(sequence: Sequence) -> Owned {
 }
 
 fn config(path: &Path, durability: Durability) -> JournalConfig {
-    JournalConfig { directory: path.to_path_buf(), uuid: UUID, durability, file_bytes: 1 << 20 }
+    JournalConfig { directory: path.to_path_buf(), uuid: UUID, durability }
 }
 
 type Visited = Vec<(u32, Owned)>;

@@ -139,20 +139,6 @@ fn the_end_of_sync_is_that_of_the_file() {
 }
 
 #[test]
-fn wants_rotation_from_its_length_on() {
-    let scratch = Scratch::new();
-    let mut config = config(scratch.path(), Durability::Process);
-    config.file_bytes = 1000;
-    let mut journal = Journal::open(config, NEW).unwrap();
-    journal.replay(&mut |_, _| Ok(())).unwrap();
-    assert!(!journal.wants_rotation());
-    append_all(&journal, &[gradients(1, 100)]);
-    assert!(journal.wants_rotation());
-    journal.rotate(Vec::new(), 1).unwrap();
-    assert!(!journal.wants_rotation());
-}
-
-#[test]
 fn bad_calls_are_refused_and_leave_no_trace() {
     let scratch = Scratch::new();
     let mut journal = Journal::open(config(scratch.path(), Durability::Process), NEW).unwrap();
