@@ -12,7 +12,7 @@ const GROUPS: usize = 64;
 const BUCKETS_OF_GROUP: u32 = BUCKETS / GROUPS as u32;
 const DIRECTORY: usize = 32;
 const SHAPES: usize = DIRECTORY + GROUPS * 8;
-const ENTRY: usize = 22;
+pub(super) const ENTRY: usize = 22;
 
 /// A record as the footer of its segment knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

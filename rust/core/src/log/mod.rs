@@ -31,7 +31,7 @@ use parking_lot::{Condvar, Mutex};
 pub(crate) use footer::FooterEntry;
 pub(crate) use pins::Pin;
 pub(crate) use reader::{Read, ReadCounts};
-pub(crate) use record::{Record, RecordView, ROW_FLOATS_MAX};
+pub(crate) use record::{footprint, Record, RecordView, ROW_FLOATS_MAX};
 pub(crate) use slots::SegmentId;
 
 use crate::device::{self, AlignedBuffer, Device, PAGE};

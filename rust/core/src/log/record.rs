@@ -75,6 +75,14 @@ pub(super) const fn charge(row_floats: usize) -> u64 {
     (if pages > 1 { pages * PAGE } else { record_bytes(row_floats) }) as u64
 }
 
+/// Most bytes that a record takes of a segment: with what its page cannot use, and its entry in
+/// the footer.
+pub(crate) const fn footprint(row_floats: usize) -> u64 {
+    let pages = record_pages(row_floats);
+    let shared = if pages > 1 { 1 } else { (PAGE - PAGE_HEADER) / record_bytes(row_floats) };
+    ((pages * PAGE).div_ceil(shared) + super::footer::ENTRY) as u64
+}
+
 /// Writes a record at the front of `bytes`, whose rest stays as it is.
 pub(super) fn put_record(bytes: &mut [u8], table: TableId, record: &Record<'_>, tombstone: bool) {
     put_u64(bytes, 0, record.key);

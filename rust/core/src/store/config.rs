@@ -29,6 +29,10 @@ const NVME_MIN: u64 = 64 * MIB;
 pub(super) const SEGMENT_BUFFERS: u64 = 4;
 /// Superblock, manifest, lock: small files.
 const SMALL_FILES: u64 = MIB;
+/// Bytes of DRAM that the account of one segment takes, about.
+const SLOT_BYTES: u64 = 128;
+/// Share of DRAM that accounts of segments may take: 1 / this.
+const SLOTS_SHARE: u64 = 12;
 /// Share of the log's cap that rows may fill; the rest is what compaction works with.
 const FILL: f64 = 0.75;
 
@@ -59,15 +63,17 @@ impl StoreConfig {
         (self.nvme_bytes / 8).min(1 << 30)
     }
 
-    /// Cap of the log file.
-    pub(super) fn log_bytes(&self) -> u64 {
+    /// Cap of the log file: what nvme leaves it, and no more than a small DRAM budget can keep
+    /// account of.
+    pub(super) fn log_bytes(&self, segment_bytes: u64) -> u64 {
         // A journal file may grow past its share by one call: hence twice.
-        self.nvme_bytes - 2 * self.journal_bytes() - SMALL_FILES
+        let left = self.nvme_bytes - 2 * self.journal_bytes() - SMALL_FILES;
+        left.min(self.dram_bytes / SLOTS_SHARE / SLOT_BYTES * segment_bytes)
     }
 
     /// Most bytes of records that all tables together may have.
     pub(super) fn record_bytes_max(&self, segment_bytes: u64) -> u64 {
-        let usable = self.log_bytes().saturating_sub(8 * segment_bytes);
+        let usable = self.log_bytes(segment_bytes).saturating_sub(8 * segment_bytes);
         (usable as f64 * FILL) as u64
     }
 

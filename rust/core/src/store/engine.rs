@@ -107,9 +107,9 @@ impl Engine {
         self.config.durability != Durability::None
     }
 
-    /// Bytes that one row of `table` takes on NVMe.
+    /// Bytes that one row of `table` takes on NVMe: its share of a page, and of a footer.
     pub(super) fn record_bytes_of(table: &Table) -> u64 {
-        (32 + 4 * table.floats as u64).next_multiple_of(16)
+        crate::log::footprint(table.floats)
     }
 }
 

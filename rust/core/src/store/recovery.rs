@@ -270,7 +270,7 @@ fn open_log(
     let log = LogConfig {
         path: directory.file("rows.log"),
         segment_bytes: known.segment_bytes,
-        capacity_bytes: config.log_bytes(),
+        capacity_bytes: config.log_bytes(known.segment_bytes),
         buffers: SEGMENT_BUFFERS as usize,
         queue_depth: QUEUE_DEPTH,
         before_write: Arc::new(before_write),
