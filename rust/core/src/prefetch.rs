@@ -14,8 +14,8 @@ pub(crate) fn read(address: *const u8) {
     let _ = address;
 }
 
-/// Asks for row `index` of `rows`, which have `dim` columns; at most its first four cache lines, for
-/// the rest the processor sees a stream.
+/// Asks for row `index` of `rows`, which have `dim` columns; at most its first four cache lines,
+/// for the rest the processor sees a stream.
 #[inline(always)]
 pub(crate) fn row(rows: &[f32], dim: usize, index: u32) {
     let start = rows.as_ptr().wrapping_add(index as usize * dim).cast::<u8>();
