@@ -94,6 +94,34 @@ impl Index {
         lines.max(1) * u64::from(self.buckets) * size_of::<Line>() as u64
     }
 
+    /// Whether these new keys find lanes without growth.
+    pub(crate) fn fits(&self, hashes: &[u64]) -> bool {
+        let lanes = (self.lines.len() * LANES) as f64;
+        if (self.keys + self.removed + hashes.len()) as f64 >= lanes * LOAD_MAX {
+            return false;
+        }
+        let count = self.lines_per_bucket as usize;
+        let is_free = |&entry: &u64| entry == 0 || entry == REMOVED;
+        self.per_bucket(hashes).into_iter().enumerate().all(|(bucket, new)| {
+            let region = &self.lines[bucket * count..(bucket + 1) * count];
+            new == 0 || region.iter().flat_map(|line| &line.0).filter(|e| is_free(e)).count() >= new
+        })
+    }
+
+    /// Bytes that the fullest bucket of these new keys asks for alone.
+    pub(crate) fn bytes_for_fullest(&self, hashes: &[u64]) -> u64 {
+        let fullest = self.per_bucket(hashes).into_iter().max().unwrap_or(0);
+        (fullest.div_ceil(LANES) * self.buckets as usize * size_of::<Line>()) as u64
+    }
+
+    fn per_bucket(&self, hashes: &[u64]) -> Vec<usize> {
+        let mut counts = vec![0; self.buckets as usize];
+        for &hash in hashes {
+            counts[(bucket(hash) & (self.buckets - 1)) as usize] += 1;
+        }
+        counts
+    }
+
     fn grown_lines(&self) -> u32 {
         self.lines_per_bucket + (self.lines_per_bucket / 4).max(1)
     }

@@ -36,6 +36,8 @@ pub(super) struct Engine {
     /// Text of the first failure after which the store cannot answer for its rows.
     pub(super) failure: Mutex<Option<String>>,
     pub(super) wake: Wake,
+    /// Held while segments are compacted: by one thread at a time.
+    pub(super) compacting: Mutex<()>,
 }
 
 /// Tables by name and id.

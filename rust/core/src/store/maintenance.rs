@@ -11,7 +11,7 @@ use crate::index::Location;
 use crate::log::{Record, RecordView, SegmentId, Stream};
 use crate::superblock::Superblock;
 use crate::table::{stripe_of, Found, Item, State};
-use crate::types::{hash, Place, Sequence, TableId};
+use crate::types::{hash, Place, TableId};
 
 /// Pause between rounds when nobody asks.
 const PERIOD: Duration = Duration::from_millis(200);
@@ -101,37 +101,28 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs `work` on every stripe after all calls ordered so far, before all later ones.
+    /// Runs `work` on every stripe after all calls ordered so far. Each stripe gets a turn of its
+    /// own, so that no call waits longer than for one stripe, and the log is given room before.
     pub(super) fn for_each_stripe_in_turn(
         &self,
-        work: impl FnMut(&mut State) -> Result<()>,
-    ) -> Result<()> {
-        let (tickets, sequence) = self.draw_all(&mut self.sequencer.lock());
-        self.in_turn(&tickets, sequence, work)
-    }
-
-    fn draw_all(&self, sequencer: &mut super::engine::Sequencer) -> (Vec<u64>, Sequence) {
-        let tickets = sequencer.tickets.clone();
-        sequencer.tickets.iter_mut().for_each(|next| *next += 1);
-        (tickets, sequencer.last)
-    }
-
-    /// Every turn is passed on, also after a failure: later calls wait for it.
-    fn in_turn(
-        &self,
-        tickets: &[u64],
-        sequence: Sequence,
         mut work: impl FnMut(&mut State) -> Result<()>,
     ) -> Result<()> {
-        let mut outcome = Ok(());
-        for (stripe, &ticket) in self.stripes.iter().zip(tickets) {
-            let mut state = stripe.lock_in_turn(ticket);
-            if outcome.is_ok() {
-                outcome = work(&mut state);
+        for (s, stripe) in self.stripes.iter().enumerate() {
+            if self.log_free() < self.log_reserve() {
+                self.compact()?;
             }
+            let (ticket, sequence) = {
+                let mut sequencer = self.sequencer.lock();
+                sequencer.tickets[s] += 1;
+                (sequencer.tickets[s] - 1, sequencer.last)
+            };
+            let mut state = stripe.lock_in_turn(ticket);
+            let outcome = work(&mut state);
+            // Passed on also after a failure: later calls wait for it.
             stripe.pass_turn(state, sequence);
+            outcome?;
         }
-        outcome
+        Ok(())
     }
 
     /// Writes back what the older journal files are needed for, then deletes them. `all` writes
@@ -139,16 +130,15 @@ impl Engine {
     pub(super) fn checkpoint(&self, all: bool) -> Result<()> {
         // Leaves little to sync to the rotation, which holds every push up.
         self.journal().sync()?;
-        let (generation, tickets, sequence) = {
+        let generation = {
             let mut sequencer = self.sequencer.lock();
             let old = self.journal().generation();
             let (records, last) = (sequencer.sessions.records(now()), sequencer.last);
             self.journal().rotate(records, last)?;
-            let (tickets, sequence) = self.draw_all(&mut sequencer);
-            (old, tickets, sequence)
+            old
         };
         let bound = (!all).then_some(generation);
-        self.in_turn(&tickets, sequence, |state| state.write_back(&self.tier, bound).map(drop))?;
+        self.for_each_stripe_in_turn(|state| state.write_back(&self.tier, bound).map(drop))?;
         self.write_superblock(false)?;
         self.journal().drop_through(generation)
     }
@@ -180,6 +170,7 @@ impl Engine {
 
     /// Compacts while segments are worth it and the log holds more than its live rows justify.
     pub(super) fn compact(&self) -> Result<()> {
+        let _alone = self.compacting.lock();
         while self.is_compaction_due() {
             let Some(segment) = self.tier.log.victim(self.victim_share()) else { break };
             self.compact_segment(segment)?;

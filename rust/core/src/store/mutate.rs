@@ -225,7 +225,7 @@ impl Engine {
             if items.is_empty() {
                 continue;
             }
-            let mut state = stripe.lock();
+            let state = stripe.lock();
             let before = found.len();
             match state.parts.get(&target.table.id) {
                 None => found.resize(before + items.len(), Found::Absent),
@@ -235,8 +235,10 @@ impl Engine {
                 }
             }
             if !matches!(target.change, Change::Remove) {
-                let new = found[before..].iter().filter(|&&f| f == Found::Absent).count();
-                state.check_room(&self.tier, &target.table, new)?;
+                let is_new = |&(_, found): &(_, &Found)| *found == Found::Absent;
+                let new = items.iter().zip(&found[before..]).filter(is_new);
+                let new: Vec<u64> = new.map(|(item, _)| item.hash).collect();
+                state.check_room(&self.tier, &target.table, &new)?;
             }
         }
         let on_nvme = found.iter().filter(|found| matches!(found, Found::Nvme(_))).count();

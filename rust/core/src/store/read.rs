@@ -464,7 +464,8 @@ impl Verb for Insert<'_, '_> {
         items: &[Item],
     ) -> Result<()> {
         let table = engine.table(self.batches[batch].table)?;
-        state.check_room(&engine.tier, &table, items.len())?;
+        let hashes: Vec<u64> = items.iter().map(|item| item.hash).collect();
+        state.check_room(&engine.tier, &table, &hashes)?;
         engine.reserve_records(&table, items.len())?;
         let mut created = 0;
         // A key that repeats comes again at once: later its row may have left DRAM.

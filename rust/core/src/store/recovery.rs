@@ -93,6 +93,7 @@ impl Engine {
             is_closed: AtomicBool::new(false),
             failure: Mutex::new(None),
             wake: Wake::default(),
+            compacting: Mutex::default(),
             config,
             tier,
             journal,

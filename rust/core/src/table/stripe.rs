@@ -106,23 +106,41 @@ impl State {
         }
     }
 
-    /// Refuses `n` more keys when the index alone would pass the bound.
-    pub(crate) fn check_room(&mut self, tier: &Tier, table: &Arc<Table>, n: usize) -> Result<()> {
+    /// Refuses new keys of these hashes when the index alone would pass the bound: near it they
+    /// must find lanes without growth.
+    pub(crate) fn check_room(
+        &self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        hashes: &[u64],
+    ) -> Result<()> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let fresh;
+        let part = match self.parts.get(&table.id) {
+            Some(part) => part,
+            None => {
+                fresh = Part::new(table.clone(), tier.arena.clone(), tier.buckets_per_stripe);
+                &fresh
+            }
+        };
+        let (index, keys) = (&part.index, part.index.len() + hashes.len());
         let others: u64 = self.parts.values().map(|part| part.index.bytes()).sum();
-        let budget = self.budget;
-        let part = self.part(tier, table);
-        let needed = part.index.bytes_for(part.index.len() + n) + part.pool.extent_bytes();
-        let grows = needed > part.index.bytes() + part.pool.extent_bytes();
-        let left = (budget + part.index.bytes()).saturating_sub(others);
-        let bound = left.min(part.table.stripe_cap());
-        if n == 0 || !grows || needed <= bound {
+        let left = (self.budget + index.bytes()).saturating_sub(others);
+        let extent = part.pool.extent_bytes();
+        let bound = left.min(table.stripe_cap()).saturating_sub(part.bytes_with(0, extent));
+        // The step that follows may be a quarter more.
+        let needed = index.bytes_grown().max(index.bytes_for(keys) / 4 * 5);
+        let needed = needed.max(index.bytes_for_fullest(hashes));
+        if needed <= bound || index.fits(hashes) {
             return Ok(());
         }
         Err(Error::store_full(format!(
             "table {:?}: no DRAM for the index of new keys ({} keys here, {needed} bytes needed of \
              {bound}); raise dram, or remove keys",
-            part.table.name(),
-            part.index.len(),
+            table.name(),
+            index.len(),
         )))
     }
 
