@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.clients import LOCAL, Servers, connect, fresh_name
-from support.engine import needs_engine
 
 import hybridps as hps
 
-pytestmark = needs_engine
 ONES = np.ones((2, 2), np.float32)
 
 
