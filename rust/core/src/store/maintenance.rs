@@ -185,6 +185,10 @@ impl Engine {
             // Its slot comes back by itself once the copies are on the device.
             self.tier.log.free(segment);
         }
+        // But where every caller waits for room nobody fills the segments that hold the copies.
+        if self.log_free() < self.log_reserve() && self.tier.log.freed_segments() > 0 {
+            self.tier.log.sync()?;
+        }
         Ok(())
     }
 
