@@ -75,22 +75,30 @@ impl Engine {
         u64::from(log.free_segments()) * log.segment_bytes()
     }
 
-    /// Back-pressure: returns when the log has room for what this call may push out of DRAM.
+    /// The journal may pass its share by one call, which is half a share at most.
+    fn is_journal_long(&self) -> bool {
+        let share = self.config.journal_bytes();
+        self.is_journaled() && self.journal().bytes() > share + share / 2
+    }
+
+    /// Back-pressure: returns when the log has room for what this call may push out of DRAM, and
+    /// the journal for its entry.
     pub(super) fn wait_for_space(&self) -> Result<()> {
-        if self.log_free() >= self.log_reserve() {
+        if self.log_free() >= self.log_reserve() && !self.is_journal_long() {
             return Ok(());
         }
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.wake.state.lock();
-        while self.log_free() < self.log_reserve() / 2 {
+        while self.log_free() < self.log_reserve() / 2 || self.is_journal_long() {
             state.is_asked = true;
             self.wake.worker.notify_one();
             if self.wake.callers.wait_until(&mut state, deadline).timed_out() {
                 return Err(Error::store_full(format!(
-                    "the log holds {} of {} bytes and compaction finds no room; raise nvme or \
-                     remove keys",
+                    "the log holds {} of {} bytes and the journal {}, and neither compaction nor \
+                     write-back finds room; raise nvme or remove keys",
                     self.tier.log.used_bytes(),
-                    self.tier.log.capacity_bytes()
+                    self.tier.log.capacity_bytes(),
+                    self.journal().bytes()
                 )));
             }
             if let Some(text) = &*self.failure.lock() {
@@ -176,6 +184,10 @@ impl Engine {
             self.compact_segment(segment)?;
             // Its slot comes back by itself once the copies are on the device.
             self.tier.log.free(segment);
+        }
+        // But where every caller waits for room nobody fills the segments that hold the copies.
+        if self.log_free() < self.log_reserve() && self.tier.log.freed_segments() > 0 {
+            self.tier.log.sync()?;
         }
         Ok(())
     }

@@ -241,6 +241,10 @@ impl State {
             let has_room =
                 used + grown <= budget + part.bytes() && grown <= part.table.stripe_cap();
             let is_first = part.pool.capacity() == 0;
+            // Others make room for the first rows of a table; where none can, they pass the share.
+            if is_first && !has_room && self.shrink_largest(tier) {
+                continue;
+            }
             if (has_room || is_first) && self.grow_pool(table.id) {
                 continue;
             }
@@ -284,7 +288,8 @@ impl State {
     /// Takes the last extent of the largest pool away. False if no pool can give one.
     fn shrink_largest(&mut self, tier: &Tier) -> bool {
         let Self { parts, used, .. } = self;
-        let largest = parts.values_mut().max_by_key(|part| part.pool.bytes());
+        let can_give = |part: &&mut Part| part.pool.bytes() > part.pool.extent_bytes();
+        let largest = parts.values_mut().filter(can_give).max_by_key(|part| part.pool.bytes());
         largest.is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
     }
 
