@@ -63,7 +63,7 @@ def test_stock_client_reads_and_trains(run: Any, tmp_path: Path) -> None:
             assert (await read_or_insert(session, table, KEYS) == 0.5).all()
             gradients = np.arange(4 * DIM, dtype=np.float32).reshape(4, DIM)
             assert not await session.apply_gradients(table, KEYS, gradients)
-            assert await session.apply_gradients(table, KEYS, gradients, number=1)
+            assert (await session.start_push(table, KEYS, gradients, 1)).duplicate
             rows = await session.lookup(table, KEYS, DIM)
             summed = gradients[0] + gradients[3]
             expected = 0.5 - np.stack([summed, gradients[1], gradients[2], summed])

@@ -154,7 +154,8 @@ impl Engine {
         let ordered = self.order(push, &targets);
         let Some((turn, applies)) = ordered.inspect_err(|_| self.give_back(&reserved))? else {
             self.give_back(&reserved);
-            self.commit(self.sequencer.lock().position)?;
+            let position = self.sequencer.lock().position;
+            self.commit(position)?;
             for target in &targets {
                 Counters::add(&target.table.counters.duplicate_pushes, 1);
             }
@@ -336,6 +337,9 @@ impl Engine {
             let entry = journal_entry(sequence, push, targets, &applies);
             sequencer.position = Some(self.journal().append(&entry)?);
             generation = self.journal().generation();
+            for target in targets {
+                Counters::add(&target.table.counters.journal_bytes, target.bytes() as usize);
+            }
         }
         sequencer.sessions.note(push, &ids, now());
         sequencer.last = sequence;
