@@ -30,7 +30,7 @@ pub(super) const SEGMENT_BUFFERS: u64 = 4;
 /// Superblock, manifest, lock: small files.
 const SMALL_FILES: u64 = MIB;
 /// Share of the log's cap that rows may fill; the rest is what compaction works with.
-const FILL: f64 = 0.75;
+const FILL: f64 = 0.7;
 
 impl StoreConfig {
     pub(super) fn check(&self) -> Result<()> {
