@@ -108,12 +108,7 @@ impl State {
 
     /// Refuses new keys of these hashes when the index alone would pass the bound: near it they
     /// must find lanes without growth.
-    pub(crate) fn check_room(
-        &self,
-        tier: &Tier,
-        table: &Arc<Table>,
-        hashes: &[u64],
-    ) -> Result<()> {
+    pub(crate) fn check_room(&self, tier: &Tier, table: &Arc<Table>, hashes: &[u64]) -> Result<()> {
         if hashes.is_empty() {
             return Ok(());
         }
