@@ -34,7 +34,7 @@ const SLOT_BYTES: u64 = 128;
 /// Share of DRAM that accounts of segments may take: 1 / this.
 const SLOTS_SHARE: u64 = 12;
 /// Share of the log's cap that rows may fill; the rest is what compaction works with.
-const FILL: f64 = 0.75;
+const FILL: f64 = 0.7;
 
 impl StoreConfig {
     pub(super) fn check(&self) -> Result<()> {

@@ -1,0 +1,200 @@
+//! What the tests of the engine share: short calls, a map that follows the same rules, images of
+//! an open store.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use hybridps_core::{
+    initial_row, Assign, Durability, Error, GradientBatch, Initializer, InsertBatch, LookupBatch,
+    Optimizer, Push, PushOutcome, Store, StoreConfig, TableId, TableSpec,
+};
+
+pub const MIB: u64 = 1 << 20;
+
+pub fn config(path: &Path, durability: Durability) -> StoreConfig {
+    StoreConfig {
+        path: path.to_path_buf(),
+        dram_bytes: 8 * MIB,
+        nvme_bytes: 64 * MIB,
+        durability,
+        threads: 1,
+        shard: (0, 1),
+    }
+}
+
+pub fn spec(name: &str, dim: u32, optimizer: Optimizer) -> TableSpec {
+    TableSpec {
+        name: name.into(),
+        dim,
+        optimizer,
+        learning_rate: 0.1,
+        initializer: Initializer::Normal { mean: 0.0, std: 0.1 },
+        seed: 3,
+        dtype: "float32".into(),
+        dram: None,
+        nvme: None,
+    }
+}
+
+pub fn adam() -> Optimizer {
+    Optimizer::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+}
+
+/// The inverse of the documented hash: tests choose where their keys land.
+pub fn unhash(hash: u64) -> u64 {
+    let mut key = hash;
+    key ^= key >> 33;
+    key = key.wrapping_mul(0x9cb4_b2f8_1293_37db);
+    key ^= key >> 33;
+    key = key.wrapping_mul(0x4f74_430c_22a5_4005);
+    key ^ (key >> 33)
+}
+
+pub fn push(session: u64, number: u64) -> Push {
+    Push { session, number, step: None }
+}
+
+pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i as u64 * 31 + seed * 7) % 17) as f32 / 8.0 - 1.0).collect()
+}
+
+pub fn apply(
+    store: &Store,
+    push: Push,
+    table: TableId,
+    keys: &[u64],
+    gradients: &[f32],
+) -> Result<PushOutcome, Error> {
+    store.apply_gradients(push, &[GradientBatch { table, keys, gradients }])
+}
+
+pub fn assign(
+    store: &Store,
+    push: Push,
+    table: TableId,
+    keys: &[u64],
+    rows: &[f32],
+) -> Result<PushOutcome, Error> {
+    store.assign(push, &Assign { table, keys, rows })
+}
+
+pub fn insert(store: &Store, table: TableId, dim: usize, keys: &[u64]) -> Result<Vec<f32>, Error> {
+    let mut rows = vec![f32::NAN; keys.len() * dim];
+    store.lookup_or_insert(&mut [InsertBatch { table, keys, counts: &[], rows: &mut rows }])?;
+    Ok(rows)
+}
+
+pub fn lookup(
+    store: &Store,
+    table: TableId,
+    dim: usize,
+    keys: &[u64],
+) -> Result<(Vec<f32>, Vec<u8>), Error> {
+    let (mut rows, mut found) = (vec![f32::NAN; keys.len() * dim], vec![9; keys.len()]);
+    store.lookup(&mut [LookupBatch { table, keys, rows: &mut rows, found: &mut found }])?;
+    Ok((rows, found))
+}
+
+pub fn all_keys(store: &Store, table: TableId) -> Vec<u64> {
+    let (mut keys, mut bucket) = (Vec::new(), 0);
+    while bucket < 4096 {
+        bucket = store.keys(table, bucket, &mut keys).unwrap();
+    }
+    keys.sort_unstable();
+    keys
+}
+
+pub fn stat(store: &Store, table: TableId, name: &str) -> u64 {
+    let stats = store.table_stats(table).unwrap();
+    stats.iter().find(|stat| stat.0 == name).unwrap().1
+}
+
+pub fn store_stat(store: &Store, name: &str) -> u64 {
+    store.stats().iter().find(|stat| stat.0 == name).unwrap().1
+}
+
+/// DRAM and files stay within their caps.
+pub fn assert_caps(store: &Store) {
+    let (used, limit) = (store_stat(store, "dram_bytes"), store_stat(store, "dram_limit"));
+    assert!(used <= limit, "{used} bytes of DRAM, {limit} allowed");
+    let (used, limit) = (store_stat(store, "nvme_bytes"), store_stat(store, "nvme_limit"));
+    assert!(used <= limit, "{used} bytes of files, {limit} allowed");
+}
+
+/// What a killed process leaves, if no call runs: the files as the kernel has them.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to.join("journal")).unwrap();
+    for name in ["MANIFEST", "superblock", "rows.log"] {
+        std::fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+    for file in std::fs::read_dir(from.join("journal")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join("journal").join(file.file_name())).unwrap();
+    }
+}
+
+/// A table as a map.
+pub struct Model {
+    pub spec: TableSpec,
+    pub table: TableId,
+    pub rows: HashMap<u64, Vec<f32>>,
+}
+
+impl Model {
+    pub fn new(store: &Store, spec: TableSpec) -> Self {
+        let table = store.create_table(&spec).unwrap().id;
+        Self { spec, table, rows: HashMap::new() }
+    }
+
+    pub fn dim(&self) -> usize {
+        self.spec.dim as usize
+    }
+
+    pub fn row(&mut self, key: u64) -> &mut Vec<f32> {
+        let spec = &self.spec;
+        self.rows.entry(key).or_insert_with(|| {
+            let mut row = vec![0.0; spec.row_floats()];
+            let (value, slots) = row.split_at_mut(spec.dim as usize);
+            initial_row(&spec.initializer, spec.seed, key, value);
+            spec.optimizer.initial_slots(slots);
+            row
+        })
+    }
+
+    /// Applies to both; keys are unique.
+    pub fn apply(&mut self, store: &Store, push: Push, keys: &[u64], seed: u64) {
+        let gradients = numbers(seed, keys.len() * self.dim());
+        assert_eq!(apply(store, push, self.table, keys, &gradients).unwrap(), PushOutcome::Applied);
+        self.follow(keys, &gradients);
+    }
+
+    pub fn follow(&mut self, keys: &[u64], gradients: &[f32]) {
+        let (dim, optimizer, rate) = (self.dim(), self.spec.optimizer, self.spec.learning_rate);
+        let mut scratch = vec![0.0; self.spec.row_floats()];
+        for (&key, gradient) in keys.iter().zip(gradients.chunks_exact(dim)) {
+            optimizer.step(rate, self.row(key), gradient, &mut scratch);
+        }
+    }
+
+    pub fn remove(&mut self, store: &Store, push: Push, keys: &[u64]) {
+        let expected = keys.iter().filter(|key| self.rows.remove(key).is_some()).count();
+        assert_eq!(store.remove(push, self.table, keys).unwrap(), expected as u64);
+    }
+
+    /// Every row is there, bit for bit, and no other.
+    pub fn check(&self, store: &Store) {
+        let mut keys: Vec<u64> = self.rows.keys().copied().collect();
+        keys.sort_unstable();
+        let name = &self.spec.name;
+        for keys in keys.chunks(1000) {
+            let (rows, found) = lookup(store, self.table, self.dim(), keys).unwrap();
+            for ((key, row), found) in keys.iter().zip(rows.chunks(self.dim())).zip(found) {
+                assert!(found == 1, "{name}: key {key} is lost");
+                assert_eq!(row, &self.rows[key][..self.dim()], "{name}: key {key}");
+            }
+        }
+        assert_eq!(store.len(self.table).unwrap(), keys.len() as u64, "{name}");
+        assert!(all_keys(store, self.table) == keys, "{name}: the keys listed are others");
+    }
+}
