@@ -115,7 +115,8 @@ fn keys_that_look_alike_are_told_apart_and_charged() {
     let mut model = Model { spec, table, rows: Default::default() };
     let n = capacity(&store, table, 0);
     assert_eq!(store.remove(push(9, 1), table, &(0..n).collect::<Vec<_>>()).unwrap(), n);
-    let twin = |group: u64, i: u64| unhash((group * 0x9e37_79b9_7f4a_7c15) & !0xfff_ffff | i);
+    let mixed = |group: u64| group.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let twin = |group: u64, i: u64| unhash(mixed(group) & !0xfff_ffff | i);
     let mut number = 0;
     for round in 0..20 {
         for i in 0..5 {
