@@ -4,6 +4,8 @@
 //! way, by keys that look alike to the index, and by removals; a leak or a debt of a single row
 //! would move the cap.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test stops at what it did not expect")]
+
 use hybridps_core::{
     Durability, Error, ErrorKind, GradientBatch, InsertBatch, Optimizer, Push, PushOutcome, Store,
     TableChange, TableId,

@@ -4,6 +4,8 @@
 //! prefetch, remove and flush on a store too small for its rows, with compaction at work; sums
 //! must agree.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test stops at what it did not expect")]
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 

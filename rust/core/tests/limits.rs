@@ -1,5 +1,7 @@
 //! Goal: the smallest budgets that the contract allows work, whatever the other budget is.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test stops at what it did not expect")]
+
 use hybridps_core::{Durability, ErrorKind, Store, StoreConfig};
 
 mod scratch;

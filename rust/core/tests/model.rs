@@ -4,6 +4,8 @@
 //! same rules with the same optimizer code; after every few calls all rows are compared bit for
 //! bit.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test stops at what it did not expect")]
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -204,7 +206,7 @@ impl Beside {
                 let batch = GradientBatch { table, keys: &keys, gradients: &gradients };
                 self.store.apply_gradients(push, &[batch]).unwrap();
                 self.model.apply(&keys, &gradients);
-                keys.iter().for_each(|key| drop(self.model.unpushed.remove(key)));
+                self.model.unpushed.retain(|key| !keys.contains(key));
             }
             Step::Assign(first, n) => {
                 let keys = keys(first, n);
@@ -220,7 +222,7 @@ impl Beside {
                 let removed = self.store.remove(push, table, &keys).unwrap();
                 let expected =
                     keys.iter().filter(|key| self.model.rows.remove(key).is_some()).count();
-                keys.iter().for_each(|key| drop(self.model.unpushed.remove(key)));
+                self.model.unpushed.retain(|key| !keys.contains(key));
                 prop_assert_eq!(removed, expected as u64);
             }
             Step::Flush => self.store.flush().unwrap(),
@@ -235,7 +237,8 @@ impl Beside {
                 let image = Scratch::new("image");
                 copy(self.scratch.path(), image.path());
 
-                let old = std::mem::replace(&mut self.scratch, image);
+                // Kept until its store is closed.
+                let _old = std::mem::replace(&mut self.scratch, image);
                 self.store = Store::open(config(self.scratch.path(), self.mode)).unwrap();
                 self.model.forget_lost(&self.store, table);
             }

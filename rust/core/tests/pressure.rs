@@ -5,6 +5,8 @@
 //! few dozen MiB, with a part of each that is never touched again; after crashes (images of the
 //! open store) and restarts every row is compared bit for bit.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test stops at what it did not expect")]
+
 use hybridps_core::{Durability, Optimizer, Store};
 
 mod kit;

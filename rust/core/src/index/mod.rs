@@ -242,7 +242,7 @@ impl Index {
 
     fn reinsert(&mut self, region: usize, entry: u64) {
         let count = self.lines_per_bucket as usize;
-        let home = ((entry >> LOCATION_BITS) * count as u64 >> FINGERPRINT_BITS) as usize;
+        let home = (((entry >> LOCATION_BITS) * count as u64) >> FINGERPRINT_BITS) as usize;
         for step in 0..count {
             let line = &mut self.lines[region + (home + step) % count];
             let free = line.matches_entry(0);

@@ -62,6 +62,9 @@ pub(super) struct Staged {
     row: Vec<f32>,
 }
 
+/// Record bytes set aside for new keys, table by table.
+type Reserved = Vec<(Arc<Table>, usize)>;
+
 /// A call's place in the order.
 pub(super) struct Turn {
     pub(super) sequence: Sequence,
@@ -191,11 +194,7 @@ impl Engine {
     }
 
     /// Step 1 and 2. Also returns the record bytes reserved for new keys of each target.
-    fn probe(
-        &self,
-        pin: &Pin<'_>,
-        targets: &[Target<'_>],
-    ) -> Result<(Vec<Probed>, Vec<(Arc<Table>, usize)>)> {
+    fn probe(&self, pin: &Pin<'_>, targets: &[Target<'_>]) -> Result<(Vec<Probed>, Reserved)> {
         let mut reserved = Vec::with_capacity(targets.len());
         let mut all = Vec::with_capacity(targets.len());
         for target in targets {

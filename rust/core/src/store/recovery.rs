@@ -1,8 +1,8 @@
 //! Opening and closing: what is on the devices becomes a store again, and the other way round.
 //!
-//! 1. Directory, superblock, manifest. 2. The index, from the footers of all segments: of each key
-//! the newest record counts. 3. The journal: entries that a row has not seen yet are applied
-//! again, in order, by the code that applied them first.
+//! First directory, superblock and manifest; then the index, from the footers of all segments: of
+//! each key the newest record counts; then the journal: entries that a row has not seen yet are
+//! applied again, in order, by the code that applied them first.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
