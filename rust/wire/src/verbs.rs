@@ -133,12 +133,18 @@ pub fn decode_rows(frame: &[u64]) -> Result<Vec<RowsAt>> {
 /// of the layout alternate: rows, found, rows, found ...
 pub fn rows_reply(question: u32, tables: &[(usize, usize)]) -> Layout {
     let (mut composer, at) = rpc::results_return(question);
-    let results = composer.structure(at, 0, 1);
-    let first = composer.list(results, tables.len(), 0, 2);
+    let first = rows_results(&mut composer, at, tables.len());
     let pointers = (0..2 * tables.len()).map(|i| first + i);
     let sizes = tables.iter().flat_map(|&(rows, found)| [rows, found]);
     let blobs = place(&mut composer, pointers.zip(sizes));
     layout(composer, blobs)
+}
+
+/// The results of a read of so many tables: two pointers each, rows and found, from the returned
+/// position on.
+pub(crate) fn rows_results(composer: &mut Composer, at: usize, tables: usize) -> usize {
+    let results = composer.structure(at, 0, 1);
+    composer.list(results, tables, 0, 2)
 }
 
 /// Reply to a push.

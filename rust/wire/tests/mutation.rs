@@ -9,7 +9,7 @@ use std::cell::Cell;
 use hybridps_wire::{
     decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, exception_return,
     rows_reply, ClientConnection, Event, ExceptionKind, FrameSize, Message, PushHeader,
-    ServerConnection, HOT_VERBS,
+    ServerConnection, StreamedReply, HOT_VERBS,
 };
 
 thread_local! {
@@ -98,7 +98,13 @@ fn answers() -> Vec<Vec<u64>> {
     for mut frame in calls() {
         match server.receive(&mut frame) {
             Some(Event::Login { question, .. }) => server.accept(question),
-            Some(Event::Call { question, verb: 0 | 1 }) => {
+            Some(Event::Call { question, verb: 1 }) => {
+                let reply = StreamedReply::new(question, &[(400, 10), (0, 0), (40, 1)]);
+                let arrays = reply.blobs.iter().map(|blob| blob.bytes.div_ceil(8)).sum();
+                let arrays = vec![0x0101_0101_0101_0101; arrays];
+                said.push([reply.head, arrays, reply.tail].concat());
+            }
+            Some(Event::Call { question, verb: 0 }) => {
                 said.push(filled(rows_reply(question, &[(400, 10), (0, 0), (40, 1)])));
             }
             Some(Event::Call { question, verb: 2 }) => said.push(duplicate_reply(question, true)),
