@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use hybridps_core::{
     Error, ErrorKind, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Store,
 };
-use hybridps_wire::{self as wire, Batch, ExceptionKind, Layout, Malformed, VERBS};
+use hybridps_wire::{self as wire, Batch, ExceptionKind, Layout, Malformed, Refusal, VERBS};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -39,6 +39,12 @@ impl From<Error> for Failure {
 impl From<Malformed> for Failure {
     fn from(malformed: Malformed) -> Self {
         Self(format!("BadInputError: {malformed}"))
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self(format!("BadInputError: {refusal}"))
     }
 }
 

@@ -28,5 +28,5 @@ pub use schema::{HOT_VERBS, INTERFACE_GATE, INTERFACE_SESSION, VERBS};
 pub use server::{Event, ServerConnection, QUESTIONS_MAX};
 pub use verbs::{
     decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, rows_reply,
-    Batch, BlobAt, Layout, PushHeader, RowsAt, DATA_MAX,
+    Batch, BlobAt, Layout, PushHeader, Refusal, RowsAt, DATA_MAX,
 };
