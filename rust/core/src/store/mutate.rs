@@ -326,7 +326,11 @@ impl Engine {
         let ids: Vec<_> = targets.iter().map(|target| target.table.id).collect();
         self.check_entry_size(targets)?;
         self.check_present(targets)?;
-        let applies = match sequencer.sessions.decide(push, &ids)? {
+        let name = |id| {
+            let table = targets.iter().map(|target| &target.table).find(|table| table.id == id);
+            table.map_or_else(String::new, |table| table.name())
+        };
+        let applies = match sequencer.sessions.decide(push, &ids, name)? {
             Verdict::Duplicate => return Ok(None),
             Verdict::Apply(applies) => applies,
         };
