@@ -419,13 +419,17 @@ impl Engine {
         }
         let (total, own) = self.charge_records(table, n);
         let cap = table.spec().nvme.unwrap_or(u64::MAX);
-        if total > self.record_bytes_max || own > cap {
+        let (whose, bytes, most, remedy) = if own > cap {
+            ("its rows", own, cap, "raise the table's nvme")
+        } else {
+            ("all rows", total, self.record_bytes_max, "raise nvme (and dram, which bounds it too)")
+        };
+        if bytes > most {
             self.release_records(table, n);
             return Err(Error::store_full(format!(
-                "table {:?}: {n} new keys would take its rows to {own} bytes and all rows to \
-                 {total}, of {cap} and {} allowed on NVMe; raise nvme, or remove keys",
+                "table {:?}: {n} new keys would take {whose} to {bytes} bytes on NVMe, of {most} \
+                 allowed; {remedy}, or remove keys",
                 table.name(),
-                self.record_bytes_max
             )));
         }
         Ok(())
