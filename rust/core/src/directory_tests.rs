@@ -46,7 +46,7 @@ fn two_processes() {
     let mut output = BufReader::new(child.stdout.take().unwrap());
     wait_for_line(&mut output, "ready");
     let error = Directory::open(scratch.path()).unwrap_err();
-    assert!(error.message.contains(&format!("(pid {})", child.id())), "{error}");
+    assert!(error.message.contains(&format!("by process {}", child.id())), "{error}");
     child.kill().unwrap();
     child.wait().unwrap();
     Directory::open(scratch.path()).unwrap();

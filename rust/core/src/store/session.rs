@@ -96,7 +96,7 @@ impl Sessions {
         }
     }
 
-    /// Decides on a push; `note` it once it is in the journal. `name` is what an error calls a table.
+    /// Decides on a push; `note` it once it is in the journal. `name` is how errors call a table.
     pub(super) fn decide(
         &self,
         push: Push,
@@ -113,8 +113,8 @@ impl Sessions {
         for table in tables {
             if let Some(&last) = session.steps.get(table).filter(|&&last| step <= last) {
                 return Err(Error::bad_input(format!(
-                    "table {:?}: step is {step}, but this session has pushed step {last} to it; give \
-                     steps that grow from push to push",
+                    "table {:?}: step is {step}, but this session has pushed step {last} to it; \
+                     give steps that grow from push to push",
                     name(*table)
                 )));
             }
