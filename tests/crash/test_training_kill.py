@@ -3,7 +3,6 @@ bit, and a trainer notices no more than a pause. Method: two of our clients trai
 rows beyond DRAM, while the server is killed and stopped at random moments and started again; then
 the same steps are made in an undisturbed store, and every bit is compared."""
 
-import os
 import signal
 import threading
 import time
@@ -13,12 +12,13 @@ from typing import Self
 
 import numpy as np
 import pytest
+from support.campaign import rounds
 from support.server import ServerProcess
 from support.training import Program, assert_same, undisturbed
 
 import hybridps as hps
 
-ROUNDS = 5 * int(os.environ.get("TEST_ROUNDS", "1"))
+ROUNDS = rounds(3)
 CLIENTS = 2
 PATIENCE_S = 90.0
 
