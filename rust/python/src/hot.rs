@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hybridps_core::{Error, ErrorKind, GradientBatch, Push, PushOutcome, Store};
-use hybridps_wire::{self as wire, Batch, ExceptionKind, Malformed, VERBS};
+use hybridps_wire::{self as wire, Batch, ExceptionKind, Malformed, Refusal, VERBS};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -41,6 +41,12 @@ impl From<Error> for Failure {
 impl From<Malformed> for Failure {
     fn from(malformed: Malformed) -> Self {
         Self(format!("BadInputError: {malformed}"))
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self(format!("BadInputError: {refusal}"))
     }
 }
 

@@ -31,5 +31,5 @@ pub use server::{Event, ServerConnection, QUESTIONS_MAX};
 pub use stream::StreamedReply;
 pub use verbs::{
     decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, rows_reply,
-    Batch, BlobAt, Layout, PushHeader, RowsAt, DATA_MAX,
+    Batch, BlobAt, Layout, PushHeader, Refusal, RowsAt, DATA_MAX,
 };

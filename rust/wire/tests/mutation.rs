@@ -8,9 +8,12 @@ use std::cell::Cell;
 
 use hybridps_wire::{
     decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, exception_return,
-    rows_reply, ClientConnection, Event, ExceptionKind, FrameSize, Message, PushHeader,
-    ServerConnection, StreamedReply, HOT_VERBS,
+    rows_reply, ClientConnection, Event, ExceptionKind, Message, PushHeader, ServerConnection,
+    StreamedReply, HOT_VERBS,
 };
+
+mod stream;
+use stream::frames;
 
 thread_local! {
     static ALLOCATED: Cell<usize> = const { Cell::new(0) };
@@ -49,21 +52,6 @@ impl Random {
     fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound.max(1) as u64) as usize
     }
-}
-
-/// Frames of a stream, which is whole.
-fn frames(mut words: &[u64]) -> Vec<Vec<u64>> {
-    let mut frames = Vec::new();
-    while !words.is_empty() {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let Ok(FrameSize::Known(size)) = FrameSize::of(&bytes, 1 << 24) else {
-            panic!("not a whole frame")
-        };
-        let (frame, rest) = words.split_at(size / 8);
-        frames.push(frame.to_vec());
-        words = rest;
-    }
-    frames
 }
 
 fn filled(layout: hybridps_wire::Layout) -> Vec<u64> {

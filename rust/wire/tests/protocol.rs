@@ -3,23 +3,12 @@
 //! here.
 
 use hybridps_wire::{
-    decode_rows, ClientConnection, Event, ExceptionKind, FrameSize, Message, Outcome,
-    ServerConnection, StreamedReply, QUESTIONS_MAX,
+    decode_rows, ClientConnection, Event, ExceptionKind, Message, Outcome, ServerConnection,
+    StreamedReply, QUESTIONS_MAX,
 };
 
-fn frames(mut words: &[u64]) -> Vec<Vec<u64>> {
-    let mut frames = Vec::new();
-    while !words.is_empty() {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let Ok(FrameSize::Known(size)) = FrameSize::of(&bytes, 1 << 24) else {
-            panic!("not a whole frame")
-        };
-        let (frame, rest) = words.split_at(size / 8);
-        frames.push(frame.to_vec());
-        words = rest;
-    }
-    frames
-}
+mod stream;
+use stream::frames;
 
 /// Gives all frames to the server; the events that came of them.
 fn say(server: &mut ServerConnection, words: &[u64]) -> Vec<Event> {

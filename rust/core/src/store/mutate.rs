@@ -326,7 +326,11 @@ impl Engine {
         let ids: Vec<_> = targets.iter().map(|target| target.table.id).collect();
         self.check_entry_size(targets)?;
         self.check_present(targets)?;
-        let applies = match sequencer.sessions.decide(push, &ids)? {
+        let name = |id| {
+            let table = targets.iter().map(|target| &target.table).find(|table| table.id == id);
+            table.map_or_else(String::new, |table| table.name())
+        };
+        let applies = match sequencer.sessions.decide(push, &ids, name)? {
             Verdict::Duplicate => return Ok(None),
             Verdict::Apply(applies) => applies,
         };
@@ -415,13 +419,17 @@ impl Engine {
         }
         let (total, own) = self.charge_records(table, n);
         let cap = table.spec().nvme.unwrap_or(u64::MAX);
-        if total > self.record_bytes_max || own > cap {
+        let (whose, bytes, most, remedy) = if own > cap {
+            ("its rows", own, cap, "raise the table's nvme")
+        } else {
+            ("all rows", total, self.record_bytes_max, "raise nvme (and dram, which bounds it too)")
+        };
+        if bytes > most {
             self.release_records(table, n);
             return Err(Error::store_full(format!(
-                "table {:?}: {n} new keys would take its rows to {own} bytes and all rows to \
-                 {total}, of {cap} and {} allowed on NVMe; raise nvme, or remove keys",
+                "table {:?}: {n} new keys would take {whose} to {bytes} bytes on NVMe, of {most} \
+                 allowed; {remedy}, or remove keys",
                 table.name(),
-                self.record_bytes_max
             )));
         }
         Ok(())
