@@ -11,6 +11,7 @@ use super::config::StoreConfig;
 use super::session::Sessions;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::failure::Failure;
 use crate::journal::{Journal, Position};
 use crate::superblock::SuperblockFile;
 use crate::table::{Stripe, Table, Tier};
@@ -33,8 +34,7 @@ pub(super) struct Engine {
     pub(super) record_bytes_max: u64,
     pub(super) buffer_bytes: u64,
     pub(super) is_closed: AtomicBool,
-    /// Text of the first failure after which the store cannot answer for its rows.
-    pub(super) failure: Mutex<Option<String>>,
+    pub(super) failure: Arc<Failure>,
     pub(super) wake: Wake,
     /// Held while segments are compacted: by one thread at a time.
     pub(super) compacting: Mutex<()>,
@@ -79,17 +79,12 @@ impl Engine {
         if self.is_closed.load(Relaxed) {
             return Err(Error::unavailable("the store is closed; open it again"));
         }
-        match &*self.failure.lock() {
-            Some(text) => Err(Error::unavailable(format!(
-                "the store failed and must be opened again: {text}"
-            ))),
-            None => Ok(()),
-        }
+        self.failure.check()
     }
 
     /// Notes a failure after which rows in DRAM are no longer what was acknowledged.
     pub(super) fn fail(&self, error: &Error) {
-        self.failure.lock().get_or_insert_with(|| error.message.clone());
+        self.failure.note(error);
     }
 
     pub(super) fn table(&self, id: TableId) -> Result<Arc<Table>> {

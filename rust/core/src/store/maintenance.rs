@@ -1,6 +1,7 @@
 //! The one background thread: keeps the journal within its share by writing old dirty rows back,
 //! and the log within its cap by compaction. Callers wait for it only when the log is nearly full.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::index::Location;
 use crate::log::{Record, RecordView, SegmentId, Stream};
 use crate::superblock::Superblock;
-use crate::table::{stripe_of, Found, Item, State};
+use crate::table::{stripe_of, Found, Item, State, Tickets};
 use crate::types::{hash, Place, TableId};
 
 /// Pause between rounds when nobody asks.
@@ -45,7 +46,10 @@ fn run(engine: &Engine) {
         }
         state.is_asked = false;
         drop(state);
-        if let Err(error) = engine.maintain() {
+        // A panic fails the store, but not the thread: callers wait for its rounds.
+        let round = catch_unwind(AssertUnwindSafe(|| engine.maintain()));
+        let panicked = || Err(Error::unavailable("the maintenance thread panicked"));
+        if let Err(error) = round.unwrap_or_else(|_| panicked()) {
             engine.fail(&error);
         }
         engine.wake.state.lock().rounds += 1;
@@ -101,9 +105,7 @@ impl Engine {
                     self.journal().bytes()
                 )));
             }
-            if let Some(text) = &*self.failure.lock() {
-                return Err(Error::unavailable(text.clone()));
-            }
+            self.failure.check()?;
         }
         self.wake.worker.notify_one();
         Ok(())
@@ -115,20 +117,19 @@ impl Engine {
         &self,
         mut work: impl FnMut(&mut State) -> Result<()>,
     ) -> Result<()> {
-        for (s, stripe) in self.stripes.iter().enumerate() {
+        for s in 0..self.stripes.len() {
             if self.log_free() < self.log_reserve() {
                 self.compact()?;
             }
-            let (ticket, sequence) = {
+            let mut tickets = {
                 let mut sequencer = self.sequencer.lock();
                 sequencer.tickets[s] += 1;
-                (sequencer.tickets[s] - 1, sequencer.last)
+                let drawn = vec![(s, sequencer.tickets[s] - 1)];
+                Tickets::new(&self.stripes, sequencer.last, drawn)
             };
-            let mut state = stripe.lock_in_turn(ticket);
-            let outcome = work(&mut state);
-            // Passed on also after a failure: later calls wait for it.
-            stripe.pass_turn(state, sequence);
-            outcome?;
+            if let Some((_, mut state)) = tickets.next_turn() {
+                work(&mut state)?;
+            }
         }
         Ok(())
     }

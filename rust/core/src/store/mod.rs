@@ -13,6 +13,8 @@ mod read;
 mod recovery;
 mod session;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::change::Work;
-use super::engine::{now, Engine};
+use super::engine::{now, Engine, Sequencer};
 use super::read::{check_length, count_reads};
 use super::session::Verdict;
 use super::PushOutcome;
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Entry, GradientPart, Position};
 use crate::log::{Pin, Read, RecordView};
 use crate::optimizer::is_finite;
-use crate::table::{Counters, Found, Plan, Table};
+use crate::table::{Counters, Found, Plan, Table, Tickets};
 use crate::types::{Place, Push, Sequence};
 
 /// What a call does to the rows of its keys.
@@ -69,12 +69,13 @@ type Reserved = Vec<(Arc<Table>, usize)>;
 pub(super) struct Turn {
     pub(super) sequence: Sequence,
     pub(super) generation: u32,
-    /// Ticket of each stripe that the call touches.
-    tickets: Vec<(usize, u64)>,
     pub(super) position: Option<Position>,
     /// True at recovery: rows that are already past the sequence are left alone.
     pub(super) is_replay: bool,
 }
+
+/// A place in the order: the turn, its tickets, and which of the targets are applied.
+type Ordered<'a> = (Turn, Tickets<'a>, Vec<bool>);
 
 /// What a call did.
 #[derive(Default)]
@@ -149,13 +150,19 @@ impl Engine {
         Target { table, keys, change, plan }
     }
 
-    fn push(&self, push: Push, targets: Vec<Target<'_>>) -> Result<(PushOutcome, Effect)> {
+    pub(super) fn push(
+        &self,
+        push: Push,
+        targets: Vec<Target<'_>>,
+    ) -> Result<(PushOutcome, Effect)> {
         self.check_open()?;
+        let _watch = self.failure.watch();
         self.wait_for_space()?;
         let pin = self.tier.log.pin();
         let (probed, reserved) = self.probe(&pin, &targets)?;
         let ordered = self.order(push, &targets);
-        let Some((turn, applies)) = ordered.inspect_err(|_| self.give_back(&reserved))? else {
+        let Some((turn, tickets, applies)) = ordered.inspect_err(|_| self.give_back(&reserved))?
+        else {
             self.give_back(&reserved);
             let position = self.sequencer.lock().position;
             self.commit(position)?;
@@ -164,7 +171,7 @@ impl Engine {
             }
             return Ok((PushOutcome::Duplicate, Effect::default()));
         };
-        let effects = self.change(&pin, &turn, &targets, &probed, &applies);
+        let effects = self.change(&pin, &turn, tickets, &targets, &probed, &applies);
         self.settle(&reserved, &effects);
         self.commit(turn.position)?;
         self.check_open()?;
@@ -182,13 +189,14 @@ impl Engine {
     ) -> Result<()> {
         let pin = self.tier.log.pin();
         let (probed, reserved) = self.probe(&pin, targets)?;
-        let turn = {
+        let tickets = {
             let mut sequencer = self.sequencer.lock();
             sequencer.last = sequencer.last.max(sequence);
-            let tickets = draw_tickets(&mut sequencer.tickets, targets);
-            Turn { sequence, generation, tickets, position: None, is_replay: true }
+            self.draw_tickets(&mut sequencer, sequence, targets)
         };
-        let effects = self.change(&pin, &turn, targets, &probed, &vec![true; targets.len()]);
+        let turn = Turn { sequence, generation, position: None, is_replay: true };
+        let applies = vec![true; targets.len()];
+        let effects = self.change(&pin, &turn, tickets, targets, &probed, &applies);
         self.settle(&reserved, &effects);
         self.check_open()
     }
@@ -321,7 +329,7 @@ impl Engine {
     }
 
     /// Step 3. `None` for a duplicate.
-    fn order(&self, push: Push, targets: &[Target<'_>]) -> Result<Option<(Turn, Vec<bool>)>> {
+    fn order(&self, push: Push, targets: &[Target<'_>]) -> Result<Option<Ordered<'_>>> {
         let mut sequencer = self.sequencer.lock();
         let ids: Vec<_> = targets.iter().map(|target| target.table.id).collect();
         self.check_entry_size(targets)?;
@@ -342,9 +350,10 @@ impl Engine {
         }
         sequencer.sessions.note(push, &ids, now());
         sequencer.last = sequence;
-        let tickets = draw_tickets(&mut sequencer.tickets, targets);
+        let tickets = self.draw_tickets(&mut sequencer, sequence, targets);
         let position = sequencer.position;
-        Ok(Some((Turn { sequence, generation, tickets, position, is_replay: false }, applies)))
+        let turn = Turn { sequence, generation, position, is_replay: false };
+        Ok(Some((turn, tickets, applies)))
     }
 
     /// Step 4. A failure from here on fails the store: the journal has what the rows have not.
@@ -352,13 +361,13 @@ impl Engine {
         &self,
         pin: &Pin<'_>,
         turn: &Turn,
+        mut tickets: Tickets<'_>,
         targets: &[Target<'_>],
         probed: &[Probed],
         applies: &[bool],
     ) -> Vec<Effect> {
         let mut effects: Vec<Effect> = targets.iter().map(|_| Effect::default()).collect();
-        for &(s, ticket) in &turn.tickets {
-            let mut state = self.stripes[s].lock_in_turn(ticket);
+        while let Some((s, mut state)) = tickets.next_turn() {
             for (n, _) in applies.iter().enumerate().filter(|(_, &applies)| applies) {
                 let (target, probed) = (&targets[n], &probed[n]);
                 let mut effect = Effect::default();
@@ -369,9 +378,24 @@ impl Engine {
                 effect.count(&target.table);
                 effects[n].add(&effect);
             }
-            self.stripes[s].pass_turn(state, turn.sequence);
         }
         effects
+    }
+
+    pub(super) fn draw_tickets(
+        &self,
+        sequencer: &mut Sequencer,
+        sequence: Sequence,
+        targets: &[Target<'_>],
+    ) -> Tickets<'_> {
+        let mut drawn = Vec::new();
+        for (s, next) in sequencer.tickets.iter_mut().enumerate() {
+            if targets.iter().any(|target| !target.plan.range(s).is_empty()) {
+                drawn.push((s, *next));
+                *next += 1;
+            }
+        }
+        Tickets::new(&self.stripes, sequence, drawn)
     }
 
     pub(super) fn commit(&self, position: Option<Position>) -> Result<()> {
@@ -496,17 +520,6 @@ impl Effect {
         Counters::add(&table.counters.bytes_updated, self.updated * table.floats * 4);
         Counters::add(&table.counters.rows_poisoned, self.poisoned);
     }
-}
-
-fn draw_tickets(next: &mut [u64], targets: &[Target<'_>]) -> Vec<(usize, u64)> {
-    let mut tickets = Vec::new();
-    for (s, next) in next.iter_mut().enumerate() {
-        if targets.iter().any(|target| !target.plan.range(s).is_empty()) {
-            tickets.push((s, *next));
-            *next += 1;
-        }
-    }
-    tickets
 }
 
 fn journal_entry<'a>(

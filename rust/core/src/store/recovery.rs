@@ -16,6 +16,7 @@ use super::session::Sessions;
 use super::StoreConfig;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::failure::Failure;
 use crate::journal::{Entry, Journal, JournalConfig};
 use crate::log::{FooterEntry, Log, LogConfig, LogEnd};
 use crate::manifest::Manifest;
@@ -73,6 +74,7 @@ impl Engine {
             log: Arc::new(log),
             buckets_per_stripe: BUCKETS / stripes as u32,
         };
+        let failure = Arc::<Failure>::default();
         let sequencer = Sequencer {
             last: 0,
             tickets: vec![0; stripes],
@@ -81,14 +83,16 @@ impl Engine {
         };
         Ok(Self {
             record_bytes_max: config.record_bytes_max(segment_bytes),
-            stripes: (0..stripes).map(|_| Stripe::new(rows_bytes / stripes as u64)).collect(),
+            stripes: (0..stripes)
+                .map(|_| Stripe::new(rows_bytes / stripes as u64, failure.clone()))
+                .collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
             directory: Mutex::new(Some(directory)),
             superblock: Mutex::new(superblock),
             record_bytes: AtomicU64::new(0),
             is_closed: AtomicBool::new(false),
-            failure: Mutex::new(None),
+            failure,
             wake: Wake::default(),
             compacting: Mutex::default(),
             config,

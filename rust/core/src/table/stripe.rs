@@ -1,15 +1,9 @@
-//! One lock: a range of buckets of every table, its share of the DRAM budget, and the order in
-//! which mutating calls pass.
-//!
-//! A call that mutates draws a ticket for each stripe it touches, in the order of its sequence,
-//! and waits here for its turn; reads take the lock alone. Rows that must make room leave for the
-//! log.
+//! What the lock of a stripe protects: a range of buckets of every table, and its share of the DRAM
+//! budget. Rows that must make room leave for the log.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::arena::Arena;
 use super::part::Part;
@@ -28,55 +22,22 @@ pub(crate) struct Tier {
     pub(crate) buckets_per_stripe: u32,
 }
 
-/// A stripe and the queue before it.
-pub(crate) struct Stripe {
-    state: Mutex<State>,
-    turn: Condvar,
-}
-
-/// A locked stripe.
-pub(crate) type Guard<'a> = MutexGuard<'a, State>;
-
 /// What the lock protects.
 pub(crate) struct State {
     pub(crate) parts: HashMap<TableId, Part>,
     budget: u64,
     used: u64,
-    serving: u64,
+    /// The ticket whose turn it is.
+    pub(super) serving: u64,
     /// All mutating calls up to here that touch this stripe have been applied.
     pub(crate) applied: Sequence,
 }
 
-impl Stripe {
-    pub(crate) fn new(budget: u64) -> Self {
-        let parts = HashMap::new();
-        let state = State { parts, budget, used: 0, serving: 0, applied: 0 };
-        Self { state: Mutex::new(state), turn: Condvar::new() }
-    }
-
-    pub(crate) fn lock(&self) -> Guard<'_> {
-        self.state.lock()
-    }
-
-    /// Locks when `ticket` is next in line.
-    pub(crate) fn lock_in_turn(&self, ticket: u64) -> Guard<'_> {
-        let mut state = self.state.lock();
-        while state.serving != ticket {
-            self.turn.wait(&mut state);
-        }
-        state
-    }
-
-    /// Ends a turn.
-    pub(crate) fn pass_turn(&self, mut state: Guard<'_>, sequence: Sequence) {
-        state.applied = state.applied.max(sequence);
-        state.serving += 1;
-        drop(state);
-        self.turn.notify_all();
-    }
-}
-
 impl State {
+    pub(super) fn new(budget: u64) -> Self {
+        Self { parts: HashMap::new(), budget, used: 0, serving: 0, applied: 0 }
+    }
+
     pub(crate) fn used(&self) -> u64 {
         self.used
     }
