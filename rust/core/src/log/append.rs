@@ -10,7 +10,7 @@ use crate::types::{Place, TableId};
 
 /// Slots that only compaction may take: one to fill and one to go on with, or a full log could
 /// never be compacted.
-const RESERVED: u32 = 2;
+pub(super) const RESERVED: u32 = 2;
 
 impl Shared {
     pub(super) fn append(

@@ -239,6 +239,11 @@ impl Log {
         self.shared.state.lock().available(self.shared.slots_max)
     }
 
+    /// Whether rows that leave DRAM find a slot.
+    pub(crate) fn has_room(&self) -> bool {
+        self.free_segments() > append::RESERVED
+    }
+
     /// Segments that were freed and whose slots are not free yet: they will be once the copies of
     /// their records are on the device and older pins are gone, without a call of `sync`.
     pub(crate) fn freed_segments(&self) -> u32 {
@@ -315,6 +320,40 @@ impl Log {
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<()> {
         self.shared.entries(&buckets, visit)
+    }
+
+    /// What the footer says of the record at `place`, of a key in `bucket`: whose it is can be told
+    /// although it is damaged. None if there is no footer that says it. Hold the pin of the place.
+    ///
+    /// # Errors
+    /// `Unavailable` if a read fails.
+    pub(crate) fn entry_at(&self, place: Place, bucket: u32) -> Result<Option<FooterEntry>> {
+        self.shared.entry_at(place, bucket)
+    }
+
+    /// All footer entries of a written segment.
+    ///
+    /// # Errors
+    /// `Corruption` if the footer is damaged or the segment was freed; `Unavailable` if a read
+    /// fails.
+    pub(crate) fn entries_of(
+        &self,
+        segment: SegmentId,
+        visit: &mut dyn FnMut(FooterEntry),
+    ) -> Result<()> {
+        self.shared.entries_of(segment, visit)
+    }
+
+    /// A live record of the segment cannot be read, so its slot cannot be won: it is no `victim`
+    /// until one of its records is released.
+    pub(crate) fn set_aside(&self, segment: SegmentId) {
+        self.shared.slots.set_aside(segment);
+    }
+
+    /// Number of the filling that `place` lies in now. While it stays the same, what was read from
+    /// the place is what is there.
+    pub(crate) fn incarnation(&self, place: Place) -> u64 {
+        self.shared.slots.of(place).map_or(0, |slot| self.shared.slots.incarnation(slot))
     }
 
     /// Syncs, and joins the writer thread.

@@ -77,10 +77,28 @@ impl Engine {
             return Err(error);
         }
         drop(catalog);
+        self.enforce_cap(&table).map_err(|error| {
+            Error::new(error.kind, format!("{}; the new settings are stored", error.message))
+        })
+    }
+
+    /// Rows above the table's cap leave DRAM.
+    fn enforce_cap(&self, table: &Table) -> Result<()> {
+        let mut over = 0;
         for stripe in &self.stripes {
-            stripe.lock().enforce_cap(&self.tier, id);
+            let mut state = stripe.lock();
+            over += self.with_log_room(&mut state, |s| s.enforce_cap(&self.tier, table.id))?;
         }
-        Ok(())
+        if over == 0 {
+            return Ok(());
+        }
+        Err(Error::store_full(format!(
+            "table {:?}: its index, and a few rows in each of {} stripes, take {over} bytes more \
+             than dram={}; raise dram, or remove keys",
+            table.name(),
+            self.stripes.len(),
+            table.spec().dram.unwrap_or(u64::MAX)
+        )))
     }
 
     fn save(&self, catalog: &Catalog) -> Result<()> {

@@ -7,17 +7,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::engine::{now, Engine};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
-use crate::log::{Record, RecordView, SegmentId, Stream};
+use crate::log::{FooterEntry, Read, Record, RecordView, SegmentId, Stream};
 use crate::superblock::Superblock;
-use crate::table::{stripe_of, Found, Item, State, Tickets};
-use crate::types::{hash, Place, TableId};
+use crate::table::{stripe_of, Counters, Found, Guard, Item, State, Tickets};
+use crate::types::{hash, Place, Sequence, TableId};
 
 /// Pause between rounds when nobody asks.
 const PERIOD: Duration = Duration::from_millis(200);
 /// Live share below which a segment is worth compacting: space x1.43, about two writes a row.
 const LIVE_SHARE_MAX: f64 = 0.7;
+/// Pause of a call that waits in its turn for others to give slots free.
+const PAUSE: Duration = Duration::from_millis(1);
 /// How long a caller waits for room before it is told that the store is full.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -128,7 +130,7 @@ impl Engine {
                 Tickets::new(&self.stripes, sequencer.last, drawn)
             };
             if let Some((_, mut state)) = tickets.next_turn() {
-                work(&mut state)?;
+                self.with_log_room(&mut state, |state| work(state))?;
             }
         }
         Ok(())
@@ -182,9 +184,11 @@ impl Engine {
         let _alone = self.compacting.lock();
         while self.is_compaction_due() {
             let Some(segment) = self.tier.log.victim(self.victim_share()) else { break };
-            self.compact_segment(segment)?;
-            // Its slot comes back by itself once the copies are on the device.
-            self.tier.log.free(segment);
+            match self.compact_segment(segment) {
+                // Slots come back when the calls that may look at them end: then it goes on.
+                Err(error) if error.kind == ErrorKind::StoreFull => break,
+                outcome => outcome?,
+            }
         }
         // But where every caller waits for room nobody fills the segments that hold the copies.
         if self.log_free() < self.log_reserve() && self.tier.log.freed_segments() > 0 {
@@ -211,16 +215,118 @@ impl Engine {
         }
     }
 
-    /// Copies the live records of a segment to the compaction stream.
-    fn compact_segment(&self, segment: SegmentId) -> Result<()> {
-        let is_oldest = self.tier.log.is_oldest(segment);
-        let mut outcome = Ok(());
-        self.tier.log.scan(segment, &mut |place, table, record| {
-            if outcome.is_ok() {
-                outcome = record.and_then(|record| self.copy(place, table, &record, is_oldest));
+    /// Does `work` under a stripe's lock. Where the log is full, the lock is given up (a turn is
+    /// not) until compaction has made room, and the work is done again: until it has room it
+    /// changes nothing.
+    pub(super) fn with_log_room<T>(
+        &self,
+        state: &mut Guard<'_>,
+        mut work: impl FnMut(&mut Guard<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut deadline = None;
+        loop {
+            let error = match work(state) {
+                Err(error) if error.kind == ErrorKind::StoreFull => error,
+                outcome => return outcome,
+            };
+            if Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) {
+                return Err(error);
             }
-        })?;
-        outcome
+            Guard::unlocked(state, || self.make_log_room())?;
+        }
+    }
+
+    /// One round of compaction, and a pause if calls that may look at freed slots go on.
+    fn make_log_room(&self) -> Result<()> {
+        self.failure.check()?;
+        self.compact()?;
+        if !self.tier.log.has_room() {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Copies the live records of a segment to the compaction stream, and frees it.
+    fn compact_segment(&self, segment: SegmentId) -> Result<()> {
+        let log = &self.tier.log;
+        let is_oldest = log.is_oldest(segment);
+        let (mut outcome, mut is_damaged) = (Ok(()), false);
+        let scanned = log.scan(segment, &mut |place, table, record| match record {
+            Err(_) => is_damaged = true,
+            Ok(record) if outcome.is_ok() => {
+                outcome = self.copy(place, table, &record, is_oldest);
+            }
+            Ok(_) => {}
+        });
+        outcome?;
+        if is_damaged || scanned.is_err() {
+            return self.salvage(segment, is_oldest);
+        }
+        // Its slot comes back by itself once the copies are on the device.
+        log.free(segment);
+        Ok(())
+    }
+
+    /// What a damaged segment still holds, by its footer: sound records are copied, rows that are
+    /// in DRAM too are written anew. If a live row stays that cannot be read, so does the segment.
+    fn salvage(&self, segment: SegmentId, is_oldest: bool) -> Result<()> {
+        let log = &self.tier.log;
+        let mut entries = Vec::new();
+        let mut is_whole = log.entries_of(segment, &mut |entry| entries.push(entry)).is_ok();
+        for entry in entries {
+            if entry.tombstone {
+                self.copy_tombstone(entry.table, entry.key, entry.sequence, is_oldest)?;
+            } else {
+                is_whole &= self.rescue(&entry)?;
+            }
+        }
+        if is_whole {
+            log.free(segment);
+        } else {
+            log.set_aside(segment);
+        }
+        Ok(())
+    }
+
+    /// Moves the row of a record elsewhere, if it is live. False if it cannot be read.
+    fn rescue(&self, entry: &FooterEntry) -> Result<bool> {
+        let log = &self.tier.log;
+        let item = Item { key: entry.key, hash: hash(entry.key), index: 0 };
+        let stripe = &self.stripes[stripe_of(item.hash, self.stripes.len())];
+        let (table, pin) = {
+            let mut state = stripe.lock();
+            let Some(part) = state.parts.get(&entry.table) else { return Ok(true) };
+            let table = part.table.clone();
+            if part.slot(item.hash, Location::nvme(entry.place)).is_none() {
+                return state.rewrite(&self.tier, table.id, &item, entry.place).map(|()| true);
+            }
+            (table, log.pin())
+        };
+        let (mut outcome, mut is_read) = (Ok(()), false);
+        let (row_floats, table) = (entry.row_floats, table);
+        let mut reads = [Read { place: entry.place, row_floats, table: table.id, tag: 0 }];
+        log.read(&pin, &mut reads, &mut |_, record| {
+            if let Ok(record) = record {
+                is_read = true;
+                outcome = self.copy(entry.place, table.id, &record, false);
+            }
+        });
+        Counters::add(&table.counters.corrupt_records, usize::from(!is_read));
+        outcome.map(|()| is_read)
+    }
+
+    fn copy_tombstone(
+        &self,
+        table: TableId,
+        key: u64,
+        sequence: Sequence,
+        is_oldest: bool,
+    ) -> Result<()> {
+        // While an older segment may hold the key, its removal must be remembered.
+        if !is_oldest && self.catalog.read().by_id.contains_key(&table) {
+            self.tier.log.append_tombstone(Stream::Compaction, table, key, sequence)?;
+        }
+        Ok(())
     }
 
     fn copy(
@@ -232,11 +338,7 @@ impl Engine {
     ) -> Result<()> {
         let log = &self.tier.log;
         if record.tombstone {
-            // While an older segment may hold the key, its removal must be remembered.
-            if !is_oldest && self.catalog.read().by_id.contains_key(&table) {
-                log.append_tombstone(Stream::Compaction, table, record.key, record.sequence)?;
-            }
-            return Ok(());
+            return self.copy_tombstone(table, record.key, record.sequence, is_oldest);
         }
         let hash = hash(record.key);
         let mut state = self.stripes[stripe_of(hash, self.stripes.len())].lock();

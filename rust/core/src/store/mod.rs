@@ -1,6 +1,6 @@
 //! The verbs of a store, over its tables. The door of the engine: everything below is private.
 //!
-//! `read` and `mutate` hold the walks, `catalog` the tables, `recovery` opening and closing,
+//! `read`, `stage`, `mutate` and `change` hold the walks, `catalog` the tables, `recovery` opening and closing,
 //! `maintenance` the thread that keeps journal and log within their caps.
 
 mod catalog;
@@ -12,6 +12,7 @@ mod mutate;
 mod read;
 mod recovery;
 mod session;
+mod stage;
 mod stats;
 #[cfg(test)]
 mod tests;

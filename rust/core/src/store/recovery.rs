@@ -146,7 +146,7 @@ impl Engine {
                 table.floats
             )));
         }
-        state.adopt(&self.tier, table, entry.key, entry.place);
+        state.adopt(&self.tier, table, entry.key, entry.place)?;
         self.tier.log.adopt(entry.place, table.floats);
         self.charge_records(table, 1);
         Ok(())
@@ -207,7 +207,7 @@ impl Engine {
             }
             targets.push(self.target(table, keys, change));
         }
-        self.replay_change(sequence, generation, &targets)?;
+        self.replay_change(sequence, generation, targets)?;
         if self.log_free() < self.log_reserve() {
             self.compact()?;
         }

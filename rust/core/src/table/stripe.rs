@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 use super::arena::Arena;
-use super::part::Part;
+use super::part::{Found, Part};
 use super::plan::Item;
 use super::pool::Pool;
 use super::shape::{Counters, Table};
@@ -112,7 +112,7 @@ impl State {
         // First the entry's lane: making one may take extents away, a row just taken among them.
         // Making room for the row moves entries, but takes no lane.
         self.part(tier, table);
-        let slot = self.vacancy(tier, table.id, item.hash);
+        let slot = self.vacancy(tier, table.id, item.hash)?;
         let at = self.allocate(tier, table)?;
         let Some(part) = self.parts.get_mut(&table.id) else { return Ok(at) };
         let header = part.pool.header_mut(at);
@@ -132,7 +132,9 @@ impl State {
         place: Place,
         record: &RecordView<'_>,
     ) -> Result<Option<u64>> {
-        if self.part(tier, table).slot(item.hash, Location::nvme(place)).is_none() {
+        // No part: the table was dropped while the record was read.
+        let part = self.parts.get(&table.id);
+        if part.is_none_or(|part| part.slot(item.hash, Location::nvme(place)).is_none()) {
             return Ok(None);
         }
         let at = self.allocate(tier, table)?;
@@ -150,35 +152,42 @@ impl State {
     }
 
     /// Adds the index entry of a recovered record.
-    pub(crate) fn adopt(&mut self, tier: &Tier, table: &Arc<Table>, key: u64, place: Place) {
+    pub(crate) fn adopt(
+        &mut self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        key: u64,
+        place: Place,
+    ) -> Result<()> {
         let hash = hash(key);
         self.part(tier, table);
-        let slot = self.vacancy(tier, table.id, hash);
+        let slot = self.vacancy(tier, table.id, hash)?;
         if let Some(part) = self.parts.get_mut(&table.id) {
             part.index.insert(slot, hash, Location::nvme(place));
         }
+        Ok(())
     }
 
     /// A lane for a new entry; the index grows until there is one.
-    fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Slot {
+    fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Result<Slot> {
         loop {
             if let Some(slot) = self.parts.get(&id).and_then(|part| part.index.vacancy(hash)) {
-                return slot;
+                return Ok(slot);
             }
-            self.grow_index(tier, id);
+            self.grow_index(tier, id)?;
         }
     }
 
     /// Rows make room for the index; where there are none left to leave, one growth may pass the
     /// share: `check_room` stops new keys before it adds up.
-    fn grow_index(&mut self, tier: &Tier, id: TableId) {
+    fn grow_index(&mut self, tier: &Tier, id: TableId) -> Result<()> {
         loop {
-            let Some(part) = self.parts.get(&id) else { return };
+            let Some(part) = self.parts.get(&id) else { return Ok(()) };
             let grown = part.bytes_with(part.index.bytes_grown(), part.pool.bytes());
             let is_capped = grown > part.table.stripe_cap();
             let is_full = self.used + grown > self.budget + part.bytes();
-            let gave =
-                (is_capped && self.shrink_part(tier, id)) || (is_full && self.shrink_largest(tier));
+            let gave = (is_capped && self.shrink_part(tier, id)?)
+                || (is_full && self.shrink_largest(tier)?);
             if !gave {
                 break;
             }
@@ -187,6 +196,7 @@ impl State {
         if let Some(part) = parts.get_mut(&id) {
             accounted(used, part, |part| part.index.grow());
         }
+        Ok(())
     }
 
     /// A free row of the table's pool, by a new extent, or by evicting.
@@ -203,7 +213,7 @@ impl State {
                 used + grown <= budget + part.bytes() && grown <= part.table.stripe_cap();
             let is_first = part.pool.capacity() == 0;
             // Others make room for the first rows of a table; where none can, they pass the share.
-            if is_first && !has_room && self.shrink_largest(tier) {
+            if is_first && !has_room && self.shrink_largest(tier)? {
                 continue;
             }
             if (has_room || is_first) && self.grow_pool(table.id) {
@@ -223,12 +233,12 @@ impl State {
         let own = self.part(tier, table).pool.bytes();
         let capped = self.part(tier, table).bytes() * 2 > table.stripe_cap();
         let largest = self.parts.values().map(|part| part.pool.bytes()).max().unwrap_or(0);
-        if !capped && largest > own * 4 && self.shrink_largest(tier) {
+        if !capped && largest > own * 4 && self.shrink_largest(tier)? {
             return Ok(());
         }
         let part = self.part(tier, table);
         let n = (part.pool.capacity() / 64).clamp(1, 64);
-        if self.evict(tier, table.id, n)? == 0 && !self.shrink_largest(tier) {
+        if self.evict(tier, table.id, n)? == 0 && !self.shrink_largest(tier)? {
             return Err(Error::store_full(format!(
                 "table {:?}: no DRAM for a row of {} bytes; raise dram",
                 table.name(),
@@ -247,22 +257,29 @@ impl State {
     }
 
     /// Takes the last extent of the largest pool away. False if no pool can give one.
-    fn shrink_largest(&mut self, tier: &Tier) -> bool {
+    fn shrink_largest(&mut self, tier: &Tier) -> Result<bool> {
         let Self { parts, used, .. } = self;
         let can_give = |part: &&mut Part| part.pool.bytes() > part.pool.extent_bytes();
         let largest = parts.values_mut().filter(can_give).max_by_key(|part| part.pool.bytes());
-        largest.is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
+        largest.map_or(Ok(false), |part| accounted(used, part, |part| shrink(tier, part)))
     }
 
-    fn shrink_part(&mut self, tier: &Tier, id: TableId) -> bool {
+    fn shrink_part(&mut self, tier: &Tier, id: TableId) -> Result<bool> {
         let Self { parts, used, .. } = self;
-        parts.get_mut(&id).is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
+        let part = parts.get_mut(&id);
+        part.map_or(Ok(false), |part| accounted(used, part, |part| shrink(tier, part)))
     }
 
-    /// Evicts until the table is within its own cap again.
-    pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) {
-        let is_over = |part: &Part| part.bytes() > part.table.stripe_cap();
-        while self.parts.get(&id).is_some_and(is_over) && self.shrink_part(tier, id) {}
+    /// Evicts until the table is within its own cap again. Returns the bytes that are still above
+    /// it: of an index, and of the one extent that a pool keeps.
+    pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) -> Result<u64> {
+        let over = |part: &Part| part.bytes().saturating_sub(part.table.stripe_cap());
+        loop {
+            let over = self.parts.get(&id).map_or(0, over);
+            if over == 0 || !self.shrink_part(tier, id)? {
+                return Ok(over);
+            }
+        }
     }
 
     /// Removes a row: from DRAM, or the record at `place` that was verified to be the key's.
@@ -291,6 +308,23 @@ impl State {
         Ok(true)
     }
 
+    /// Writes a row that is in DRAM anew, if its record is the one at `place`, which is damaged.
+    pub(crate) fn rewrite(
+        &mut self,
+        tier: &Tier,
+        id: TableId,
+        item: &Item,
+        place: Place,
+    ) -> Result<()> {
+        let Some(part) = self.parts.get_mut(&id) else { return Ok(()) };
+        match part.find(item, |_| true) {
+            Found::Dram(at) if part.pool.header(at).state.place() == Some(place) => {
+                write_row(tier, Stream::Compaction, &part.table, &mut part.pool, at)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Writes back every row that needs a journal file up to `generation` (all dirty rows for
     /// `None`), keeping them in DRAM. Returns how many.
     pub(crate) fn write_back(&mut self, tier: &Tier, generation: Option<u32>) -> Result<usize> {
@@ -301,7 +335,7 @@ impl State {
                 let state = part.pool.header(at).state;
                 let is_due = generation.is_none_or(|bound| state.needs_journal(bound));
                 if state.is_live() && state.is_dirty() && is_due {
-                    write_row(tier, &part.table, &mut part.pool, at)?;
+                    write_row(tier, Stream::Rows, &part.table, &mut part.pool, at)?;
                     written += 1;
                 }
             }
@@ -310,21 +344,21 @@ impl State {
     }
 }
 
-/// Takes a part's last extent away. False if it is the only one, or the log refuses its rows.
-fn shrink(tier: &Tier, part: &mut Part) -> bool {
+/// Takes a part's last extent away. False if it is the only one.
+fn shrink(tier: &Tier, part: &mut Part) -> Result<bool> {
     if part.pool.bytes() <= part.pool.extent_bytes() {
-        return false;
+        return Ok(false);
     }
     let rows: Vec<u64> = part.pool.last_extent().collect();
     for &at in &rows {
-        if part.pool.header(at).state.is_live() && evict_row(tier, part, at).is_err() {
-            return false;
+        if part.pool.header(at).state.is_live() {
+            evict_row(tier, part, at)?;
         }
     }
     part.policy.forget(|at| rows.binary_search(&at).is_ok());
     part.era += 1;
     part.pool.shrink();
-    true
+    Ok(true)
 }
 
 /// Does `work` on a part and keeps the stripe's account of its bytes.
@@ -339,7 +373,7 @@ fn accounted<T>(used: &mut u64, part: &mut Part, work: impl FnOnce(&mut Part) ->
 /// The row at `at` leaves DRAM; its entry points at NVMe.
 fn evict_row(tier: &Tier, part: &mut Part, at: u64) -> Result<()> {
     if part.pool.header(at).state.is_dirty() {
-        write_row(tier, &part.table, &mut part.pool, at)?;
+        write_row(tier, Stream::Rows, &part.table, &mut part.pool, at)?;
     }
     let header = *part.pool.header(at);
     let hash = hash(header.key);
@@ -354,7 +388,7 @@ fn evict_row(tier: &Tier, part: &mut Part, at: u64) -> Result<()> {
 }
 
 /// Appends a dirty row to the log and marks it clean.
-fn write_row(tier: &Tier, table: &Table, pool: &mut Pool, at: u64) -> Result<()> {
+fn write_row(tier: &Tier, stream: Stream, table: &Table, pool: &mut Pool, at: u64) -> Result<()> {
     let (header, numbers) = pool.row_mut(at);
     let record = Record {
         key: header.key,
@@ -363,7 +397,7 @@ fn write_row(tier: &Tier, table: &Table, pool: &mut Pool, at: u64) -> Result<()>
         frequency: header.frequency,
         row: numbers,
     };
-    let place = tier.log.append(Stream::Rows, table.id, &record)?;
+    let place = tier.log.append(stream, table.id, &record)?;
     if let Some(old) = header.state.place() {
         tier.log.release(old, table.floats);
     }
