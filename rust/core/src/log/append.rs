@@ -1,5 +1,7 @@
 //! Adding records: one short lock a stream around a copy into the segment buffer.
 
+use std::sync::atomic::Ordering;
+
 use super::record::Record;
 use super::segment::OpenSegment;
 use super::slots::SlotInfo;
@@ -89,6 +91,7 @@ impl Shared {
     }
 
     fn full(&self) -> Error {
+        self.refused.fetch_add(1, Ordering::Relaxed);
         Error::store_full(format!(
             "log {} is full: all {} slots of {} bytes are taken ({} bytes live): remove rows, let \
              compaction run, or raise nvme_bytes",

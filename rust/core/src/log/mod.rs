@@ -104,6 +104,7 @@ struct Shared {
     /// Held while slots are erased, so that one thread does it at a time.
     file_header: Mutex<(FileHeader, AlignedBuffer)>,
     failure: OnceLock<Error>,
+    refused: AtomicU64,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
 }
@@ -237,6 +238,11 @@ impl Log {
     /// Slots that can be filled now.
     pub(crate) fn free_segments(&self) -> u32 {
         self.shared.state.lock().available(self.shared.slots_max)
+    }
+
+    /// Records refused so far for want of a slot.
+    pub(crate) fn refused(&self) -> u64 {
+        self.shared.refused.load(Ordering::Relaxed)
     }
 
     /// Whether rows that leave DRAM find a slot.

@@ -223,25 +223,21 @@ impl Engine {
         state: &mut Guard<'_>,
         mut work: impl FnMut(&mut Guard<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut deadline = None;
+        let mut patience = Patience::new(self);
         loop {
-            let error = match work(state) {
-                Err(error) if error.kind == ErrorKind::StoreFull => error,
+            match work(state) {
+                Err(error) => Guard::unlocked(state, || patience.make_log_room(error))?,
                 outcome => return outcome,
-            };
-            if Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) {
-                return Err(error);
             }
-            Guard::unlocked(state, || self.make_log_room())?;
         }
     }
 
-    /// One round of compaction, and a pause if calls that may look at freed slots go on.
-    fn make_log_room(&self) -> Result<()> {
-        self.failure.check()?;
-        self.compact()?;
-        if !self.tier.log.has_room() {
-            std::thread::sleep(PAUSE);
+    /// Reads for training again, from the start, if the log was full: rows that were read by then
+    /// are counted once more.
+    pub(super) fn again_with_log_room(&self, mut read: impl FnMut() -> Result<()>) -> Result<()> {
+        let mut patience = Patience::new(self);
+        while let Err(error) = read() {
+            patience.make_log_room(error)?;
         }
         Ok(())
     }
@@ -371,6 +367,39 @@ impl Engine {
                 part.pool.header_mut(at).state.set_place(new);
                 log.release(place, part.table.floats);
             }
+        }
+        Ok(())
+    }
+}
+
+/// How long work that the log refuses is tried again.
+struct Patience<'a> {
+    engine: &'a Engine,
+    refused: u64,
+    deadline: Option<Instant>,
+}
+
+impl<'a> Patience<'a> {
+    fn new(engine: &'a Engine) -> Self {
+        Self { engine, refused: engine.tier.log.refused(), deadline: None }
+    }
+
+    /// One round of compaction, and a pause if calls that may look at freed slots go on.
+    ///
+    /// # Errors
+    /// `error`, if it is not for want of a slot, or the time is over.
+    fn make_log_room(&mut self, error: Error) -> Result<()> {
+        let log = &self.engine.tier.log;
+        let refused = std::mem::replace(&mut self.refused, log.refused());
+        let is_log_full = error.kind == ErrorKind::StoreFull && self.refused != refused;
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+        if !is_log_full || Instant::now() > deadline {
+            return Err(error);
+        }
+        self.engine.failure.check()?;
+        self.engine.compact()?;
+        if !log.has_room() {
+            std::thread::sleep(PAUSE);
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::part::{Found, Part};
 use super::plan::Item;
 use super::pool::Pool;
 use super::shape::{Counters, Table};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Location, Slot};
 use crate::log::{Log, Record, RecordView, Stream};
 use crate::types::{hash, Place, Sequence, TableId};
@@ -149,6 +149,22 @@ impl State {
             part.index.relocate(slot, Location::dram(at));
         }
         Ok(Some(at))
+    }
+
+    /// The same for a read that can do without: a full log, into which other rows would have to
+    /// leave, is no reason to refuse it.
+    pub(crate) fn offer(
+        &mut self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        item: &Item,
+        place: Place,
+        record: &RecordView<'_>,
+    ) -> Result<()> {
+        match self.install(tier, table, item, place, record) {
+            Err(error) if error.kind == ErrorKind::StoreFull => Ok(()),
+            outcome => outcome.map(drop),
+        }
     }
 
     /// Adds the index entry of a recovered record.
