@@ -84,7 +84,7 @@ pub(crate) struct LogEnd {
 /// See the module. Thread safe.
 pub(crate) struct Log {
     shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the callers' threads and the writer thread share.
@@ -132,7 +132,7 @@ impl Log {
                 move || shared.write_segments()
             })
             .map_err(|e| Error::unavailable(format!("cannot start the log's thread: {e}")))?;
-        Ok(Self { shared, writer: Some(writer) })
+        Ok(Self { shared, writer: Mutex::new(Some(writer)) })
     }
 
     /// Adds a record, live until it is released. In memory until its segment is full or `sync`.
@@ -367,14 +367,16 @@ impl Log {
     /// # Errors
     /// As `sync`.
     #[cfg(test)]
-    pub(crate) fn close(mut self) -> Result<LogEnd> {
+    pub(crate) fn close(self) -> Result<LogEnd> {
         let end = self.shared.sync();
-        self.join();
+        self.stop();
         end
     }
 
-    fn join(&mut self) {
-        if let Some(writer) = self.writer.take() {
+    /// Writes what is sealed already, forgets the rest, joins the writer thread. Nothing is
+    /// written after that: append and sync no more.
+    pub(crate) fn stop(&self) {
+        if let Some(writer) = self.writer.lock().take() {
             self.shared.close();
             // If it panicked, its message is out already and nobody waits for it any more.
             let _ = writer.join();
@@ -383,9 +385,8 @@ impl Log {
 }
 
 impl Drop for Log {
-    /// Writes what is sealed already, forgets the rest, joins the writer thread.
     fn drop(&mut self) {
-        self.join();
+        self.stop();
     }
 }
 

@@ -19,7 +19,6 @@ const BUCKETS_PER_WALK: u32 = 64;
 
 impl Engine {
     pub(super) fn create_table(&self, spec: &TableSpec) -> Result<TableInfo> {
-        self.check_open()?;
         spec.check()?;
         let mut catalog = self.catalog.write();
         if let Some(id) = catalog.by_name.get(&spec.name) {
@@ -39,14 +38,12 @@ impl Engine {
     }
 
     pub(super) fn find_table(&self, name: &str) -> Result<TableInfo> {
-        self.check_open()?;
         let catalog = self.catalog.read();
         let id = *catalog.by_name.get(name).ok_or_else(|| not_found(name))?;
         Ok(TableInfo { id, spec: catalog.by_id[&id].spec(), warnings: Vec::new() })
     }
 
     pub(super) fn drop_table(&self, name: &str) -> Result<()> {
-        self.check_open()?;
         let table = {
             let mut catalog = self.catalog.write();
             let table = catalog.forget(name).ok_or_else(|| not_found(name))?;

@@ -61,7 +61,7 @@ fn run(engine: &Engine) {
 
 impl Engine {
     fn maintain(&self) -> Result<()> {
-        if self.check_open().is_err() {
+        if self.failure.check().is_err() {
             return Ok(());
         }
         self.compact()?;

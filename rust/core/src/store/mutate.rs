@@ -142,7 +142,6 @@ impl Engine {
         push: Push,
         targets: Vec<Target<'a>>,
     ) -> Result<(PushOutcome, Effect)> {
-        self.check_open()?;
         let _watch = self.failure.watch();
         self.wait_for_space()?;
         let call = Call::probe(self, targets)?;
@@ -164,7 +163,7 @@ impl Engine {
         let effects = self.change(&call, ordered);
         call.settle(&effects);
         self.commit(position)?;
-        self.check_open()?;
+        self.failure.check()?;
         let mut total = Effect::default();
         effects.iter().for_each(|effect| total.add(effect));
         total.lost.take().map_or(Ok((PushOutcome::Applied, total)), Err)
@@ -201,7 +200,7 @@ impl Engine {
         let applies = vec![true; call.targets.len()];
         let effects = self.change(&call, Ordered { turn, tickets, applies });
         call.settle(&effects);
-        self.check_open()
+        self.failure.check()
     }
 
     /// Step 3. `None` for a duplicate. A repair comes right before its call.

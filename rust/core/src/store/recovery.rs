@@ -4,7 +4,7 @@
 //! each key the newest record counts; then the journal: entries that a row has not seen yet are
 //! applied again, in order, by the code that applied them first.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -91,7 +91,7 @@ impl Engine {
             directory: Mutex::new(Some(directory)),
             superblock: Mutex::new(superblock),
             record_bytes: AtomicU64::new(0),
-            is_closed: AtomicBool::new(false),
+            is_open: RwLock::new(true),
             failure,
             wake: Wake::default(),
             compacting: Mutex::default(),
@@ -216,8 +216,9 @@ impl Engine {
 
     /// Writes everything back and gives the directory up.
     pub(super) fn close(&self) -> Result<()> {
-        let outcome = self.check_open().and_then(|()| self.write_all());
-        self.is_closed.store(true, Relaxed);
+        let outcome = self.failure.check().and_then(|()| self.write_all());
+        // Also after a failure nothing is written once the directory may be another's.
+        self.tier.log.stop();
         self.directory.lock().take();
         outcome
     }

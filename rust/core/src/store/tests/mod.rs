@@ -2,6 +2,7 @@
 //! at the rows in DRAM.
 
 mod panic;
+mod rows;
 
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableSpec};
