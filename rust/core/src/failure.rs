@@ -38,7 +38,7 @@ impl Drop for Watch<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() && !self.was_panicking {
             self.failure.note(&Error::unavailable(
-                "a call panicked while it held rows; see the messages of the process, and report it",
+                "a call panicked while it held rows; see what the process printed, and report it",
             ));
         }
     }

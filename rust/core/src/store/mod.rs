@@ -1,7 +1,7 @@
 //! The verbs of a store, over its tables. The door of the engine: everything below is private.
 //!
-//! `read`, `stage`, `mutate` and `change` hold the walks, `catalog` the tables, `recovery` opening and closing,
-//! `maintenance` the thread that keeps journal and log within their caps.
+//! `read`, `stage`, `mutate` and `change` hold the walks, `catalog` the tables, `recovery` opening
+//! and closing, `maintenance` the thread that keeps journal and log within their caps.
 
 mod catalog;
 mod change;

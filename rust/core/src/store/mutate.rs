@@ -5,8 +5,8 @@
 //! 2. Read: records of rows on NVMe are staged in memory of this call, without a lock.
 //! 3. Order: under the sequencer's lock the call gets its sequence, its journal entry and a ticket
 //!    for each stripe that it touches.
-//! 4. Change: stripe by stripe, in turn (`change`). Rows that stayed in DRAM are found where the probe saw
-//!    them; staged ones are installed; new ones start at their initial row.
+//! 4. Change: stripe by stripe, in turn (`change`). Rows that stayed in DRAM are found where the
+//!    probe saw them; staged ones are installed; new ones start at their initial row.
 //! 5. Commit: wait for what the durability mode promises.
 
 use std::borrow::Cow;
