@@ -21,7 +21,7 @@ const LIVE_SHARE_MAX: f64 = 0.7;
 /// Pause of a call that waits in its turn for others to give slots free.
 const PAUSE: Duration = Duration::from_millis(1);
 /// How long a caller waits for room before it is told that the store is full.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 
 pub(super) fn start(engine: Arc<Engine>) -> Result<JoinHandle<()>> {
     std::thread::Builder::new().name("hps-maintain".into()).spawn(move || run(&engine)).map_err(
@@ -51,8 +51,12 @@ fn run(engine: &Engine) {
         // A panic fails the store, but not the thread: callers wait for its rounds.
         let round = catch_unwind(AssertUnwindSafe(|| engine.maintain()));
         let panicked = || Err(Error::unavailable("the maintenance thread panicked"));
-        if let Err(error) = round.unwrap_or_else(|_| panicked()) {
-            engine.fail(&error);
+        match round.unwrap_or_else(|_| panicked()) {
+            // Nothing is half done then: the journal keeps what was not written back, and callers
+            // are told that the store is full.
+            Err(error) if error.kind == ErrorKind::StoreFull => {}
+            Err(error) => engine.fail(&error),
+            Ok(()) => {}
         }
         engine.wake.state.lock().rounds += 1;
         engine.wake.callers.notify_all();

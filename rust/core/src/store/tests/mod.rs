@@ -1,6 +1,7 @@
 //! Goal: what no caller can see or provoke from outside. Method: the engine's own doors, and looks
 //! at the rows in DRAM.
 
+mod full;
 mod panic;
 mod rows;
 
@@ -9,16 +10,19 @@ use crate::spec::{Initializer, Optimizer, TableSpec};
 use crate::store::{Store, StoreConfig};
 use crate::types::{Durability, Push};
 
-pub(super) fn open(scratch: &Scratch, durability: Durability) -> Store {
-    Store::open(StoreConfig {
+pub(super) fn config(scratch: &Scratch, durability: Durability) -> StoreConfig {
+    StoreConfig {
         path: scratch.path().to_path_buf(),
         dram_bytes: 8 << 20,
         nvme_bytes: 64 << 20,
         durability,
         threads: 1,
         shard: (0, 1),
-    })
-    .unwrap()
+    }
+}
+
+pub(super) fn open(scratch: &Scratch, durability: Durability) -> Store {
+    Store::open(config(scratch, durability)).unwrap()
 }
 
 pub(super) fn spec(name: &str, dim: u32) -> TableSpec {
