@@ -127,9 +127,12 @@ class HotCall:
     code: str  # once run: "ok", or the class name of the error
     cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
 
+    is_done: bool  # nothing of the reply is left to run
+
     def run(self) -> Buffer:
-        """The Return frame: results, or an exception for anything that is wrong. Never raises for
-        what a peer sent. Any thread; releases the interpreter lock. Once.
+        """The Return frame: results, or an exception for anything that is wrong; of a large reply
+        the next piece, about 1 MiB. Never raises for what a peer sent. Any thread, one at a time;
+        releases the interpreter lock. Until `is_done`.
         """
 
 class ColdCall:

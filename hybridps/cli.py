@@ -8,7 +8,7 @@ table exists with another shape; 5 no server, or not in time. Errors are one lin
 import argparse
 import json
 import os
-import runpy
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -224,13 +224,15 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
 
 
 def _fail(error: HybridPSError, *, as_json: bool) -> int:
-    name = type(error).__name__
-    if as_json:
-        print(json.dumps({"error": name, "message": str(error)}), file=sys.stderr)
-    else:
-        print(f"hybridps: {error}", file=sys.stderr)
     codes = (code for cls, code in _EXIT_CODES if isinstance(error, cls))
-    return next(codes, EXIT_FAILED)
+    code = next(codes, EXIT_FAILED)
+    return _refuse(code, type(error).__name__, str(error), as_json=as_json)
+
+
+def _refuse(code: int, name: str, text: str, *, as_json: bool) -> int:
+    told = json.dumps({"error": name, "message": text}) if as_json else f"hybridps: {text}"
+    print(told, file=sys.stderr)
+    return code
 
 
 def _demo(arguments: Sequence[str]) -> int:
@@ -241,31 +243,29 @@ def _demo(arguments: Sequence[str]) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
+    as_json = "--json" in arguments
+    words = [word for word in arguments if word != "--json"]
     scripts = sorted(path.stem for path in _BENCHMARKS.glob("*.py") if path.stem != "yardstick")
     if not scripts:
-        print(f"hybridps: no scripts in {_BENCHMARKS}; use a checkout", file=sys.stderr)
-        return EXIT_FAILED
-    if not arguments or arguments[0] not in scripts:
-        is_help = list(arguments) in (["-h"], ["--help"])
-        usage = f"usage: hybridps bench {{{','.join(scripts)}}} [OPTION...]"
-        print(usage, file=sys.stdout if is_help else sys.stderr)
-        return 0 if is_help else EXIT_USAGE
-    return _run_script(_BENCHMARKS / f"{arguments[0]}.py", arguments[1:])
+        text = f"no scripts in {_BENCHMARKS}; use a checkout"
+        return _refuse(EXIT_FAILED, "ConfigError", text, as_json=as_json)
+    usage = f"usage: hybridps bench {{{','.join(scripts)}}} [OPTION...] [--json]"
+    if words in (["-h"], ["--help"]):
+        return _print(usage)
+    if not words or words[0] not in scripts:
+        return _refuse(EXIT_USAGE, "BadInputError", usage, as_json=as_json)
+    return _run_script(_BENCHMARKS / f"{words[0]}.py", words[1:], as_json=as_json)
 
 
-def _run_script(script: Path, arguments: Sequence[str]) -> int:
-    before = sys.argv
-    sys.argv = [str(script), *arguments]
-    sys.path.insert(0, str(script.parent))  # scripts share `yardstick`, as when run by path
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except SystemExit as leaving:
-        code = leaving.code
-        return code if isinstance(code, int) else int(code is not None)
-    finally:
-        sys.argv = before
-        sys.path.remove(str(script.parent))
-    return 0
+def _run_script(script: Path, arguments: Sequence[str], *, as_json: bool) -> int:
+    """As `python script ...`; with `as_json` the results alone, which scripts print a line each."""
+    command = [sys.executable, str(script), *arguments]
+    captured = subprocess.PIPE if as_json else None
+    done = subprocess.run(command, stdout=captured, text=True, check=False)  # noqa: S603 - ours
+    if as_json and done.returncode == 0:
+        results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return _print(json.dumps(results))
+    return done.returncode
 
 
 if __name__ == "__main__":

@@ -352,9 +352,11 @@ def _read_toml(path: Path) -> dict[str, tuple[str, Any]]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
+        raise ConfigError(
+            f"cannot read config file {path}: {error.strerror}; give a file that this user may read"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not TOML: {error}") from None
+        raise ConfigError(f"config file {path} is not TOML: {error}; correct it") from None
     for key in table:
         if key not in _NAMES:
             raise ConfigError(f"unknown key {key!r} in {path}{_nearest(key, _NAMES)}")

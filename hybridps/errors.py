@@ -4,7 +4,7 @@ HybridPSError
 +-- BadInputError        also ValueError       the caller's data; nothing changed
 +-- TableNotFoundError   also KeyError         no such table, or the handle's table was dropped
 +-- TableMismatchError                         the name is taken by a table of another shape
-+-- StoreFullError                             a byte cap leaves no room; nothing changed
++-- StoreFullError                             a byte cap leaves no room; no value changed
 +-- CorruptionError                            bytes on disk are not what was written
 +-- ConfigError                                a setting or directory cannot be used
 +-- UnavailableError     also ConnectionError  no server answers, or the store is closed
@@ -37,7 +37,9 @@ class TableMismatchError(HybridPSError):
 
 
 class StoreFullError(HybridPSError):
-    """A DRAM or NVMe cap leaves no room; nothing changed."""
+    """A DRAM or NVMe cap leaves no room. No value changed; a training read may have made some of
+    its new rows.
+    """
 
 
 class CorruptionError(HybridPSError):

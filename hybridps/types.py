@@ -257,8 +257,7 @@ class TableSpec:
         if self.dtype != "float32":
             raise BadInputError(f'dtype is {self.dtype!r}; give "float32"')
         for name in ("admission", "expiry"):
-            if getattr(self, name) is not None:
-                raise BadInputError(f"{name} is {getattr(self, name)!r}; this version takes None")
+            check_none(getattr(self, name), name)
         self._set("dram", check_dram(self.dram))
         self._set("nvme", None if self.nvme is None else parse_size(self.nvme, "nvme"))
 
@@ -312,6 +311,12 @@ def initializer_from(options: dict[str, Any]) -> Initializer:
     """The initializer of stored options, as `Initializer.options` gives them."""
     options = dict(options)
     return _INITIALIZERS[options.pop("kind")](**options)
+
+
+def check_none(value: object, name: str) -> None:
+    """Refuses a setting that a later version will take."""
+    if value is not None:
+        raise BadInputError(f"{name} is {value!r}; this version takes None alone")
 
 
 def check_dram(dram: int | str | None) -> int | None:

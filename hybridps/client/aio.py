@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from hybridps.client import verbs
 from hybridps.client.batches import RowsLike
-from hybridps.client.blocking import check_mapping, split_pairs, warn_of
+from hybridps.client.blocking import check_mapping, split_counts, split_pairs, warn_of
 from hybridps.client.calls import Found, Keys, Rows
 from hybridps.client.local import LocalTransport
 from hybridps.client.retry import check_timeout
@@ -195,10 +195,13 @@ class Table:
         learning_rate: float | Keep = KEEP,
         dram: int | str | Keep | None = KEEP,
         nvme: int | str | Keep | None = KEEP,
+        expiry: Keep | None = KEEP,
+        admission: Keep | None = KEEP,
         timeout: float | None = None,
     ) -> None:
         """See `hybridps.Table.alter`."""
-        steps = verbs.alter(self._catalog, self._handle, learning_rate, dram, nvme)
+        later = {"expiry": expiry, "admission": admission}
+        steps = verbs.alter(self._catalog, self._handle, learning_rate, dram, nvme, later)
         await self._run(steps, timeout)
 
     async def size(self, *, timeout: float | None = None) -> int:
@@ -287,7 +290,7 @@ class ParameterServer:
         """See `hybridps.ParameterServer.lookup_or_insert`."""
         check_mapping(batches, "lookup_or_insert")
         names, keys = list(batches), list(batches.values())
-        per_table = [None if counts is None else counts.get(name) for name in names]
+        per_table = split_counts(names, counts)
         args = verbs.lookup_or_insert, names, keys, per_table
         return await self._driver.run_by_name(*args, timeout=timeout)
 

@@ -93,6 +93,21 @@ def split_pairs(batches: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
     return [pair[0] for pair in batches.values()], [pair[1] for pair in batches.values()]
 
 
+def split_counts(
+    names: Sequence[str], counts: Mapping[str, ArrayLike] | None
+) -> list[ArrayLike | None]:
+    """The counts of each table of the call, None where none were given."""
+    if counts is None:
+        return [None] * len(names)
+    check_mapping(counts, "counts=")
+    strays = [name for name in counts if name not in names]
+    if strays:
+        raise BadInputError(
+            f"counts name table {strays[0]!r}, keys are of {list(names)}; give counts of those"
+        )
+    return [counts.get(name) for name in names]
+
+
 class Table:
     """A table of a `ParameterServer`. It stays with its table: after a drop its verbs raise
     TableNotFoundError, also when a new table took the name.
@@ -206,10 +221,16 @@ class Table:
         learning_rate: float | Keep = KEEP,
         dram: int | str | Keep | None = KEEP,
         nvme: int | str | Keep | None = KEEP,
+        expiry: Keep | None = KEEP,
+        admission: Keep | None = KEEP,
         timeout: float | None = None,
     ) -> None:
-        """Changes live settings; what is not named stays, None lifts a byte cap."""
-        steps = verbs.alter(self._catalog, self._handle, learning_rate, dram, nvme)
+        """Changes live settings; what is not named stays, None lifts a byte cap.
+
+        `expiry` and `admission` take None alone in this version.
+        """
+        later = {"expiry": expiry, "admission": admission}
+        steps = verbs.alter(self._catalog, self._handle, learning_rate, dram, nvme, later)
         self._run(steps, timeout)
 
     def __len__(self) -> int:
@@ -304,7 +325,7 @@ class ParameterServer:
         """`Table.lookup_or_insert` of several tables in one pass."""
         check_mapping(batches, "lookup_or_insert")
         names, keys = list(batches), list(batches.values())
-        per_table = [None if counts is None else counts.get(name) for name in names]
+        per_table = split_counts(names, counts)
         args = verbs.lookup_or_insert, names, keys, per_table
         return self._driver.run_by_name(*args, timeout=timeout)
 

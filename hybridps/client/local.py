@@ -16,6 +16,7 @@ from typing import Any, Final
 from hybridps import _core
 from hybridps.client import calls
 from hybridps.client.calls import Call, Opened
+from hybridps.client.retry import check_timeout
 from hybridps.client.verbs import Addressed
 from hybridps.errors import HybridPSError, UnavailableError
 from hybridps.types import TableSpec
@@ -44,8 +45,8 @@ class LocalTransport:
         self._is_closed = False
 
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
-        """Replies of the calls, in order. `timeout` does not apply."""
-        del timeout
+        """Replies of the calls, in order. `timeout` does not apply, but must be one."""
+        check_timeout(timeout, 0.0)
         if os.getpid() != self._process:
             raise UnavailableError(
                 f"store {self._path!r} was opened by process {self._process}, this is its fork"

@@ -70,14 +70,14 @@ def check_limits(info: ServerInfo, call: Call, where: str) -> None:
     keys = sum(len(table[1]) for table in tables)
     arrays = (array for table in tables for array in table[1:] if array is not None)
     size = _HEADER_BYTES + sum(_TABLE_BYTES + array.nbytes for array in arrays)
-    for what, value, limit in (
-        ("keys", keys, info.keys_limit),
-        ("bytes", size, info.frame_limit),
+    for what, value, limit, setting in (
+        ("keys", keys, info.keys_limit, "keys_limit"),
+        ("bytes", size, info.frame_limit, "frame_limit"),
     ):
         if value > limit:
             raise BadInputError(
                 f"{verb_of(call)} holds {value} {what} for server {where}, which takes {limit} in"
-                " one call; split the batch, or raise the limit where the server starts"
+                f" one call; split the batch, or raise {setting} in the server's config"
             )
 
 

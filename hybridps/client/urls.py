@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hybridps.errors import ConfigError
-from hybridps.sizes import parse_size
+from hybridps.errors import BadInputError, ConfigError
+from hybridps.sizes import format_size, parse_size
 
 _FORMS: Final = (
     '"hps://HOST:PORT" (several by commas, shards in order), "hps+unix://PATH" or "local:PATH"'
 )
 _PORT_MAX: Final = 65535
 DRAM_MIN: Final = 8 << 20
+NVME_MIN: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +86,16 @@ def local_settings(
     durability: str | None,
     threads: int | None,
 ) -> LocalSettings:
-    """The store of a `local:` URL. Raises ConfigError, or BadInputError for an unreadable size."""
+    """The store of a `local:` URL. Raises ConfigError."""
     path = url.removeprefix("local:")
     if not path:
         raise ConfigError(f"url {url!r} has no path; give {_FORMS}")
     if cold is not None:
         raise ConfigError(f"cold is {cold!r}; this version has no cold tier: give None")
-    if threads is not None and (isinstance(threads, bool) or threads < 1):
+    if threads is not None and (type(threads) is not int or threads < 1):
         raise ConfigError(f"threads is {threads!r}; give an int of at least 1")
-    dram_bytes = max(_memory() // 4, DRAM_MIN) if dram is None else parse_size(dram, "dram")
-    nvme_bytes = _free(path) * 3 // 4 if nvme is None else parse_size(nvme, "nvme")
+    dram_bytes = max(_memory() // 4, DRAM_MIN) if dram is None else _size(dram, "dram")
+    nvme_bytes = _default_nvme(path) if nvme is None else _size(nvme, "nvme")
     return LocalSettings(
         path=path,
         dram=dram_bytes,
@@ -111,6 +112,23 @@ def refuse_local_settings(url: str, settings: Mapping[str, object]) -> None:
             raise ConfigError(
                 f"{name}= belongs to local: URLs, url is {url!r}; set it where the server starts"
             )
+
+
+def _size(size: int | str, name: str) -> int:
+    try:
+        return parse_size(size, name)
+    except BadInputError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _default_nvme(path: str) -> int:
+    size = _free(path) * 3 // 4
+    if size < NVME_MIN:
+        raise ConfigError(
+            f"three quarters of the free disk at {path!r} are {format_size(size)}, and a store"
+            f" needs {format_size(NVME_MIN)}; give a directory on another file system, or free some"
+        )
+    return size
 
 
 def _memory() -> int:

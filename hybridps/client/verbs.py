@@ -18,7 +18,7 @@ from hybridps.errors import BadInputError, TableNotFoundError
 from hybridps.keys import KeysLike
 from hybridps.placement import BUCKETS
 from hybridps.sizes import parse_size
-from hybridps.types import TableSpec, at_least_zero, check_dram
+from hybridps.types import TableSpec, at_least_zero, check_dram, check_none
 
 T = TypeVar("T")
 Addressed = tuple[int, Call]
@@ -364,10 +364,18 @@ def set_learning_rate(catalog: Catalog, handle: Handle, rate: object) -> Steps[N
 
 
 def alter(
-    catalog: Catalog, handle: Handle, learning_rate: object, dram: object, nvme: object
+    catalog: Catalog,
+    handle: Handle,
+    learning_rate: object,
+    dram: object,
+    nvme: object,
+    later: Mapping[str, object],
 ) -> Steps[None]:
-    """Changes live settings; KEEP keeps one, None lifts a cap."""
+    """Changes live settings; KEEP keeps one, None lifts a cap. `later` are of a later version."""
     change: dict[str, float | int | None] = {}
+    for name, value in later.items():
+        if value is not KEEP:
+            _checked(handle, check_none, value, name)
     if learning_rate is not KEEP:
         change["learning_rate"] = _checked(handle, at_least_zero, learning_rate, "learning_rate")
     if dram is not KEEP:

@@ -82,14 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(flags: argparse.Namespace) -> int:
     """Runs the parts that the flags ask for and prints what they found."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        return _refuse(f"the demonstration needs {', '.join(missing)}: run `make setup`")
-    for name, low in (("dim", 1), ("batch", 1), ("epochs", 1), ("scale", 1000), ("samples", 1)):
-        if getattr(flags, name) < low:
-            return _refuse(f"--{name} is {getattr(flags, name)}; give at least {low}")
-    if not 0 < flags.share <= 1:
-        return _refuse(f"--share is {flags.share}; give more than 0 and at most 1")
+    wrong = _wrong(flags)
+    if wrong is not None:
+        return _refuse(wrong, as_json=flags.json)
     names = {field.name for field in dataclasses.fields(Options)} - {"bars"}
     options = Options(**{name: getattr(flags, name) for name in names}, bars=sys.stderr.isatty())
     # Ended from outside it still ends its servers and removes their directories.
@@ -97,7 +92,7 @@ def run(flags: argparse.Namespace) -> int:
     try:
         results = _parts(options, flags.only, quiet=flags.json)
     except (ValueError, OSError) as error:
-        return _refuse(str(error))
+        return _refuse(str(error), as_json=flags.json)
     if flags.json:
         print(json.dumps(results, indent=1))
     return 0
@@ -122,6 +117,19 @@ def _parts(options: Options, only: str | None, *, quiet: bool) -> dict[str, obje
     return results
 
 
-def _refuse(text: str) -> int:
-    print(f"hybridps demo: {text}", file=sys.stderr)
+def _wrong(flags: argparse.Namespace) -> str | None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"the demonstration needs {', '.join(missing)}: run `make setup`"
+    for name, low in (("dim", 1), ("batch", 1), ("epochs", 1), ("scale", 1000), ("samples", 1)):
+        if getattr(flags, name) < low:
+            return f"--{name} is {getattr(flags, name)}; give at least {low}"
+    if not 0 < flags.share <= 1:
+        return f"--share is {flags.share}; give more than 0 and at most 1"
+    return None
+
+
+def _refuse(text: str, *, as_json: bool) -> int:
+    told = json.dumps({"error": "BadInputError", "message": text})
+    print(told if as_json else f"hybridps demo: {text}", file=sys.stderr)
     return EXIT_BAD_INPUT

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-READY_TIMEOUT_S = 60.0
+# A large journal takes minutes to replay; a process that ends is noticed at once.
+READY_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 30.0
 READY = b"hybridps ready"
 MIB = 1 << 20
@@ -71,7 +72,7 @@ class Server:
     def __enter__(self) -> Self:
         self._room = Path(tempfile.mkdtemp(prefix="hybridps-", dir=self._parent))
         try:
-            self._start()
+            self.start()
         except BaseException:
             self.stop()
             raise
@@ -86,20 +87,25 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """Ends the process (SIGTERM, after a while SIGKILL) and removes its directory."""
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+        """Ends the process and removes its directory."""
+        self.end()
         if self._room is not None:
             shutil.rmtree(self._room, ignore_errors=True)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ends the process by this signal, after a while by SIGKILL; the directory stays."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
     def resident_bytes(self) -> int:
         """Resident set of the server process, or 0 where /proc does not tell."""
@@ -109,7 +115,8 @@ class Server:
             return 0
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the process, again after `end`; returns when it is ready."""
         flags = {
             "--data": self.room / "store", "--unix": self.room / "socket",
             "--listen": "127.0.0.1:0", "--ops": "127.0.0.1:0",

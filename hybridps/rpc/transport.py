@@ -9,7 +9,6 @@ import asyncio
 import logging
 import socket
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
@@ -17,6 +16,7 @@ from typing import Any, Protocol, TypeVar, cast
 from hybridps import _core
 from hybridps.errors import HybridPSError
 from hybridps.rpc.budget import Budget
+from hybridps.rpc.outbox import Frame, Outbox
 from hybridps.rpc.sequencer import EXCLUSIVE, Sequencer
 
 # Unsent bytes above which the transport asks us to wait. Small enough that what plain asyncio
@@ -125,10 +125,7 @@ class Transport(asyncio.BufferedProtocol):
         self._sequencer = Sequencer()
         self._socket: asyncio.Transport | None = None
         self._chunk_bytes = WRITE_HIGH_BYTES
-        self._unsent: deque[tuple[memoryview, int]] = deque()
-        self._unsent_bytes = 0
-        # Budgeted bytes of replies that the socket's own buffer holds.
-        self._handed_bytes = 0
+        self._outbox = Outbox(host.replies.release)
         # Bytes granted for the frame on its way; None: asked for, not granted yet.
         self._frame_bytes: int | None = 0
         self._is_logged_in = False
@@ -162,6 +159,10 @@ class Transport(asyncio.BufferedProtocol):
         own: socket.socket | None = transport.get_extra_info("socket")
         if own is not None and own.family in (socket.AF_INET, socket.AF_INET6):
             own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        elif own is not None:
+            # As much as the system lets a unix socket hold: fewer turns between the two sides. TCP
+            # finds its own size.
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, WRITE_HIGH_BYTES)
         host = self._host
         if host.is_draining or len(host.transports) >= self._limits.connections:
             host.metrics.reject("connections")
@@ -206,7 +207,7 @@ class Transport(asyncio.BufferedProtocol):
         """The socket's buffer has room."""
         self._is_writable = True
         self._written_s = time.monotonic()
-        self._give_back()
+        self._outbox.handed_over()
         self._write()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -215,10 +216,7 @@ class Transport(asyncio.BufferedProtocol):
         self._socket = None
         self._host.transports.discard(self)
         self._sequencer.clear()
-        self._give_back()
-        for _, budgeted in self._unsent:
-            self._host.replies.release(budgeted)
-        self._unsent.clear()
+        self._outbox.close()
         if self._frame_bytes:
             self._host.frames.release(self._frame_bytes)
             self._frame_bytes = 0
@@ -230,7 +228,7 @@ class Transport(asyncio.BufferedProtocol):
         """True if nothing was asked that is not answered, and all answers left."""
         if self._socket is None:
             return True
-        return not (self._sequencer.calls or self._unsent or self._socket.get_write_buffer_size())
+        return not (self._sequencer.calls or self._outbox or self._socket.get_write_buffer_size())
 
     def end(self, reason: str) -> None:
         """Tells the peer why, and closes now; what the socket's buffer holds is still sent."""
@@ -251,7 +249,7 @@ class Transport(asyncio.BufferedProtocol):
         if self._socket is None:
             return
         limits, host = self._limits, self._host
-        backlog = self._socket.get_write_buffer_size() + self._unsent_bytes
+        backlog = self._socket.get_write_buffer_size() + self._outbox.unsent_bytes
         if backlog == 0 or backlog != self._backlog_bytes:
             self._written_s = now_s
         self._backlog_bytes = backlog
@@ -352,13 +350,44 @@ class Transport(asyncio.BufferedProtocol):
 
     async def _run_away(self, call: _core.HotCall) -> None:
         started = time.perf_counter()
+        frame = None
         try:
-            reply = self._wire.answer(call.question, await self._host.workers.run(call.run))
+            piece = await self._host.workers.run(call.run)
+            reply = self._wire.answer(call.question, piece)
+            if reply is piece and not call.is_done and self._is_open():
+                frame = self._outbox.begin(call.reply_bytes)
+                frame.expect(piece)
+                self._add(frame, piece, is_last=False)
+                await self._run_on(call, frame)
         except Exception:
             log.exception("call failed inside the server: verb=%s", call.verb)
             reply = self._wire.fails(call.question, "failed", _INTERNAL)
+            if frame is not None and self._socket is not None:
+                # Half a reply was sent: nothing can follow it.
+                self._socket.abort()
         self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
-        self._answered(call, reply, call.reply_bytes)
+        if frame is None:
+            self._answered(call, reply, call.reply_bytes)
+        else:
+            self._finish(call, 0)
+
+    async def _run_on(self, call: _core.HotCall, frame: Frame) -> None:
+        """Sends what was gathered of a reply while the rest is gathered."""
+        loop = asyncio.get_running_loop()
+
+        def gather() -> None:
+            """On an engine thread: piece after piece, while they leave fast enough."""
+            while not call.is_done and frame.has_room:
+                piece = call.run()
+                frame.expect(piece)
+                loop.call_soon_threadsafe(self._add, frame, piece, call.is_done)
+
+        while not call.is_done and await self._outbox.room(frame):
+            await self._host.workers.run(gather)
+
+    def _add(self, frame: Frame, piece: _core.Buffer, is_last: bool) -> None:
+        self._outbox.add(frame, piece, is_last=is_last)
+        self._write()
 
     async def _run_cold(self, call: _core.ColdCall) -> None:
         try:
@@ -378,9 +407,8 @@ class Transport(asyncio.BufferedProtocol):
         self, call: _core.HotCall | _core.ColdCall, reply: _core.Buffer, budgeted: int
     ) -> None:
         """Sends the reply, for which `budgeted` bytes were taken, and lets later calls start."""
-        if self._socket is not None and not self._socket.is_closing():
-            self._unsent.append((memoryview(reply), budgeted))
-            self._unsent_bytes += len(reply)
+        if self._is_open():
+            self._outbox.put(reply, budgeted)
             budgeted = 0
             self._write()
         self._finish(call, budgeted)
@@ -394,36 +422,25 @@ class Transport(asyncio.BufferedProtocol):
         if self._is_ending:
             self._end_if_done()
 
+    def _is_open(self) -> bool:
+        return self._socket is not None and not self._socket.is_closing()
+
     def _write(self) -> None:
         """Hands replies to the socket as far as it takes them."""
         if self._socket is None or self._socket.is_closing():
             return
-        while self._unsent and self._is_writable:
-            view, budgeted = self._unsent.popleft()
-            chunk = view[: self._chunk_bytes]
-            rest = view[len(chunk) :]
-            self._unsent_bytes -= len(chunk)
-            if rest:
-                self._unsent.appendleft((rest, budgeted))
-            else:
-                self._handed_bytes += budgeted
+        while self._is_writable and (chunk := self._outbox.take(self._chunk_bytes)):
             self._socket.write(chunk)
         if self._is_writable:
-            self._give_back()
+            self._outbox.handed_over()
         self._check_reading()
         if self._is_ending:
             self._end_if_done()
 
-    def _give_back(self) -> None:
-        if self._handed_bytes:
-            handed, self._handed_bytes = self._handed_bytes, 0
-            self._host.replies.release(handed)
-
     def _write_outgoing(self) -> None:
         frames = self._wire.outgoing()
         if frames:
-            self._unsent.append((memoryview(frames), 0))
-            self._unsent_bytes += len(frames)
+            self._outbox.put(frames, 0)
             self._write()
 
     def _check_reading(self) -> None:
@@ -433,7 +450,7 @@ class Transport(asyncio.BufferedProtocol):
         wanted = not (
             self._is_ending
             or self._frame_bytes is None
-            or self._unsent_bytes >= self._limits.unsent_bytes
+            or self._outbox.unsent_bytes >= self._limits.unsent_bytes
             or self._sequencer.calls >= CALLS_MAX
         )
         if wanted and not self._is_reading:
@@ -445,7 +462,7 @@ class Transport(asyncio.BufferedProtocol):
 
     def _end_if_done(self) -> bool:
         """Closes the socket if no answer is owed any more; it still sends what it holds."""
-        if self._sequencer.calls or self._unsent:
+        if self._sequencer.calls or self._outbox:
             return False
         if self._socket is not None:
             self._socket.close()

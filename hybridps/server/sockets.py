@@ -81,7 +81,8 @@ def cannot_listen(address: str, error: OSError) -> str:
             f"cannot listen on {address}: the port is in use by another process;"
             " stop it, or give another port"
         )
-    return f"cannot listen on {address}: {os.strerror(error.errno or 0).lower()}"
+    cause = os.strerror(error.errno or 0).lower()
+    return f"cannot listen on {address}: {cause}; give an address of this machine and a free port"
 
 
 def _remove_stale(path: Path) -> None:

@@ -1,19 +1,19 @@
 """Goal: kill -9 at any moment loses no acknowledged push and doubles none; the next start serves.
 Method: the counting model over real processes killed at seeded random moments. Every unknown push
-is sent again, applied or not. `TEST_ROUNDS=n` multiplies the rounds for a campaign."""
+is sent again, applied or not."""
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 
 import capnp
 import numpy as np
 import pytest
+from support.campaign import rounds
 from support.counting import Trainer, check, trainers
 from support.server import ServerProcess, command, environment
 
-ROUNDS = 4 * int(os.environ.get("TEST_ROUNDS", "1"))
+ROUNDS = rounds(4)
 
 
 async def train_until_killed(server: ServerProcess, crew: list[Trainer], seconds: float) -> None:

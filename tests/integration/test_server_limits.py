@@ -14,6 +14,7 @@ from support.stock import stock_session
 from support.system import rss_bytes
 
 MIB = 1 << 20
+TOO_MANY = "BadInputError: the call names 101 keys and this server takes 100 .* raise keys_limit"
 
 
 def rejected(server: ServerProcess, limit: str) -> int:
@@ -29,10 +30,10 @@ async def test_keys_a_call(tmp_path: Path) -> None:
                 await ps.hello(1)
                 table = await ps.create_table("t", 2)
                 await ps.lookup(table, range(100), 2)
-                with pytest.raises(capnp.KjException, match=r"BadInputError: .*keys.*limit"):
+                with pytest.raises(capnp.KjException, match=TOO_MANY):
                     await ps.lookup(table, range(101), 2)
                 zeros = np.zeros((101, 2), np.float32)
-                with pytest.raises(capnp.KjException, match=r"BadInputError: .*keys.*limit"):
+                with pytest.raises(capnp.KjException, match=TOO_MANY):
                     await ps.apply_gradients(table, range(101), zeros)
                 assert (await ps.counters(table))["keys"] == 0
 

@@ -100,6 +100,15 @@ def test_bad_steps(table: Any, step: Any) -> None:
     assert len(table) == 0
 
 
+def test_a_step_that_does_not_grow(table: Any) -> None:
+    table.apply_gradients([1], FLOATS[:1], step=5)
+    for step in (5, -1):
+        told = f'table "{table.name}": step is {step}, .* pushed step 5 .* grow'
+        with pytest.raises(hps.BadInputError, match=told):
+            table.apply_gradients([2], FLOATS[:1], step=step)
+    assert len(table) == 1
+
+
 def test_bad_dicts(ps: Any, table: Any) -> None:
     for call in (
         lambda: ps.lookup([1]),
@@ -110,6 +119,8 @@ def test_bad_dicts(ps: Any, table: Any) -> None:
         lambda: ps.lookup({3: [1]}),
         lambda: ps.table(3),
         lambda: ps.create_table("item"),
+        lambda: ps.lookup_or_insert({table.name: [1]}, counts=[1]),
+        lambda: ps.lookup_or_insert({table.name: [1]}, counts={"other": [1]}),
     ):
         with pytest.raises(hps.BadInputError):
             call()
@@ -126,12 +137,14 @@ def test_bad_live_settings(table: Any, spec: hps.TableSpec, rate: Any) -> None:
             table.alter(dram=bad)
     with pytest.raises(hps.BadInputError, match="nvme"):
         table.alter(nvme="much")
+    for name in ("expiry", "admission"):
+        table.alter(**{name: None})
+        with pytest.raises(hps.BadInputError, match=rf"{table.name}.*{name} is 3.*takes None"):
+            table.alter(**{name: 3})
     assert table.spec == spec
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "soon", True])
-def test_bad_timeouts(kind: str, table: Any, timeout: Any) -> None:
-    if kind == "local":
-        pytest.skip("calls in process end when they end")
+def test_bad_timeouts(table: Any, timeout: Any) -> None:
     with pytest.raises(hps.BadInputError, match="timeout"):
         table.lookup(1, timeout=timeout)

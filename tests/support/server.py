@@ -13,7 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-START_S = 30.0
+# Generous: a busy machine may stop for long, and only a server that hangs is waited for.
+START_S = 120.0
 STOP_S = 60.0
 
 

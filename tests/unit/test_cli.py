@@ -105,12 +105,17 @@ def test_usage() -> None:
 
 
 def test_bench_runs_a_script(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "one.py").write_text("import sys\nprint(sys.argv[1:])\nsys.exit(7)\n")
+    (tmp_path / "other.py").write_text("print('for people')\nprint('{\"benchmark\": 1}')\n")
     monkeypatch.setattr(cli, "_BENCHMARKS", tmp_path)
     assert cli.main(["bench", "one", "--quick"]) == 7
-    assert capsys.readouterr().out == "['--quick']\n"
+    assert capfd.readouterr().out == "['--quick']\n"
+    assert run(capfd, "bench", "other") == (0, [{"benchmark": 1}], "")
+    assert run(capfd, "bench", "one", "--quick")[:2] == (7, None)
     assert cli.main(["bench", "two"]) == 2
-    assert "one" in capsys.readouterr().err
+    assert "one" in capfd.readouterr().err
+    code, out, err = run(capfd, "bench", "two")
+    assert (code, out, json.loads(err)["error"]) == (2, None, "BadInputError")
     assert cli.main(["bench", "--help"]) == 0

@@ -3,6 +3,8 @@
 //! Clients do this before the wire, the in-process store before the engine. `np.unique` sorts and
 //! costs 75 ns an id; this costs a few.
 
+use std::cell::Cell;
+
 use crate::prefetch::vectorized;
 use crate::types::{bucket, hash, shard_of_bucket};
 
@@ -56,63 +58,91 @@ impl Unique {
 /// Ids between the request for a slot and its use.
 const AHEAD: usize = 16;
 
-/// Open addressing: a slot holds the index of a key and 32 more bits of its hash, so that a
-/// foreign slot is passed over without a look at its key.
+/// Most bytes of slots that a thread keeps for its next batch: fresh pages would cost more than
+/// the search.
+const KEPT_BYTES: usize = 8 << 20;
+
+thread_local! {
+    static KEPT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Open addressing: a slot holds the index of a key. Most batches repeat most of their ids, so there
+/// are few slots at first, which fit the cache.
 struct Slots {
-    slots: Vec<u64>,
+    slots: Vec<u32>,
     shift: u32,
 }
 
-const FREE: u64 = u64::MAX;
+const FREE: u32 = u32::MAX;
 
 impl Slots {
-    fn new(size: usize) -> Self {
-        Self { slots: vec![FREE; size], shift: 64 - size.trailing_zeros() }
+    fn new(ids: usize) -> Self {
+        Self::sized((ids / 2).next_power_of_two().max(64))
+    }
+
+    fn sized(size: usize) -> Self {
+        let mut slots = KEPT.take();
+        slots.clear();
+        slots.resize(size, FREE);
+        Self { slots, shift: 64 - size.trailing_zeros() }
+    }
+
+    fn is_full(&self, keys: usize) -> bool {
+        keys * 5 > self.slots.len() * 3
+    }
+
+    /// Four times as many slots for the same keys.
+    #[cold]
+    fn grow(&mut self, keys: &[u64]) {
+        let size = self.slots.len() * 4;
+        drop(std::mem::replace(self, Self { slots: Vec::new(), shift: 0 }));
+        *self = Self::sized(size);
+        for (index, &key) in keys.iter().enumerate() {
+            let mut at = self.home(key);
+            while self.slots[at] != FREE {
+                at = (at + 1) & (self.slots.len() - 1);
+            }
+            self.slots[at] = index as u32;
+        }
     }
 
     #[inline(always)]
-    fn home(&self, hash: u64) -> usize {
-        (hash >> self.shift) as usize
+    fn home(&self, id: u64) -> usize {
+        (mix(id) >> self.shift) as usize
     }
 
     #[inline(always)]
     fn prefetch(&self, id: u64) {
-        let slot = &self.slots[self.home(mix(id))];
+        let slot = &self.slots[self.home(id)];
         crate::prefetch::read(std::ptr::from_ref(slot).cast());
     }
 
     /// Index of `id` in `keys`; a new one is added.
     #[inline(always)]
     fn index(&mut self, keys: &mut Vec<u64>, id: u64) -> u32 {
-        let hash = mix(id);
-        let mut at = self.home(hash);
+        let mut at = self.home(id);
         loop {
-            let slot = self.slots[at];
-            if slot == FREE {
-                let index = keys.len() as u32;
-                self.slots[at] = tag(hash) | u64::from(index);
+            let index = self.slots[at];
+            if index == FREE {
+                self.slots[at] = keys.len() as u32;
                 keys.push(id);
-                return index;
+                return keys.len() as u32 - 1;
             }
-            if slot & TAG == tag(hash) && keys[slot as u32 as usize] == id {
-                return slot as u32;
+            if keys[index as usize] == id {
+                return index;
             }
             at = (at + 1) & (self.slots.len() - 1);
         }
     }
+}
 
-    /// Twice as many slots for the same keys.
-    #[cold]
-    fn grow(&mut self, keys: &[u64]) {
-        *self = Self::new(self.slots.len() * 2);
-        let mut again = Vec::with_capacity(keys.len());
-        for &key in keys {
-            self.index(&mut again, key);
+impl Drop for Slots {
+    fn drop(&mut self) {
+        if self.slots.capacity() * size_of::<u32>() <= KEPT_BYTES {
+            KEPT.set(std::mem::take(&mut self.slots));
         }
     }
 }
-
-const TAG: u64 = 0xffff_ffff << 32;
 
 #[inline(always)]
 fn mix(id: u64) -> u64 {
@@ -120,22 +150,16 @@ fn mix(id: u64) -> u64 {
     high ^ high >> 32
 }
 
-/// The low half of the hash: the home comes from its top.
-#[inline(always)]
-fn tag(hash: u64) -> u64 {
-    hash << 32
-}
-
 fn deduplicate(ids: &[u64]) -> (Vec<u64>, Vec<u32>) {
-    assert!(ids.len() < u32::MAX as usize, "a batch holds fewer than 2^32 - 1 ids");
-    let mut slots = Slots::new(ids.len().next_power_of_two().max(64));
-    let mut keys = Vec::with_capacity(ids.len() / 2 + 8);
+    assert!(ids.len() < FREE as usize, "a batch holds fewer than 2^32 - 1 ids");
+    let mut slots = Slots::new(ids.len());
+    let mut keys = Vec::with_capacity(ids.len());
     let mut inverse = Vec::with_capacity(ids.len());
     for (n, &id) in ids.iter().enumerate() {
         if let Some(&next) = ids.get(n + AHEAD) {
             slots.prefetch(next);
         }
-        if keys.len() * 5 > slots.slots.len() * 3 {
+        if slots.is_full(keys.len()) {
             slots.grow(&keys);
         }
         inverse.push(slots.index(&mut keys, id));

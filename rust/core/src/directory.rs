@@ -197,8 +197,8 @@ fn take_lock(directory: &Path) -> Result<File> {
         let _ = (&file).take(PID_DIGITS as u64).read_to_string(&mut pid);
         let pid = if pid.is_empty() { "unknown" } else { pid.trim_end() };
         return Err(Error::config(format!(
-            "data directory {} is in use by another process (pid {pid}); stop it, or give another \
-             directory",
+            "data directory {} is in use by process {pid}; stop it or close its store, or give \
+             another directory",
             directory.display()
         )));
     }

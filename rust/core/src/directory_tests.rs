@@ -23,7 +23,7 @@ fn second_open_is_refused_until_the_first_is_dropped() {
     let first = Directory::open(scratch.path()).unwrap();
     let error = Directory::open(scratch.path()).unwrap_err();
     assert_eq!(error.kind, Kind::Config);
-    let expected = format!("in use by another process (pid {})", std::process::id());
+    let expected = format!("in use by process {}", std::process::id());
     assert!(error.message.contains(&expected), "{error}");
     drop(first);
     Directory::open(scratch.path()).unwrap();
@@ -46,7 +46,7 @@ fn two_processes() {
     let mut output = BufReader::new(child.stdout.take().unwrap());
     wait_for_line(&mut output, "ready");
     let error = Directory::open(scratch.path()).unwrap_err();
-    assert!(error.message.contains(&format!("(pid {})", child.id())), "{error}");
+    assert!(error.message.contains(&format!("by process {}", child.id())), "{error}");
     child.kill().unwrap();
     child.wait().unwrap();
     Directory::open(scratch.path()).unwrap();

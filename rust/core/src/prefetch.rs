@@ -14,14 +14,25 @@ pub(crate) fn read(address: *const u8) {
     let _ = address;
 }
 
-/// Asks for row `index` of `rows`, which have `dim` columns; at most its first four cache lines,
-/// for the rest the processor sees a stream.
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Most lines asked for at one address: for the rest of a long run the processor sees a stream.
+const LINES_MAX: usize = 8;
+
+/// Asks for the cache lines that hold `bytes` from `start` on, of many for the first.
+#[inline(always)]
+pub(crate) fn lines(start: *const u8, bytes: usize) {
+    let offset = start as usize % LINE;
+    let first = start.wrapping_sub(offset);
+    for line in 0..(offset + bytes).div_ceil(LINE).min(LINES_MAX) {
+        read(first.wrapping_add(line * LINE));
+    }
+}
+
+/// Asks for row `index` of `rows`, which have `dim` columns.
 #[inline(always)]
 pub(crate) fn row(rows: &[f32], dim: usize, index: u32) {
-    let start = rows.as_ptr().wrapping_add(index as usize * dim).cast::<u8>();
-    for line in 0..dim.div_ceil(16).min(4) {
-        read(start.wrapping_add(line * 64));
-    }
+    lines(rows.as_ptr().wrapping_add(index as usize * dim).cast(), 4 * dim);
 }
 
 /// Defines a function that is compiled twice, the second time for AVX2, and chosen at run time.

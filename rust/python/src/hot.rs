@@ -1,24 +1,26 @@
 //! The hot verbs between frame and store: keys and gradients are read where they were received,
-//! rows are written where they are sent from.
+//! rows are written where they are sent from (`reads`).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use hybridps_core::{
-    Error, ErrorKind, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Store,
-};
-use hybridps_wire::{self as wire, Batch, ExceptionKind, Layout, Malformed, VERBS};
+use hybridps_core::{Error, ErrorKind, GradientBatch, Push, PushOutcome, Store};
+use hybridps_wire::{self as wire, Batch, ExceptionKind, Malformed, Refusal, VERBS};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use crate::buffer::{as_numbers, as_numbers_mut, Buffer, Words};
+use crate::buffer::{as_numbers, Buffer, Words};
+use crate::reads::{self, Sizes, Stream, PIECE_BYTES};
 
-const LOOKUP: u16 = 0;
+pub(crate) const LOOKUP: u16 = 0;
 const LOOKUP_OR_INSERT: u16 = 1;
+/// Replies larger than this are sent piece by piece.
+const WHOLE_MAX: usize = PIECE_BYTES + PIECE_BYTES / 2;
 
 /// Why a call fails: the reason of its exception, "<class>: <text>".
-pub(crate) struct Failure(String);
+pub(crate) struct Failure(pub(crate) String);
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -39,6 +41,12 @@ impl From<Error> for Failure {
 impl From<Malformed> for Failure {
     fn from(malformed: Malformed) -> Self {
         Self(format!("BadInputError: {malformed}"))
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self(format!("BadInputError: {refusal}"))
     }
 }
 
@@ -79,8 +87,8 @@ impl Shared {
         Ok(dim)
     }
 
-    /// The reply's shape: bytes of rows and of found flags per table.
-    fn plan(&self, verb: u16, frame: &[u64]) -> Result<Vec<(usize, usize)>, Failure> {
+    /// The reply's shape. What is wrong with a read's arrays is found here, before a byte is sent.
+    fn plan(&self, verb: u16, frame: &[u64]) -> Result<Sizes, Failure> {
         let batches = wire::decode_batches(verb, frame, self.keys_limit)?;
         if verb > LOOKUP_OR_INSERT {
             return Ok(Vec::new());
@@ -89,6 +97,7 @@ impl Shared {
         let mut sizes = Vec::with_capacity(batches.len());
         let mut total = 0;
         for batch in &batches {
+            check_counts(verb, batch)?;
             let rows = batch.keys.len() * self.dim(batch.table)? * 4;
             let found = if want_found { batch.keys.len() } else { 0 };
             total += rows + found + 64;
@@ -115,85 +124,88 @@ pub(crate) struct HotCall {
     frame_bytes: usize,
     #[pyo3(get)]
     reply_bytes: usize,
+    /// What is still to be done; nobody's while it is done.
     work: Mutex<Option<Work>>,
-    /// Class of the error that `run` answered with.
+    is_done: AtomicBool,
+    /// Class of the error that was answered.
     failure: OnceLock<String>,
 }
 
-struct Work {
-    frame: Words,
-    plan: Result<Vec<(usize, usize)>, Failure>,
+enum Work {
+    Whole { frame: Words, plan: Result<Sizes, Failure> },
+    Stream(Stream),
 }
 
 impl HotCall {
     pub(crate) fn new(shared: &Arc<Shared>, question: u32, verb: u16, frame: Words) -> Self {
         let plan = shared.plan(verb, &frame);
-        let reply = plan.as_ref().map_or(0, |plan| plan.iter().map(|(r, f)| r + f + 64).sum());
+        let reply_bytes =
+            plan.as_ref().map_or(0, |plan| plan.iter().map(|(r, f)| r + f + 64).sum());
+        let frame_bytes = frame.len() * 8;
+        let work = match plan {
+            Ok(sizes) if reply_bytes > WHOLE_MAX => {
+                Work::Stream(Stream::new(question, verb, frame, sizes))
+            }
+            plan => Work::Whole { frame, plan },
+        };
         Self {
             shared: Arc::clone(shared),
             question,
             verb,
-            frame_bytes: frame.len() * 8,
-            reply_bytes: reply,
-            work: Mutex::new(Some(Work { frame, plan })),
+            frame_bytes,
+            reply_bytes,
+            work: Mutex::new(Some(work)),
+            is_done: AtomicBool::new(false),
             failure: OnceLock::new(),
         }
     }
 
-    fn reply(&self, work: Work) -> Words {
-        let done = work.plan.and_then(|plan| {
-            // A panic in the engine must cost one call, not the worker that runs it.
-            let call = std::panic::AssertUnwindSafe(|| self.execute(&work.frame, &plan));
-            std::panic::catch_unwind(call).unwrap_or_else(|_| {
-                Err(Failure("HybridPSError: internal error in the engine".to_owned()))
-            })
-        });
-        done.unwrap_or_else(|Failure(reason)| {
-            let class = reason.split(": ").next().unwrap_or_default();
-            // Set once: `run` takes the work before it comes here.
-            let _ = self.failure.set(class.to_owned());
-            wire::exception_return(self.question, ExceptionKind::Failed, &reason).into()
-        })
+    fn work(&self) -> MutexGuard<'_, Option<Work>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next piece, and the work that is left.
+    fn step(&self, work: Work) -> (Words, Option<Work>) {
+        match work {
+            Work::Whole { frame, plan } => {
+                let reply = plan.and_then(|plan| guarded(|| self.execute(&frame, &plan)));
+                (reply.unwrap_or_else(|failure| self.exception(failure)), None)
+            }
+            Work::Stream(mut stream) => {
+                let (store, keys_max) = (&self.shared.store, self.shared.keys_limit);
+                match stream.next(store, keys_max) {
+                    Err(failure) => (self.exception(failure), None),
+                    Ok(piece) if stream.is_done() => {
+                        if let Some(failure) = stream.failure() {
+                            self.note(failure);
+                        }
+                        (piece, None)
+                    }
+                    Ok(piece) => (piece, Some(Work::Stream(stream))),
+                }
+            }
+        }
+    }
+
+    fn exception(&self, failure: Failure) -> Words {
+        self.note(&failure);
+        wire::exception_return(self.question, ExceptionKind::Failed, &failure.0).into()
+    }
+
+    fn note(&self, Failure(reason): &Failure) {
+        let class = reason.split(": ").next().unwrap_or_default();
+        // Set once: a call fails once.
+        let _ = self.failure.set(class.to_owned());
     }
 
     fn execute(&self, frame: &[u64], plan: &[(usize, usize)]) -> Result<Words, Failure> {
         let batches = wire::decode_batches(self.verb, frame, self.shared.keys_limit)?;
         match self.verb {
-            LOOKUP => self.lookup(&batches, plan),
-            LOOKUP_OR_INSERT => self.lookup_or_insert(&batches, plan),
+            LOOKUP | LOOKUP_OR_INSERT => {
+                reads::whole(&self.shared.store, self.question, self.verb, &batches, plan)
+            }
             _ => self.apply_gradients(&batches, frame),
         }
-    }
-
-    fn lookup(&self, batches: &[Batch<'_>], plan: &[(usize, usize)]) -> Result<Words, Failure> {
-        let (mut reply, layout) = prepare(self.question, plan);
-        let mut calls = Vec::with_capacity(batches.len());
-        for (batch, (rows, found)) in batches.iter().zip(regions(&mut reply, &layout)) {
-            calls.push(LookupBatch { table: batch.table, keys: batch.keys, rows, found });
-        }
-        self.shared.store.lookup(&mut calls)?;
-        Ok(reply)
-    }
-
-    fn lookup_or_insert(
-        &self,
-        batches: &[Batch<'_>],
-        plan: &[(usize, usize)],
-    ) -> Result<Words, Failure> {
-        let (mut reply, layout) = prepare(self.question, plan);
-        let mut calls = Vec::with_capacity(batches.len());
-        for (batch, (rows, _)) in batches.iter().zip(regions(&mut reply, &layout)) {
-            let counts = numbers::<u32>("counts", batch)?;
-            if !counts.is_empty() && counts.len() != batch.keys.len() {
-                let (have, want) = (counts.len(), batch.keys.len());
-                return Err(bad_input(format!(
-                    "{have} counts for {want} keys; give none or one each"
-                )));
-            }
-            calls.push(InsertBatch { table: batch.table, keys: batch.keys, counts, rows });
-        }
-        self.shared.store.lookup_or_insert(&mut calls)?;
-        Ok(reply)
     }
 
     fn apply_gradients(&self, batches: &[Batch<'_>], frame: &[u64]) -> Result<Words, Failure> {
@@ -233,15 +245,40 @@ impl HotCall {
         self.frame_bytes + self.reply_bytes
     }
 
+    #[getter]
+    fn is_done(&self) -> bool {
+        self.is_done.load(Ordering::Relaxed)
+    }
+
     fn run(&self, py: Python<'_>) -> PyResult<Buffer> {
-        let work = self.work.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let work = work.ok_or_else(|| PyRuntimeError::new_err("a HotCall runs once"))?;
-        Ok(Buffer::whole(py.detach(|| self.reply(work))))
+        let work = self.work().take();
+        let work = work.ok_or_else(|| PyRuntimeError::new_err("this HotCall is done, or runs"))?;
+        let (piece, left) = py.detach(|| self.step(work));
+        self.is_done.store(left.is_none(), Ordering::Relaxed);
+        *self.work() = left;
+        Ok(Buffer::whole(piece))
     }
 }
 
+/// A panic in the engine must cost one call, not the worker that runs it.
+pub(crate) fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(Failure("HybridPSError: internal error in the engine".to_owned())))
+}
+
+fn check_counts(verb: u16, batch: &Batch<'_>) -> Result<(), Failure> {
+    if verb != LOOKUP_OR_INSERT {
+        return Ok(());
+    }
+    let (have, want) = (numbers::<u32>("counts", batch)?.len(), batch.keys.len());
+    if have == 0 || have == want {
+        return Ok(());
+    }
+    Err(bad_input(format!("{have} counts for {want} keys; give none or one each")))
+}
+
 /// The numbers of a batch's blob.
-fn numbers<'a, T>(what: &str, batch: &Batch<'a>) -> Result<&'a [T], Failure>
+pub(crate) fn numbers<'a, T>(what: &str, batch: &Batch<'a>) -> Result<&'a [T], Failure>
 where
     T: crate::buffer::Number,
 {
@@ -250,30 +287,4 @@ where
         return Err(bad_input(format!("{what} of {len} bytes are not whole 32-bit numbers")));
     }
     Ok(&as_numbers(batch.blob.words)[..len / 4])
-}
-
-/// A reply with its header written, its padding cleared, and its rows still to come.
-fn prepare(question: u32, plan: &[(usize, usize)]) -> (Words, Layout) {
-    let layout = wire::rows_reply(question, plan);
-    let mut reply = Words::new(layout.words);
-    reply[..layout.header.len()].copy_from_slice(&layout.header);
-    for blob in layout.blobs.iter().filter(|blob| blob.bytes % 8 != 0) {
-        reply[blob.start + blob.bytes / 8] = 0;
-    }
-    (reply, layout)
-}
-
-/// Per table the rows and found flags of a reply, to be written.
-fn regions<'a>(
-    reply: &'a mut Words,
-    layout: &'a Layout,
-) -> impl Iterator<Item = (&'a mut [f32], &'a mut [u8])> {
-    let mut rest = &mut reply[layout.header.len()..];
-    layout.blobs.chunks_exact(2).map(move |pair| {
-        let (rows, found) = (pair[0].bytes, pair[1].bytes);
-        let (rows_words, after) = std::mem::take(&mut rest).split_at_mut(rows.div_ceil(8));
-        let (found_words, after) = after.split_at_mut(found.div_ceil(8));
-        rest = after;
-        (&mut as_numbers_mut(rows_words)[..rows / 4], &mut as_numbers_mut(found_words)[..found])
-    })
 }

@@ -7,6 +7,7 @@ mod client_connection;
 mod connection;
 mod errors;
 mod hot;
+mod reads;
 mod receiver;
 mod store;
 

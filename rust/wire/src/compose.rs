@@ -82,6 +82,22 @@ impl Composer {
         start
     }
 
+    /// A `Data` of `bytes` at word `place.1` of segment `place.0`, in a message that becomes segment
+    /// `own` of the same frame. An empty one stays a null pointer.
+    pub(crate) fn far_blob(&mut self, at: usize, own: usize, place: (usize, usize), bytes: usize) {
+        if bytes > 0 {
+            let pad = self.allocate(2);
+            self.words[at] = far_pointer(own, pad - TABLE, true);
+            self.words[pad] = far_pointer(place.0, place.1, false);
+            self.words[pad + 1] = list_pointer(0, BYTE, bytes);
+        }
+    }
+
+    /// The message without its segment table, to be a segment of another frame.
+    pub(crate) fn into_segment(mut self) -> Vec<u64> {
+        self.words.split_off(TABLE)
+    }
+
     /// The header, with the segment table filled in, and the words of the whole frame.
     pub(crate) fn finish(mut self) -> (Vec<u64>, usize) {
         self.words[0] = ((self.len - TABLE) as u64) << 32;

@@ -3,7 +3,8 @@
 //!
 //! Floor plan, from the bytes up: `frame` (how long is the next message) > `message` (walk a
 //! received one, every offset checked) and `compose` (write one) > `rpc` (the protocol's messages)
-//! and `verbs` (the arrays of our schema) > `server`, `client` (the two sides).
+//! and `verbs` (the arrays of our schema),
+//! `stream` (a reply whose end is decided last) > `server`, `client` (the two sides).
 //!
 //! Frames are slices of 64-bit words, because every object in them starts at a word: keys come out
 //! as `&[u64]` without a cast. The wire is little-endian and so is every machine we build for.
@@ -18,6 +19,7 @@ mod message;
 mod rpc;
 mod schema;
 mod server;
+mod stream;
 mod verbs;
 
 pub use client::{Answer, ClientConnection, Outcome, Reason};
@@ -26,7 +28,8 @@ pub use message::{Bytes, Malformed, Message, Struct, StructList};
 pub use rpc::{exception_return, ExceptionKind};
 pub use schema::{HOT_VERBS, INTERFACE_GATE, INTERFACE_SESSION, VERBS};
 pub use server::{Event, ServerConnection, QUESTIONS_MAX};
+pub use stream::StreamedReply;
 pub use verbs::{
     decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, rows_reply,
-    Batch, BlobAt, Layout, PushHeader, RowsAt, DATA_MAX,
+    Batch, BlobAt, Layout, PushHeader, Refusal, RowsAt, DATA_MAX,
 };

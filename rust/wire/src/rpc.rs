@@ -254,9 +254,13 @@ pub(crate) fn capability_return(question: u32, export: u32, in_struct: bool) -> 
 
 /// A Return with an exception.
 pub fn exception_return(question: u32, kind: ExceptionKind, reason: &str) -> Vec<u64> {
+    exception_message(question, kind, reason).frame()
+}
+
+pub(crate) fn exception_message(question: u32, kind: ExceptionKind, reason: &str) -> Composer {
     let (mut composer, at) = return_body(question, 1);
     exception(&mut composer, at, kind, reason);
-    composer.frame()
+    composer
 }
 
 fn exception(composer: &mut Composer, at: usize, kind: ExceptionKind, reason: &str) {

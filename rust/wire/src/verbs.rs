@@ -3,6 +3,7 @@
 //! Decoders take a frame whose root is the params or results struct (see `ServerConnection` and
 //! `ClientConnection`, which make it so); encoders give a header, and say where the arrays go.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::compose::Composer;
@@ -65,27 +66,67 @@ pub struct RowsAt {
     pub found: Range<usize>,
 }
 
+/// Why the batches of a hot call are not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not a message of that verb.
+    Malformed(Malformed),
+    /// More than a call may name.
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many the call names.
+        sent: usize,
+        /// How many it may.
+        limit: usize,
+    },
+}
+
+impl From<Malformed> for Refusal {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(malformed) => malformed.fmt(f),
+            Self::TooMany { what, sent, limit } => write!(
+                f,
+                "the call names {sent} {what} and this server takes {limit} a call; split the \
+                 batch, or raise keys_limit in the server's config"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
 /// The batches of a hot call.
 ///
 /// # Errors
 /// Not a message of that verb, keys that are not a whole number of 64-bit words, more than
 /// `keys_max` keys in all, or more batches than that.
-pub fn decode_batches<'a>(verb: u16, frame: &'a [u64], keys_max: usize) -> Result<Vec<Batch<'a>>> {
+pub fn decode_batches(
+    verb: u16,
+    frame: &[u64],
+    keys_max: usize,
+) -> std::result::Result<Vec<Batch<'_>>, Refusal> {
     let message = Message::new(frame)?;
     let list = message.root()?.list(if verb == APPLY_GRADIENTS { 1 } else { 0 })?;
-    let too_many = Malformed("the call names more keys than the server's limit");
     if list.len() > keys_max {
-        return Err(too_many);
+        return Err(Refusal::TooMany { what: "tables", sent: list.len(), limit: keys_max });
     }
     let mut keys = 0;
     let mut batches = Vec::with_capacity(list.len());
     for element in list.iter() {
         let batch = decode_batch(verb, element)?;
         keys += batch.keys.len();
-        if keys > keys_max {
-            return Err(too_many);
-        }
         batches.push(batch);
+    }
+    if keys > keys_max {
+        return Err(Refusal::TooMany { what: "keys", sent: keys, limit: keys_max });
     }
     Ok(batches)
 }
@@ -133,12 +174,18 @@ pub fn decode_rows(frame: &[u64]) -> Result<Vec<RowsAt>> {
 /// of the layout alternate: rows, found, rows, found ...
 pub fn rows_reply(question: u32, tables: &[(usize, usize)]) -> Layout {
     let (mut composer, at) = rpc::results_return(question);
-    let results = composer.structure(at, 0, 1);
-    let first = composer.list(results, tables.len(), 0, 2);
+    let first = rows_results(&mut composer, at, tables.len());
     let pointers = (0..2 * tables.len()).map(|i| first + i);
     let sizes = tables.iter().flat_map(|&(rows, found)| [rows, found]);
     let blobs = place(&mut composer, pointers.zip(sizes));
     layout(composer, blobs)
+}
+
+/// The results of a read of so many tables: two pointers each, rows and found, from the returned
+/// position on.
+pub(crate) fn rows_results(composer: &mut Composer, at: usize, tables: usize) -> usize {
+    let results = composer.structure(at, 0, 1);
+    composer.list(results, tables, 0, 2)
 }
 
 /// Reply to a push.

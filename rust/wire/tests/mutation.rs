@@ -8,9 +8,12 @@ use std::cell::Cell;
 
 use hybridps_wire::{
     decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, exception_return,
-    rows_reply, ClientConnection, Event, ExceptionKind, FrameSize, Message, PushHeader,
-    ServerConnection, HOT_VERBS,
+    rows_reply, ClientConnection, Event, ExceptionKind, Message, PushHeader, ServerConnection,
+    StreamedReply, HOT_VERBS,
 };
+
+mod stream;
+use stream::frames;
 
 thread_local! {
     static ALLOCATED: Cell<usize> = const { Cell::new(0) };
@@ -51,21 +54,6 @@ impl Random {
     }
 }
 
-/// Frames of a stream, which is whole.
-fn frames(mut words: &[u64]) -> Vec<Vec<u64>> {
-    let mut frames = Vec::new();
-    while !words.is_empty() {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let Ok(FrameSize::Known(size)) = FrameSize::of(&bytes, 1 << 24) else {
-            panic!("not a whole frame")
-        };
-        let (frame, rest) = words.split_at(size / 8);
-        frames.push(frame.to_vec());
-        words = rest;
-    }
-    frames
-}
-
 fn filled(layout: hybridps_wire::Layout) -> Vec<u64> {
     let mut frame = layout.header;
     frame.resize(layout.words, 0x0101_0101_0101_0101);
@@ -98,7 +86,13 @@ fn answers() -> Vec<Vec<u64>> {
     for mut frame in calls() {
         match server.receive(&mut frame) {
             Some(Event::Login { question, .. }) => server.accept(question),
-            Some(Event::Call { question, verb: 0 | 1 }) => {
+            Some(Event::Call { question, verb: 1 }) => {
+                let reply = StreamedReply::new(question, &[(400, 10), (0, 0), (40, 1)]);
+                let arrays = reply.blobs.iter().map(|blob| blob.bytes.div_ceil(8)).sum();
+                let arrays = vec![0x0101_0101_0101_0101; arrays];
+                said.push([reply.head, arrays, reply.tail].concat());
+            }
+            Some(Event::Call { question, verb: 0 }) => {
                 said.push(filled(rows_reply(question, &[(400, 10), (0, 0), (40, 1)])));
             }
             Some(Event::Call { question, verb: 2 }) => said.push(duplicate_reply(question, true)),

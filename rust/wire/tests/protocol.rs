@@ -3,23 +3,12 @@
 //! here.
 
 use hybridps_wire::{
-    ClientConnection, Event, ExceptionKind, FrameSize, Message, Outcome, ServerConnection,
-    QUESTIONS_MAX,
+    decode_rows, ClientConnection, Event, ExceptionKind, Message, Outcome, ServerConnection,
+    StreamedReply, QUESTIONS_MAX,
 };
 
-fn frames(mut words: &[u64]) -> Vec<Vec<u64>> {
-    let mut frames = Vec::new();
-    while !words.is_empty() {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let Ok(FrameSize::Known(size)) = FrameSize::of(&bytes, 1 << 24) else {
-            panic!("not a whole frame")
-        };
-        let (frame, rest) = words.split_at(size / 8);
-        frames.push(frame.to_vec());
-        words = rest;
-    }
-    frames
-}
+mod stream;
+use stream::frames;
 
 /// Gives all frames to the server; the events that came of them.
 fn say(server: &mut ServerConnection, words: &[u64]) -> Vec<Event> {
@@ -190,4 +179,49 @@ fn peers_that_answer_what_was_not_asked_are_sent_away() {
     let mut client = ClientConnection::new();
     assert_eq!(client.receive(&mut short(3, 1, 5)), None);
     assert!(client.closed().is_some_and(|reason| reason.contains("never asked")));
+}
+
+/// A streamed reply with word `i` of its arrays holding the number i.
+fn streamed(reply: &StreamedReply, tail: &[u64]) -> Vec<u64> {
+    let mut frame = reply.head.clone();
+    for blob in &reply.blobs {
+        assert_eq!(blob.start, frame.len());
+        frame.extend((0..blob.bytes.div_ceil(8)).map(|i| (blob.start + i) as u64));
+    }
+    frame.extend(tail);
+    frame
+}
+
+#[test]
+fn a_streamed_reply_says_where_its_arrays_lie() {
+    let (_, mut client, _) = connected();
+    let (question, _) = client.lookup(&[(1, 24), (2, 0), (3, 8)], true);
+    let reply = StreamedReply::new(question, &[(24, 3), (0, 0), (8, 1)]);
+    let mut frame = streamed(&reply, &reply.tail);
+    let answer = client.receive(&mut frame).expect("an answer");
+    assert_eq!((answer.question, answer.outcome), (question, Outcome::Rows));
+    let places = decode_rows(&frame).expect("rows");
+    let places: Vec<_> = places.into_iter().flat_map(|at| [at.rows, at.found]).collect();
+    for (place, blob) in places.iter().zip(&reply.blobs) {
+        assert_eq!(place.len(), blob.bytes);
+        assert!(blob.bytes == 0 || place.start == 8 * blob.start);
+    }
+    assert_eq!(places.len(), 6);
+}
+
+#[test]
+fn a_streamed_reply_can_end_in_an_exception() {
+    for length in [0, 1, 7, 8, 900, 1100, 5000] {
+        let (_, mut client, _) = connected();
+        let (question, _) = client.lookup(&[(1, 24)], false);
+        let reply = StreamedReply::new(question, &[(24, 0)]);
+        let text = "é".repeat(length);
+        let tail = reply.failed_tail(ExceptionKind::Failed, &format!("BadInputError: {text}"));
+        assert_eq!(tail.len(), reply.tail.len());
+        let answer = client.receive(&mut streamed(&reply, &tail)).expect("an answer");
+        let Outcome::Exception { kind, reason } = answer.outcome else { panic!("no exception") };
+        assert_eq!((kind, &reason.class[..]), (ExceptionKind::Failed, "BadInputError"));
+        assert!(text.starts_with(&reason.text));
+        assert!(reason.text.len() == text.len() || reason.text.len() > 1000);
+    }
 }

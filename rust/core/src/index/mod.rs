@@ -143,21 +143,6 @@ impl Index {
         }
     }
 
-    /// The first entry with the key's fingerprint in its home line or, if that is full, the next:
-    /// what `find` returns nearly always. The key is still to be verified.
-    #[inline(always)]
-    pub(crate) fn candidate(&self, hash: u64) -> Option<Location> {
-        let (region, home) = self.home(hash);
-        let mut line = self.lines.get(region + home)?;
-        let mut matches = line.matches(fingerprint(hash));
-        if matches == 0 && line.matches_entry(0) == 0 {
-            let next = if home + 1 == self.lines_per_bucket as usize { 0 } else { home + 1 };
-            line = self.lines.get(region + next)?;
-            matches = line.matches(fingerprint(hash));
-        }
-        (matches != 0).then(|| Location(line.0[matches.trailing_zeros() as usize] & LOCATION_MASK))
-    }
-
     /// The entry of this hash whose location `is_match` accepts.
     #[inline(always)]
     pub(crate) fn find(

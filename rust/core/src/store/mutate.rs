@@ -213,7 +213,11 @@ impl Engine {
         let mut sequencer = self.sequencer.lock();
         self.check_entry_size(&call.targets)?;
         self.check_present(&call.targets)?;
-        let applies = match sequencer.sessions.decide(push, &call.ids())? {
+        let name = |id| {
+            let mut tables = call.targets.iter().map(|target| &target.table);
+            tables.find(|table| table.id == id).map_or_else(String::new, |table| table.name())
+        };
+        let applies = match sequencer.sessions.decide(push, &call.ids(), name)? {
             Verdict::Duplicate => return Ok(None),
             Verdict::Apply(applies) => applies,
         };
@@ -335,13 +339,17 @@ impl Engine {
         }
         let (total, own) = self.charge_records(table, n);
         let cap = table.spec().nvme.unwrap_or(u64::MAX);
-        if total > self.record_bytes_max || own > cap {
+        let (whose, bytes, most, remedy) = if own > cap {
+            ("its rows", own, cap, "raise the table's nvme")
+        } else {
+            ("all rows", total, self.record_bytes_max, "raise nvme (and dram, which bounds it too)")
+        };
+        if bytes > most {
             self.release_records(table, n);
             return Err(Error::store_full(format!(
-                "table {:?}: {n} new keys would take its rows to {own} bytes and all rows to \
-                 {total}, of {cap} and {} allowed on NVMe; raise nvme, or remove keys",
+                "table {:?}: {n} new keys would take {whose} to {bytes} bytes on NVMe, of {most} \
+                 allowed; {remedy}, or remove keys",
                 table.name(),
-                self.record_bytes_max
             )));
         }
         Ok(())

@@ -11,13 +11,26 @@ use super::{InsertBatch, LookupBatch};
 use crate::batch::copy_row;
 use crate::error::{Error, Result};
 use crate::log::{Pin, Read, RecordView};
-use crate::table::{stripe_of, Counters, Found, Item, Plan, Pool, State, Table, Visitor};
+use crate::table::{stripe_of, Counters, Found, Guard, Item, Plan, Pool, State, Table, Visitor};
 use crate::types::{Place, TableId};
 
+/// Most bytes of answers that are written in one pass over the stripes. They are written in the
+/// order of the stripes, at random places: so few stay in the cache, and in its page table.
+const WINDOW_BYTES: usize = 1 << 20;
+
 /// One table's keys in a call.
-pub(super) struct Walk {
-    pub(super) table: Arc<Table>,
-    pub(super) plan: Plan,
+struct Walk<'a> {
+    table: Arc<Table>,
+    keys: &'a [u64],
+}
+
+impl Walk<'_> {
+    /// Plans of its windows, one after the other.
+    fn windows(&self, stripes: usize) -> impl Iterator<Item = Plan> + '_ {
+        let width = (WINDOW_BYTES / (4 * self.table.dim)).max(1);
+        let window = move |(n, keys)| Plan::window(keys, n * width, stripes);
+        self.keys.chunks(width).enumerate().map(window)
+    }
 }
 
 /// A key whose row may be on NVMe.
@@ -91,8 +104,25 @@ impl<V: Verb> Visitor for Pass<'_, V> {
     }
 }
 
+/// A stripe that is locked, with what its index says of some keys.
+struct Probe<'a, 'b> {
+    state: Guard<'a>,
+    items: &'b [Item],
+    found: Vec<Found>,
+}
+
+impl<'a, 'b> Probe<'a, 'b> {
+    fn new(state: Guard<'a>, walk: &Walk<'_>, items: &'b [Item]) -> Self {
+        let mut found = Vec::with_capacity(items.len());
+        if let Some(part) = state.parts.get(&walk.table.id) {
+            part.probe(items, walk.table.dim, &mut found);
+        }
+        Self { state, items, found }
+    }
+}
+
 impl Engine {
-    pub(super) fn walk(&self, table: TableId, keys: &[u64]) -> Result<Walk> {
+    fn walk<'a>(&self, table: TableId, keys: &'a [u64]) -> Result<Walk<'a>> {
         let table = self.table(table)?;
         if keys.len() > u32::MAX as usize / 2 {
             return Err(Error::bad_input(format!(
@@ -101,7 +131,7 @@ impl Engine {
                 keys.len()
             )));
         }
-        Ok(Walk { table, plan: Plan::new(keys, self.stripes.len()) })
+        Ok(Walk { table, keys })
     }
 
     pub(super) fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
@@ -152,46 +182,70 @@ impl Engine {
         self.read(&[walk], &mut Prefetch { table })
     }
 
-    fn read<V: Verb>(&self, walks: &[Walk], verb: &mut V) -> Result<()> {
+    fn read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<()> {
         let pin = self.tier.log.pin();
         let mut misses = Vec::new();
-        for s in 0..self.stripes.len() {
-            if walks.iter().any(|walk| !walk.plan.range(s).is_empty()) {
-                self.read_stripe(s, walks, verb, &mut misses)?;
+        for (batch, walk) in walks.iter().enumerate() {
+            for plan in walk.windows(self.stripes.len()) {
+                self.read_window(batch, walk, &plan, verb, &mut misses)?;
             }
         }
         self.read_misses(&pin, walks, misses, verb)
     }
 
-    fn read_stripe<V: Verb>(
+    fn read_window<V: Verb>(
         &self,
-        s: usize,
-        walks: &[Walk],
+        batch: usize,
+        walk: &Walk<'_>,
+        plan: &Plan,
         verb: &mut V,
         misses: &mut Vec<Miss>,
     ) -> Result<()> {
-        let mut state = self.stripes[s].lock();
-        for (batch, walk) in walks.iter().enumerate() {
-            let items = walk.plan.group(s);
-            let mut absent = Vec::new();
-            let before = misses.len();
-            match state.parts.get_mut(&walk.table.id) {
-                None => absent.extend_from_slice(items),
-                Some(part) => {
-                    let mut pass = Pass { engine: self, verb, batch, misses, absent: &mut absent };
-                    part.visit(items, &mut pass);
-                    part.policy.age(&mut part.pool, items.len());
-                }
+        let before = misses.len();
+        let mut absent = Vec::new();
+        // While one stripe is probed the rows of the one before are on their way. Stripes are
+        // locked in their order, and nobody who holds one waits for an earlier one.
+        let mut ahead: Option<Probe<'_, '_>> = None;
+        for (s, stripe) in self.stripes.iter().enumerate() {
+            if plan.group(s).is_empty() {
+                continue;
             }
-            let counters = &walk.table.counters;
-            let missed = misses.len() - before;
-            Counters::add(&counters.unique_keys, items.len());
-            Counters::add(&counters.probes, items.len());
-            Counters::add(&counters.cache_hits, items.len() - missed - absent.len());
-            Counters::add(&counters.cache_misses, missed);
-            if !absent.is_empty() {
-                verb.absent(self, &mut state, batch, &absent)?;
+            let probe = Probe::new(stripe.lock(), walk, plan.group(s));
+            if let Some(mut probe) = ahead.replace(probe) {
+                self.visit(batch, walk, &mut probe, verb, misses, &mut absent)?;
             }
+        }
+        if let Some(mut probe) = ahead {
+            self.visit(batch, walk, &mut probe, verb, misses, &mut absent)?;
+        }
+        let (counters, missed) = (&walk.table.counters, misses.len() - before);
+        Counters::add(&counters.unique_keys, plan.items.len());
+        Counters::add(&counters.probes, plan.items.len());
+        Counters::add(&counters.cache_hits, plan.items.len() - missed - absent.len());
+        Counters::add(&counters.cache_misses, missed);
+        Ok(())
+    }
+
+    fn visit<V: Verb>(
+        &self,
+        batch: usize,
+        walk: &Walk<'_>,
+        probe: &mut Probe<'_, '_>,
+        verb: &mut V,
+        misses: &mut Vec<Miss>,
+        absent: &mut Vec<Item>,
+    ) -> Result<()> {
+        let before = absent.len();
+        match probe.state.parts.get_mut(&walk.table.id) {
+            None => absent.extend_from_slice(probe.items),
+            Some(part) => {
+                let mut pass = Pass { engine: self, verb, batch, misses, absent };
+                part.visit(probe.items, &probe.found, &mut pass);
+                part.policy.age(&mut part.pool, probe.items.len());
+            }
+        }
+        if absent.len() > before {
+            verb.absent(self, &mut probe.state, batch, &absent[before..])?;
         }
         Ok(())
     }
@@ -199,7 +253,7 @@ impl Engine {
     fn read_misses<V: Verb>(
         &self,
         pin: &Pin<'_>,
-        walks: &[Walk],
+        walks: &[Walk<'_>],
         mut misses: Vec<Miss>,
         verb: &mut V,
     ) -> Result<()> {
@@ -216,7 +270,7 @@ impl Engine {
     fn read_records<V: Verb>(
         &self,
         pin: &Pin<'_>,
-        walks: &[Walk],
+        walks: &[Walk<'_>],
         misses: &[Miss],
         verb: &mut V,
         is_first: bool,
@@ -245,7 +299,7 @@ impl Engine {
 
     fn use_record<V: Verb>(
         &self,
-        walks: &[Walk],
+        walks: &[Walk<'_>],
         miss: &Miss,
         record: Result<RecordView<'_>>,
         verb: &mut V,
@@ -269,7 +323,7 @@ impl Engine {
     /// Looks single keys up again, passing over the records that were found to be other keys'.
     fn look_again<V: Verb>(
         &self,
-        walks: &[Walk],
+        walks: &[Walk<'_>],
         again: Vec<Miss>,
         verb: &mut V,
     ) -> Result<Vec<Miss>> {
@@ -300,7 +354,7 @@ impl Engine {
 }
 
 /// Columns of each table: a division per row would cost more than its copy.
-fn dims(walks: &[Walk]) -> Vec<usize> {
+fn dims(walks: &[Walk<'_>]) -> Vec<usize> {
     walks.iter().map(|walk| walk.table.dim).collect()
 }
 

@@ -96,8 +96,13 @@ impl Sessions {
         }
     }
 
-    /// Decides on a push; `note` it once it is in the journal.
-    pub(super) fn decide(&self, push: Push, tables: &[TableId]) -> Result<Verdict> {
+    /// Decides on a push; `note` it once it is in the journal. `name` is how errors call a table.
+    pub(super) fn decide(
+        &self,
+        push: Push,
+        tables: &[TableId],
+        name: impl Fn(TableId) -> String,
+    ) -> Result<Verdict> {
         self.check_owner(push.session)?;
         let all = Verdict::Apply(vec![true; tables.len()]);
         let Some(session) = self.sessions.get(&push.session) else { return Ok(all) };
@@ -108,8 +113,9 @@ impl Sessions {
         for table in tables {
             if let Some(&last) = session.steps.get(table).filter(|&&last| step <= last) {
                 return Err(Error::bad_input(format!(
-                    "step is {step}, but this session has pushed step {last} to table id {table}; \
-                     steps must grow from push to push"
+                    "table {:?}: step is {step}, but this session has pushed step {last} to it; \
+                     give steps that grow from push to push",
+                    name(*table)
                 )));
             }
         }
@@ -195,7 +201,7 @@ mod tests {
 
     impl Sessions {
         fn admit(&mut self, push: Push, tables: &[TableId], now: u64) -> Result<Verdict> {
-            let verdict = self.decide(push, tables)?;
+            let verdict = self.decide(push, tables, |id| id.to_string())?;
             self.note(push, tables, now);
             Ok(verdict)
         }
@@ -257,9 +263,12 @@ mod tests {
             let records = sessions.records(3);
             sessions = Sessions::default();
             sessions.restore(records);
-            let verdict = sessions.decide(push(attempt + 3, 2, replayed), &[7]);
+            let verdict = sessions.decide(push(attempt + 3, 2, replayed), &[7], |_| String::new());
             assert!(verdict.is_err(), "it grows within the session");
-            let other = sessions.decide(push(attempt + 3, 2, Some(attempt as i64 + 3)), &[7]);
+            let other =
+                sessions.decide(push(attempt + 3, 2, Some(attempt as i64 + 3)), &[7], |_| {
+                    String::new()
+                });
             assert_eq!(other.unwrap(), Verdict::Apply(vec![true]));
         }
     }
@@ -280,7 +289,7 @@ mod tests {
         let records = restored.records(4001);
         let mut restored = Sessions::default();
         restored.restore(records);
-        let verdict = restored.decide(push(2, 2, Some(4)), &[7]).unwrap();
+        let verdict = restored.decide(push(2, 2, Some(4)), &[7], |_| String::new()).unwrap();
         assert_eq!(verdict, Verdict::Duplicate);
     }
 

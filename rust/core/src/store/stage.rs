@@ -118,7 +118,7 @@ impl Engine {
                 None => found.resize(before + items.len(), Found::Absent),
                 Some(part) => {
                     eras[s] = part.era;
-                    part.probe(items, &mut found);
+                    part.probe(items, 0, &mut found);
                 }
             }
             if !matches!(target.change, Change::Remove) {

@@ -1,7 +1,7 @@
 //! One table's rows in one stripe: index, pool and policy, and the visits that verbs are made of.
 //!
-//! A visit looks each key up once and keeps what it found; what is not in DRAM is told to the
-//! caller, who reads it without the lock. Rows are added by the stripe, which knows the budget.
+//! A probe looks each key up once and keeps what it found, a visit goes there; what is not in DRAM
+//! is told to the caller, who reads it without the lock. Rows are added by the stripe, which knows the budget.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(crate) struct Part {
     pub(crate) era: u64,
 }
 
-/// Distance in keys between the steps of a visit: index line, row, use.
+/// Distance in keys between the steps of a visit.
 const AHEAD: usize = 16;
 
 impl Part {
@@ -53,27 +53,29 @@ impl Part {
         size_of::<Self>() as u64 + index + pool + Policy::bytes(rows)
     }
 
-    /// Looks up every item.
-    pub(crate) fn visit(&mut self, items: &[Item], visitor: &mut impl Visitor) {
-        visit(self, items, visitor);
+    /// Looks up the index alone, in order: rows in DRAM are not yet verified. Asks for the header
+    /// and the first `floats` numbers of each ahead of a visit; for 0, of none.
+    pub(crate) fn probe(&self, items: &[Item], floats: usize, found: &mut Vec<Found>) {
+        probe(self, items, floats, found);
     }
 
-    /// Looks up the index alone, in order: rows in DRAM are not yet verified.
-    pub(crate) fn probe(&self, items: &[Item], found: &mut Vec<Found>) {
-        probe(self, items, found);
+    /// Visits every item where a probe found it; what is not there any more is looked up again.
+    pub(crate) fn visit(&mut self, items: &[Item], found: &[Found], visitor: &mut impl Visitor) {
+        visit(self, items, found, visitor);
     }
 
-    /// Visits rows that a probe found in DRAM, without another probe while they stayed there.
-    pub(crate) fn revisit(&mut self, items: &[Item], kept: &[Found], visitor: &mut impl Visitor) {
-        revisit(self, items, kept, visitor);
+    /// As `visit`, of rows that were not asked for yet, and of which all numbers are needed.
+    pub(crate) fn revisit(&mut self, items: &[Item], found: &[Found], visitor: &mut impl Visitor) {
+        revisit(self, items, found, visitor);
     }
 
-    /// A row that is probably the item's, asked for ahead of its use.
+    /// The item's row at `at`, or wherever else the index finds it.
     #[inline(always)]
-    fn candidate(&self, item: &Item) -> Option<u64> {
-        let at = self.index.candidate(item.hash)?.resolve().ok()?;
-        self.pool.prefetch(at);
-        Some(at)
+    fn verified(&self, item: &Item, found: Found) -> Found {
+        match found {
+            Found::Dram(at) if !self.is_row(at, item.key) => self.find(item, |_| false),
+            found => found,
+        }
     }
 
     #[inline(always)]
@@ -111,38 +113,15 @@ pub(crate) trait Visitor {
 }
 
 vectorized! {
-    /// Line and row of a key are asked for ahead of their use.
-    fn visit<V: Visitor>(part: &mut Part, items: &[Item], visitor: &mut V) {
-        let mut kept = [None; AHEAD];
-        for step in 0..items.len() + 2 * AHEAD {
-            if let Some(n) = step.checked_sub(2 * AHEAD) {
-                let item = &items[n];
-                let found = match kept[step % AHEAD] {
-                    Some(at) if part.pool.header(at).key == item.key => Found::Dram(at),
-                    _ => part.find(item, |_| false),
-                };
-                match found {
-                    Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
-                    found => visitor.miss(n, item, found),
-                }
-            }
-            if let Some(item) = step.checked_sub(AHEAD).and_then(|at| items.get(at)) {
-                kept[step % AHEAD] = part.candidate(item);
-                visitor.prefetch(item);
-            }
-            if let Some(item) = items.get(step) {
-                part.index.prefetch(item.hash);
-            }
-        }
-    }
-}
-
-vectorized! {
-    fn probe(part: &Part, items: &[Item], found: &mut Vec<Found>) {
+    fn probe(part: &Part, items: &[Item], floats: usize, found: &mut Vec<Found>) {
         for step in 0..items.len() + AHEAD {
             if let Some(item) = step.checked_sub(AHEAD).map(|at| &items[at]) {
                 let entry = part.index.find(item.hash, |_| true);
-                found.push(entry.map_or(Found::Absent, |(_, location)| location.into()));
+                let place = entry.map_or(Found::Absent, |(_, location)| location.into());
+                if let (Found::Dram(at), true) = (place, floats > 0) {
+                    part.pool.prefetch(at, floats);
+                }
+                found.push(place);
             }
             if let Some(item) = items.get(step) {
                 part.index.prefetch(item.hash);
@@ -152,19 +131,32 @@ vectorized! {
 }
 
 vectorized! {
-    fn revisit<V: Visitor>(part: &mut Part, items: &[Item], kept: &[Found], visitor: &mut V) {
+    fn visit<V: Visitor>(part: &mut Part, items: &[Item], found: &[Found], visitor: &mut V) {
+        for (n, (item, &place)) in items.iter().zip(found).enumerate() {
+            match part.verified(item, place) {
+                Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
+                place => visitor.miss(n, item, place),
+            }
+            if let Some(next) = items.get(n + AHEAD) {
+                visitor.prefetch(next);
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn revisit<V: Visitor>(part: &mut Part, items: &[Item], found: &[Found], visitor: &mut V) {
+        let floats = part.table.floats;
         for step in 0..items.len() + AHEAD {
             if let Some(n) = step.checked_sub(AHEAD) {
                 let item = &items[n];
-                match kept[n] {
-                    Found::Dram(at) if part.is_row(at, item.key) => {
-                        visitor.hit(&mut part.pool, at, item);
-                    }
-                    found => visitor.miss(n, item, found),
+                match part.verified(item, found[n]) {
+                    Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
+                    place => visitor.miss(n, item, place),
                 }
             }
-            if let (Some(item), Some(Found::Dram(at))) = (items.get(step), kept.get(step)) {
-                part.pool.prefetch(*at);
+            if let (Some(item), Some(Found::Dram(at))) = (items.get(step), found.get(step)) {
+                part.pool.prefetch(*at, floats);
                 visitor.prefetch(item);
             }
         }

@@ -23,6 +23,11 @@ impl Plan {
     /// Groups `keys` for `stripes` (a power of two) by a counting sort on the top bits of the
     /// hash.
     pub(crate) fn new(keys: &[u64], stripes: usize) -> Self {
+        Self::window(keys, 0, stripes)
+    }
+
+    /// As `new`, of keys that lie from `first` on in the caller's arrays.
+    pub(crate) fn window(keys: &[u64], first: usize, stripes: usize) -> Self {
         let mut starts = vec![0_u32; stripes + 1];
         let stripe = |hash: u64| stripe_of(hash, stripes);
         for &key in keys {
@@ -36,7 +41,7 @@ impl Plan {
         for (index, &key) in keys.iter().enumerate() {
             let hash = hash(key);
             let place = &mut next[stripe(hash)];
-            items[*place as usize] = Item { key, hash, index: index as u32 };
+            items[*place as usize] = Item { key, hash, index: (first + index) as u32 };
             *place += 1;
         }
         Self { items, starts }

@@ -13,6 +13,8 @@ use super::sketch::Sketch;
 
 /// Accesses per row and halving.
 const AGEING: usize = 10;
+/// Rows that the ageing hand goes over at a time: one alone would wait for its line.
+const AGEING_STEPS: usize = 32;
 /// Rows of the main part looked at for each one evicted.
 const SWEEP: usize = 6;
 /// Share of rows in the window: 1 / this.
@@ -48,6 +50,9 @@ impl Policy {
     /// Counts `n` accesses and ages accordingly.
     pub(crate) fn age(&mut self, pool: &mut Pool, n: usize) {
         self.accesses += n;
+        if self.accesses < AGEING * AGEING_STEPS {
+            return;
+        }
         let steps = (self.accesses / AGEING).min(pool.capacity());
         self.accesses %= AGEING;
         for _ in 0..steps {

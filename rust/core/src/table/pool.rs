@@ -241,13 +241,11 @@ impl Pool {
         self.arena.at(at as usize * UNIT)
     }
 
-    /// Asks for the first lines of a row ahead of its use.
+    /// Asks for the header and the first `floats` numbers of a row ahead of their use; of a wide
+    /// row for its beginning, the rest comes as a stream.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, at: u64) {
-        let start = self.pointer(at).as_ptr();
-        for line in 0..self.row_bytes.div_ceil(64).min(8) {
-            crate::prefetch::read(start.wrapping_add(line * 64));
-        }
+    pub(crate) fn prefetch(&self, at: u64, floats: usize) {
+        crate::prefetch::lines(self.pointer(at).as_ptr(), HEADER + 4 * floats);
     }
 
     #[inline(always)]

@@ -122,7 +122,8 @@ pub fn assert_caps(store: &Store) {
     assert!(used <= limit, "{used} bytes of files, {limit} allowed");
 }
 
-/// What a killed process leaves, if no call runs: the files as the kernel has them.
+/// What a killed process leaves, if no call runs: the files as the kernel has them. The journal is
+/// copied last, so that it is not older than the rows.
 pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to.join("journal")).unwrap();
     for name in ["MANIFEST", "superblock", "rows.log"] {

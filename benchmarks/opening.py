@@ -1,0 +1,112 @@
+"""Opening a store again: from the start of the server's process to its ready line.
+
+    python benchmarks/opening.py [--rows 4000000] [--dim 16] [--share 0.15] [--rounds 3]
+
+A server with DRAM for the index and a share of the rows is filled by pushes; then it is ended and
+started again: `--rounds` times by SIGTERM, after which there is nothing to replay, and once by
+kill -9 after one more push to every row, of which the journal holds what was not checkpointed. An
+empty directory shows how much of the time is the interpreter's. Every opening reads the footers of
+all segments and the journal.
+"""
+
+import argparse
+import signal
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from yardstick import BATCH, print_machine, print_result
+
+import hybridps as hps
+from hybridps.demo import sizing
+from hybridps.demo.datasets import mix
+from hybridps.demo.server import MIB, Server
+
+FOOTER_BYTES = 22  # a record's part of its segment's footer
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One start, up to the ready line."""
+
+    seconds: float
+    read_bytes: int
+    peak_rss_bytes: int
+    journal_bytes: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=4_000_000)
+    parser.add_argument("--dim", type=int, default=16)
+    parser.add_argument("--share", type=float, default=0.15)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()),
+                        help="where the store goes: the device to measure")  # fmt: skip
+    flags = parser.parse_args()
+    print_machine()
+    spec = hps.TableSpec("bench", dim=flags.dim, optimizer=hps.Adagrad(0.05))
+    dram = sizing.store_bytes([sizing.TableSize(spec, flags.rows)], flags.share)
+    with Server(dram, directory=flags.directory) as server:
+        report("empty", 0, [reopen(server, signal.SIGTERM) for _ in range(flags.rounds)])
+        push_to_all(server, spec, flags.rows)
+        clean = [reopen(server, signal.SIGTERM) for _ in range(flags.rounds)]
+        report("clean", flags.rows, clean)
+        push_to_all(server, spec, flags.rows)
+        report("kill", flags.rows, [reopen(server, signal.SIGKILL)])
+
+
+def push_to_all(server: Server, spec: hps.TableSpec, rows: int) -> None:
+    """One push to every row, which makes those that are absent."""
+    gradients = np.full((BATCH, spec.dim), 0.01, np.float32)
+    with hps.connect(server.url, timeout=60.0) as ps:
+        table = ps.create_table(spec)
+        for low in range(0, rows, BATCH):
+            keys = mix(np.arange(low, min(low + BATCH, rows), dtype=np.uint64))
+            table.apply_gradients(keys, gradients[: len(keys)])
+        if table.size() != rows:
+            raise RuntimeError(f"{table.size()} rows where {rows} were pushed")
+
+
+def reopen(server: Server, number: signal.Signals) -> Opening:
+    """Ends the server and times its next start."""
+    server.end(number)
+    journals = (server.room / "store" / "journal").glob("*.log")
+    journal_bytes = sum(path.stat().st_size for path in journals)
+    start = time.perf_counter()
+    server.start()
+    seconds = time.perf_counter() - start
+    process = Path(f"/proc/{server.pid}")
+    return Opening(
+        seconds=seconds,
+        read_bytes=number_of(process / "io", "read_bytes"),
+        peak_rss_bytes=number_of(process / "status", "VmHWM") << 10,
+        journal_bytes=journal_bytes,
+    )
+
+
+def number_of(path: Path, name: str) -> int:
+    """The number behind `name: ` in a file of /proc."""
+    lines = path.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def report(kind: str, rows: int, openings: list[Opening]) -> None:
+    """Medians of the rounds."""
+    seconds = statistics.median(opening.seconds for opening in openings)
+    read = statistics.median(opening.read_bytes for opening in openings) / MIB
+    rss = statistics.median(opening.peak_rss_bytes for opening in openings) / MIB
+    journal = statistics.median(opening.journal_bytes for opening in openings) / MIB
+    print(f"{kind:5} {rows:,} rows: {seconds:6.2f} s, {read:,.0f} MiB read, journal of "
+          f"{journal:,.0f} MiB, peak RSS {rss:,.0f} MiB")  # fmt: skip
+    print_result(
+        f"opening-{kind}", rows=rows, seconds=seconds, read_mib=read,
+        footers_mib=rows * FOOTER_BYTES / MIB, journal_mib=journal, peak_rss_mib=rss,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
