@@ -127,12 +127,15 @@ class HotCall:
     code: str  # once run: "ok", or the class name of the error
     cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
 
-    is_done: bool  # nothing of the reply is left to run
+    pieces: int  # of the reply; 1 but for large ones
 
-    def run(self) -> Buffer:
-        """The Return frame: results, or an exception for anything that is wrong; of a large reply
-        the next piece, about 1 MiB. Never raises for what a peer sent. Any thread, one at a time;
-        releases the interpreter lock. Until `is_done`.
+    def run(self, piece: int = 0, /) -> Buffer:
+        """The Return frame: results, or an exception for anything that is wrong. Never raises for
+        what a peer sent. Any thread; releases the interpreter lock.
+
+        A large reply comes in `pieces` of about 1 MiB, each run once: first the first, which is the
+        whole reply if `code` is not "ok" then; the others at the same time and in any order; last
+        the last, which tells what went wrong meanwhile.
         """
 
 class ColdCall:

@@ -145,9 +145,15 @@ class Connection:
         """Waits for the answer to `question`; late answers to others are dropped."""
         if self._socket is None or self._wire is None:
             raise LostError("not connected")
+        patience = 0.0
         try:
             while True:
-                for answer in _read(self._socket, self._wire, deadline):
+                left = max(deadline.left, 0.000_001)
+                if not left <= patience <= 1.1 * left:
+                    # Not for every piece of a large answer: it is a system call.
+                    patience = left
+                    self._socket.settimeout(left)
+                for answer in _read(self._socket, self._wire):
                     if answer.question == question:
                         return answer
         except TimeoutError:
@@ -179,11 +185,8 @@ class Connection:
                 views[start] = views[start][sent:]
 
 
-def _read(
-    sock: socket.socket, wire: _core.ClientConnection, deadline: Deadline
-) -> list[_core.Answer]:
+def _read(sock: socket.socket, wire: _core.ClientConnection) -> list[_core.Answer]:
     """Answers that the next bytes complete."""
-    sock.settimeout(max(deadline.left, 0.000_001))
     count = sock.recv_into(wire.get_buffer(_RECEIVE_HINT))
     if count == 0:
         raise LostError("the server closed the connection")

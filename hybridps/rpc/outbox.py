@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # A growing frame takes a further piece while it holds less than this: enough that neither the
 # socket nor the engine waits for the other.
-_ROOM_BYTES = 3 << 20
+_ROOM_BYTES = 1 << 19
 
 
 @dataclass(eq=False, slots=True)
@@ -26,20 +26,13 @@ class Frame:
     is_first: bool
     is_whole: bool = False
     pieces: deque[memoryview] = field(default_factory=deque)
-    # Bytes of the pieces announced by `expect`, and those that the socket took. The first are
-    # counted where pieces are made, the second on the loop.
-    made_bytes: int = 0
-    taken_bytes: int = 0
+    unsent_bytes: int = 0
     room: asyncio.Future[None] | None = None
 
     @property
     def has_room(self) -> bool:
         """True if it may grow: it is sent now, and the next piece would soon be missed."""
-        return self.is_first and self.made_bytes - self.taken_bytes < _ROOM_BYTES
-
-    def expect(self, piece: "ReadableBuffer") -> None:
-        """A piece is on its way to `Outbox.add`, perhaps from another thread."""
-        self.made_bytes += len(memoryview(piece))
+        return self.is_first and self.unsent_bytes < _ROOM_BYTES
 
     def wake(self) -> None:
         """Lets whoever waits for room look again."""
@@ -78,6 +71,7 @@ class Outbox:
         view = memoryview(piece)
         frame.pieces.append(view)
         frame.is_whole = is_last
+        frame.unsent_bytes += len(view)
         self.unsent_bytes += len(view)
 
     async def room(self, frame: Frame) -> bool:
@@ -120,7 +114,7 @@ class Outbox:
         if len(piece) > limit:
             frame.pieces.appendleft(piece[limit:])
             piece = piece[:limit]
-        frame.taken_bytes += len(piece)
+        frame.unsent_bytes -= len(piece)
         self.unsent_bytes -= len(piece)
         if frame.is_whole and not frame.pieces:
             self._end_first()

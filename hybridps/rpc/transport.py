@@ -9,7 +9,8 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -22,6 +23,10 @@ from hybridps.rpc.sequencer import EXCLUSIVE, Sequencer
 # Unsent bytes above which the transport asks us to wait. Small enough that what plain asyncio
 # copies when the socket is full stays in cache.
 WRITE_HIGH_BYTES = 256 << 10
+# Pieces of one reply that are gathered, or wait for it, beside the one that is sent next.
+PIECES_AHEAD = 2
+# What a unix socket may hold; the system may allow less.
+UNIX_SEND_BYTES = 512 << 10
 # Calls of one connection that may run or wait; with small frames this bounds their memory.
 CALLS_MAX = 256
 # Replies up to this size do not stand in line for the budget: they are bounded by CALLS_MAX, and
@@ -66,7 +71,7 @@ class Service(Protocol):
 class Workers(Protocol):
     """Who runs engine work off the loop."""
 
-    def run(self, function: Callable[[], _T], /) -> Awaitable[_T]:
+    def run(self, function: Callable[..., _T], /, *args: Any) -> Coroutine[Any, Any, _T]:
         """Runs the function on a thread."""
 
 
@@ -101,16 +106,17 @@ class Host:
         self.replies = Budget(limits.inflight_bytes // 2)
         self.transports: set[Transport] = set()
         # The loop keeps only weak references to tasks.
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.is_draining = False
         # True: a call may wait for a device, which none may do on the loop, however small it is.
         self.may_wait = False
 
-    def spawn(self, work: Any) -> None:
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Runs a coroutine to its end, whatever becomes of the connection it serves."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
 
 class Transport(asyncio.BufferedProtocol):
@@ -160,9 +166,9 @@ class Transport(asyncio.BufferedProtocol):
         if own is not None and own.family in (socket.AF_INET, socket.AF_INET6):
             own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         elif own is not None:
-            # As much as the system lets a unix socket hold: fewer turns between the two sides. TCP
-            # finds its own size.
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, WRITE_HIGH_BYTES)
+            # A unix socket holds little by itself, and a large reply would take many turns between
+            # the two sides. TCP finds its own size.
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BYTES)
         host = self._host
         if host.is_draining or len(host.transports) >= self._limits.connections:
             host.metrics.reject("connections")
@@ -354,11 +360,9 @@ class Transport(asyncio.BufferedProtocol):
         try:
             piece = await self._host.workers.run(call.run)
             reply = self._wire.answer(call.question, piece)
-            if reply is piece and not call.is_done and self._is_open():
+            if reply is piece and call.pieces > 1 and call.code == "ok" and self._is_open():
                 frame = self._outbox.begin(call.reply_bytes)
-                frame.expect(piece)
-                self._add(frame, piece, is_last=False)
-                await self._run_on(call, frame)
+                await self._run_on(call, frame, piece)
         except Exception:
             log.exception("call failed inside the server: verb=%s", call.verb)
             reply = self._wire.fails(call.question, "failed", _INTERNAL)
@@ -371,21 +375,24 @@ class Transport(asyncio.BufferedProtocol):
         else:
             self._finish(call, 0)
 
-    async def _run_on(self, call: _core.HotCall, frame: Frame) -> None:
-        """Sends what was gathered of a reply while the rest is gathered."""
-        loop = asyncio.get_running_loop()
+    async def _run_on(self, call: _core.HotCall, frame: Frame, first: _core.Buffer) -> None:
+        """Sends the pieces of a reply in order while the next ones are gathered."""
+        last = call.pieces - 1
+        gathering: deque[asyncio.Future[_core.Buffer]] = deque()
+        self._add(frame, first)
+        begun = 1
+        while await self._outbox.room(frame):
+            while begun < last and len(gathering) < PIECES_AHEAD:
+                gathering.append(self._host.spawn(self._host.workers.run(call.run, begun)))
+                begun += 1
+            if not gathering:
+                # The last piece says how the others went: a few words.
+                self._add(frame, call.run(last), is_last=True)
+                return
+            self._add(frame, await gathering.popleft())
+        await asyncio.gather(*gathering)
 
-        def gather() -> None:
-            """On an engine thread: piece after piece, while they leave fast enough."""
-            while not call.is_done and frame.has_room:
-                piece = call.run()
-                frame.expect(piece)
-                loop.call_soon_threadsafe(self._add, frame, piece, call.is_done)
-
-        while not call.is_done and await self._outbox.room(frame):
-            await self._host.workers.run(gather)
-
-    def _add(self, frame: Frame, piece: _core.Buffer, is_last: bool) -> None:
+    def _add(self, frame: Frame, piece: _core.Buffer, *, is_last: bool = False) -> None:
         self._outbox.add(frame, piece, is_last=is_last)
         self._write()
 

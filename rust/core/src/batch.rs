@@ -66,8 +66,8 @@ thread_local! {
     static KEPT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Open addressing: a slot holds the index of a key. Most batches repeat most of their ids, so there
-/// are few slots at first, which fit the cache.
+/// Open addressing: a slot holds the index of a key. Most batches repeat most of their ids, so
+/// there are few slots at first, which fit the cache.
 struct Slots {
     slots: Vec<u32>,
     shift: u32,

@@ -55,10 +55,15 @@ impl Pool {
     }
 }
 
+/// Words of a cache line: rows of whole lines should not straddle two.
+const LINE_WORDS: usize = 8;
+
 /// An allocation of words. Goes back to the pool when the last frame and the last view are gone.
 struct Memory {
+    /// The allocation.
+    block: NonNull<[u64]>,
+    /// Its first word in use.
     first: NonNull<u64>,
-    words: usize,
 }
 
 // SAFETY: Memory owns its allocation as a Box does; nothing in it depends on a thread.
@@ -70,10 +75,9 @@ unsafe impl Sync for Memory {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        let whole = NonNull::slice_from_raw_parts(self.first, self.words);
-        // SAFETY: the pointer and length are those of the Box leaked in `Words::of`.
+        // SAFETY: the pointer is that of the Box leaked in `Words::of`.
         #[allow(unsafe_code, reason = "takes the leaked allocation back")]
-        let block = unsafe { Box::from_raw(whole.as_ptr()) };
+        let block = unsafe { Box::from_raw(self.block.as_ptr()) };
         Pool::give(block);
     }
 }
@@ -87,8 +91,13 @@ pub(crate) struct Words {
 
 impl Words {
     pub(crate) fn new(len: usize) -> Self {
-        let pooled = if len >= POOLED_WORDS_MIN { Pool::take(len) } else { None };
-        Self::of(pooled.unwrap_or_else(|| vec![0; len].into_boxed_slice()), len)
+        if len < POOLED_WORDS_MIN {
+            return vec![0; len].into();
+        }
+        let room = len + LINE_WORDS - 1;
+        let block = Pool::take(room).unwrap_or_else(|| vec![0; room].into_boxed_slice());
+        let skipped = block.as_ptr().align_offset(LINE_WORDS * 8).min(LINE_WORDS - 1);
+        Self::of(block, skipped, len)
     }
 
     pub(crate) fn copy_of(words: &[u64]) -> Self {
@@ -97,10 +106,12 @@ impl Words {
         copy
     }
 
-    fn of(block: Box<[u64]>, len: usize) -> Self {
-        let words = block.len();
-        let first = NonNull::from(Box::leak(block)).cast();
-        Self { memory: Arc::new(Memory { first, words }), len }
+    fn of(block: Box<[u64]>, skipped: usize, len: usize) -> Self {
+        assert!(skipped + len <= block.len(), "the words lie in the block");
+        let block = NonNull::from(Box::leak(block));
+        let first = block.cast::<u64>().as_ptr().wrapping_add(skipped);
+        let first = NonNull::new(first).unwrap_or(block.cast());
+        Self { memory: Arc::new(Memory { block, first }), len }
     }
 
     /// A view for Python of some bytes. Who asks for a writable one looks at those bytes only when
@@ -114,7 +125,7 @@ impl Words {
 impl From<Vec<u64>> for Words {
     fn from(words: Vec<u64>) -> Self {
         let len = words.len();
-        Self::of(words.into_boxed_slice(), len)
+        Self::of(words.into_boxed_slice(), 0, len)
     }
 }
 

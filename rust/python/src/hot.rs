@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use hybridps_core::{Error, ErrorKind, GradientBatch, Push, PushOutcome, Store};
 use hybridps_wire::{self as wire, Batch, ExceptionKind, Malformed, Refusal, VERBS};
@@ -54,6 +54,13 @@ fn bad_input(text: String) -> Failure {
     Failure::from(Error::bad_input(text))
 }
 
+/// The reply of a read: its arrays and keys per table.
+#[derive(Default)]
+struct Plan {
+    sizes: Sizes,
+    keys: Vec<usize>,
+}
+
 /// What all hot calls of a connection share.
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
@@ -88,13 +95,13 @@ impl Shared {
     }
 
     /// The reply's shape. What is wrong with a read's arrays is found here, before a byte is sent.
-    fn plan(&self, verb: u16, frame: &[u64]) -> Result<Sizes, Failure> {
+    fn plan(&self, verb: u16, frame: &[u64]) -> Result<Plan, Failure> {
         let batches = wire::decode_batches(verb, frame, self.keys_limit)?;
         if verb > LOOKUP_OR_INSERT {
-            return Ok(Vec::new());
+            return Ok(Plan::default());
         }
         let want_found = verb == LOOKUP && wire::decode_want_found(frame)?;
-        let mut sizes = Vec::with_capacity(batches.len());
+        let mut plan = Plan::default();
         let mut total = 0;
         for batch in &batches {
             check_counts(verb, batch)?;
@@ -107,9 +114,10 @@ impl Shared {
                     self.frame_limit.min(wire::DATA_MAX)
                 )));
             }
-            sizes.push((rows, found));
+            plan.sizes.push((rows, found));
+            plan.keys.push(batch.keys.len());
         }
-        Ok(sizes)
+        Ok(plan)
     }
 }
 
@@ -124,15 +132,14 @@ pub(crate) struct HotCall {
     frame_bytes: usize,
     #[pyo3(get)]
     reply_bytes: usize,
-    /// What is still to be done; nobody's while it is done.
-    work: Mutex<Option<Work>>,
-    is_done: AtomicBool,
+    work: Work,
     /// Class of the error that was answered.
     failure: OnceLock<String>,
 }
 
 enum Work {
-    Whole { frame: Words, plan: Result<Sizes, Failure> },
+    /// Done once.
+    Whole(Mutex<Option<(Words, Result<Sizes, Failure>)>>),
     Stream(Stream),
 }
 
@@ -140,55 +147,38 @@ impl HotCall {
     pub(crate) fn new(shared: &Arc<Shared>, question: u32, verb: u16, frame: Words) -> Self {
         let plan = shared.plan(verb, &frame);
         let reply_bytes =
-            plan.as_ref().map_or(0, |plan| plan.iter().map(|(r, f)| r + f + 64).sum());
+            plan.as_ref().map_or(0, |plan| plan.sizes.iter().map(|(r, f)| r + f + 64).sum());
         let frame_bytes = frame.len() * 8;
         let work = match plan {
-            Ok(sizes) if reply_bytes > WHOLE_MAX => {
-                Work::Stream(Stream::new(question, verb, frame, sizes))
+            Ok(plan) if reply_bytes > WHOLE_MAX => {
+                Work::Stream(Stream::new(question, frame, &plan.sizes, &plan.keys))
             }
-            plan => Work::Whole { frame, plan },
+            plan => Work::Whole(Mutex::new(Some((frame, plan.map(|plan| plan.sizes))))),
         };
-        Self {
-            shared: Arc::clone(shared),
-            question,
-            verb,
-            frame_bytes,
-            reply_bytes,
-            work: Mutex::new(Some(work)),
-            is_done: AtomicBool::new(false),
-            failure: OnceLock::new(),
-        }
+        let (shared, failure) = (Arc::clone(shared), OnceLock::new());
+        Self { shared, question, verb, frame_bytes, reply_bytes, work, failure }
     }
 
-    fn work(&self) -> MutexGuard<'_, Option<Work>> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next piece, and the work that is left.
-    fn step(&self, work: Work) -> (Words, Option<Work>) {
-        match work {
-            Work::Whole { frame, plan } => {
+    fn piece(&self, n: usize) -> Option<Words> {
+        match &self.work {
+            Work::Whole(work) => {
+                let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let (frame, plan) = work?;
                 let reply = plan.and_then(|plan| guarded(|| self.execute(&frame, &plan)));
-                (reply.unwrap_or_else(|failure| self.exception(failure)), None)
+                Some(reply.unwrap_or_else(|failure| self.exception(&failure)))
             }
-            Work::Stream(mut stream) => {
-                let (store, keys_max) = (&self.shared.store, self.shared.keys_limit);
-                match stream.next(store, keys_max) {
-                    Err(failure) => (self.exception(failure), None),
-                    Ok(piece) if stream.is_done() => {
-                        if let Some(failure) = stream.failure() {
-                            self.note(failure);
-                        }
-                        (piece, None)
-                    }
-                    Ok(piece) => (piece, Some(Work::Stream(stream))),
+            Work::Stream(stream) => {
+                let piece = stream.piece(n, self.verb, &self.shared);
+                if let Some(failure) = stream.failure() {
+                    self.note(failure);
                 }
+                Some(piece.unwrap_or_else(|failure| self.exception(&failure)))
             }
         }
     }
 
-    fn exception(&self, failure: Failure) -> Words {
-        self.note(&failure);
+    fn exception(&self, failure: &Failure) -> Words {
+        self.note(failure);
         wire::exception_return(self.question, ExceptionKind::Failed, &failure.0).into()
     }
 
@@ -246,16 +236,17 @@ impl HotCall {
     }
 
     #[getter]
-    fn is_done(&self) -> bool {
-        self.is_done.load(Ordering::Relaxed)
+    fn pieces(&self) -> usize {
+        match &self.work {
+            Work::Whole(_) => 1,
+            Work::Stream(stream) => stream.pieces(),
+        }
     }
 
-    fn run(&self, py: Python<'_>) -> PyResult<Buffer> {
-        let work = self.work().take();
-        let work = work.ok_or_else(|| PyRuntimeError::new_err("this HotCall is done, or runs"))?;
-        let (piece, left) = py.detach(|| self.step(work));
-        self.is_done.store(left.is_none(), Ordering::Relaxed);
-        *self.work() = left;
+    #[pyo3(signature = (piece=0, /))]
+    fn run(&self, py: Python<'_>, piece: usize) -> PyResult<Buffer> {
+        let piece = py.detach(|| self.piece(piece));
+        let piece = piece.ok_or_else(|| PyRuntimeError::new_err("this piece was run before"))?;
         Ok(Buffer::whole(piece))
     }
 }

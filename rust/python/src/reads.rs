@@ -2,17 +2,18 @@
 //! once or, for a large reply, piece by piece.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use hybridps_core::{InsertBatch, LookupBatch, Store};
 use hybridps_wire::{self as wire, Batch, ExceptionKind, StreamedReply};
 
 use crate::buffer::{as_numbers_mut, Words};
-use crate::hot::{guarded, numbers, Failure, LOOKUP};
+use crate::hot::{guarded, numbers, Failure, Shared, LOOKUP};
 
 /// Bytes of rows that are gathered, then sent while the next ones are gathered. Measured (50,000
 /// rows of 64 floats): below, hops between threads cost more; above, rows have left the cache
 /// before they are sent.
-pub(crate) const PIECE_BYTES: usize = 1 << 20;
+pub(crate) const PIECE_BYTES: usize = 1 << 19;
 
 /// Per table the bytes of rows and of found flags.
 pub(crate) type Sizes = Vec<(usize, usize)>;
@@ -68,145 +69,135 @@ fn take<'a, T: crate::buffer::Number>(words: &mut &'a mut [u64], bytes: usize) -
     &mut as_numbers_mut(array)[..bytes / size_of::<T>()]
 }
 
-/// A reply in pieces. When the call fails after the first one was sent, the rest is zeros, and the
-/// end says why.
+/// A reply in pieces, which any threads may gather in any order; the last one comes when all others
+/// are there: it says what went wrong in one of them. What goes wrong in the first fails the call
+/// before anything is sent.
 pub(crate) struct Stream {
-    verb: u16,
     frame: Words,
-    sizes: Sizes,
     reply: StreamedReply,
-    /// Found flags so far; they follow all rows of their table.
-    found: Vec<Vec<u8>>,
-    /// The next key: its table, and its number there.
-    at: (usize, usize),
-    is_begun: bool,
-    failure: Option<Failure>,
+    /// Keys of each piece but the last.
+    pieces: Vec<Vec<Span>>,
+    /// Found flags of each.
+    found: Vec<OnceLock<Vec<u8>>>,
+    failure: OnceLock<Failure>,
 }
 
-/// Keys of one table in a piece.
+/// A run of one table's keys, and the bytes of their rows.
 struct Span {
     table: usize,
     keys: Range<usize>,
-    /// Bytes of their rows.
     rows: usize,
-    /// Bytes of the table's found flags, if these keys are its last.
-    found: usize,
-}
-
-impl Span {
-    fn words(&self) -> usize {
-        self.rows.div_ceil(8) + self.found.div_ceil(8)
-    }
 }
 
 impl Stream {
-    pub(crate) fn new(question: u32, verb: u16, frame: Words, sizes: Sizes) -> Self {
-        let reply = StreamedReply::new(question, &sizes);
-        let found = sizes.iter().map(|&(_, found)| vec![0; found]).collect();
-        let (at, is_begun, failure) = ((0, 0), false, None);
-        Self { verb, frame, sizes, reply, found, at, is_begun, failure }
+    /// `keys`: of each table, as `sizes`.
+    pub(crate) fn new(question: u32, frame: Words, sizes: &Sizes, keys: &[usize]) -> Self {
+        let reply = StreamedReply::new(question, sizes);
+        let pieces = cut(sizes, keys);
+        let found = pieces.iter().map(|_| OnceLock::new()).collect();
+        Self { frame, reply, pieces, found, failure: OnceLock::new() }
     }
 
-    /// True when all pieces were taken.
-    pub(crate) fn is_done(&self) -> bool {
-        self.at.0 == self.sizes.len()
+    pub(crate) fn pieces(&self) -> usize {
+        self.pieces.len() + 1
     }
 
-    /// The next piece. Fails only before the first one; nothing was said then.
-    pub(crate) fn next(&mut self, store: &Store, keys_max: usize) -> Result<Words, Failure> {
-        let frame = std::mem::replace(&mut self.frame, Words::new(0));
-        let piece = wire::decode_batches(self.verb, &frame, keys_max)
-            .map_err(Failure::from)
-            .and_then(|batches| self.piece(store, &batches));
-        self.frame = frame;
-        piece
-    }
-
-    /// Why the call failed.
-    pub(crate) fn failure(&self) -> Option<&Failure> {
-        self.failure.as_ref()
-    }
-
-    fn piece(&mut self, store: &Store, batches: &[Batch<'_>]) -> Result<Words, Failure> {
-        let spans = self.spans(batches);
-        let head = if self.is_begun { 0 } else { self.reply.head.len() };
-        let body: usize = spans.iter().map(Span::words).sum();
-        let tail = if self.is_done() { self.reply.tail.len() } else { 0 };
-        let mut piece = Words::new(head + body + tail);
+    /// Piece `n`; only the first can fail.
+    pub(crate) fn piece(&self, n: usize, verb: u16, shared: &Shared) -> Result<Words, Failure> {
+        let Some(spans) = self.pieces.get(n) else { return Ok(self.last()) };
+        let head = if n == 0 { self.reply.head.len() } else { 0 };
+        let words: usize = spans.iter().map(|span| span.rows.div_ceil(8)).sum();
+        let mut piece = Words::new(head + words);
         piece[..head].copy_from_slice(&self.reply.head[..head]);
-        let rows = &mut piece[head..head + body];
-        if self.failure.is_none() {
-            let gathered = guarded(|| self.gather(store, batches, &spans, rows));
-            if !self.is_begun {
-                gathered?;
-            } else if let Err(failure) = gathered {
-                self.failure = Some(failure);
+        let rows = &mut piece[head..];
+        match guarded(|| self.gather(spans, verb, shared, rows)) {
+            Ok(found) => drop(self.found[n].set(found)),
+            Err(failure) if n == 0 => return Err(failure),
+            Err(failure) => {
+                rows.fill(0);
+                // The first failure stands for all.
+                drop(self.failure.set(failure));
             }
-        }
-        if self.failure.is_some() {
-            rows.fill(0);
-        }
-        self.is_begun = true;
-        if tail > 0 {
-            piece[head + body..].copy_from_slice(&self.tail());
         }
         Ok(piece)
     }
 
-    fn tail(&self) -> Vec<u64> {
-        match &self.failure {
-            None => self.reply.tail.clone(),
-            Some(Failure(reason)) => self.reply.failed_tail(ExceptionKind::Failed, reason),
-        }
+    /// Why the call failed after its first piece.
+    pub(crate) fn failure(&self) -> Option<&Failure> {
+        self.failure.get()
     }
 
-    /// The keys of the next piece; moves on behind them.
-    fn spans(&mut self, batches: &[Batch<'_>]) -> Vec<Span> {
-        let mut spans = Vec::new();
-        let mut room = PIECE_BYTES;
-        while let (Some(batch), true) = (batches.get(self.at.0), room > 0) {
-            let (table, first) = self.at;
-            let row = self.sizes[table].0 / batch.keys.len().max(1);
-            // An even number of rows is a whole number of words.
-            let count = (room / row.max(1)).max(1).next_multiple_of(2);
-            let end = batch.keys.len().min(first + count);
-            let is_last = end == batch.keys.len();
-            let rows = (end - first) * row;
-            let found = if is_last { self.sizes[table].1 } else { 0 };
-            spans.push(Span { table, keys: first..end, rows, found });
-            room = room.saturating_sub(rows);
-            self.at = if is_last { (table + 1, 0) } else { (table, end) };
-        }
-        spans
-    }
-
+    /// Found flags of the spans, one after the other; empty if nobody asked for them.
     fn gather(
-        &mut self,
-        store: &Store,
-        batches: &[Batch<'_>],
+        &self,
         spans: &[Span],
+        verb: u16,
+        shared: &Shared,
         mut words: &mut [u64],
-    ) -> Result<(), Failure> {
-        let (mut shares, mut flags) = (Vec::new(), Vec::new());
-        // Each table has at most one span in a piece.
-        let tables = self.found.iter_mut().skip(spans.first().map_or(0, |span| span.table));
-        for (span, found) in spans.iter().zip(tables) {
+    ) -> Result<Vec<u8>, Failure> {
+        let batches = wire::decode_batches(verb, &self.frame, shared.keys_limit)?;
+        let is_found_wanted = self.reply.blobs[batches.len()..].iter().any(|blob| blob.bytes > 0);
+        let keys: usize = spans.iter().map(|span| span.keys.len()).sum();
+        let mut found = vec![0; if is_found_wanted { keys } else { 0 }];
+        let (mut shares, mut flags) = (Vec::with_capacity(spans.len()), &mut found[..]);
+        for span in spans {
             let batch = &batches[span.table];
-            let rows = take(&mut words, span.rows);
-            flags.push(take::<u8>(&mut words, span.found));
-            let counts = numbers::<u32>("counts", batch)?;
+            let (own, rest) = flags.split_at_mut(span.keys.len().min(flags.len()));
+            flags = rest;
             shares.push(Share {
                 table: batch.table,
                 keys: &batch.keys[span.keys.clone()],
-                counts: counts.get(span.keys.clone()).unwrap_or_default(),
-                rows,
-                found: found.get_mut(span.keys.clone()).unwrap_or_default(),
+                counts: numbers("counts", batch)?.get(span.keys.clone()).unwrap_or_default(),
+                rows: take(&mut words, span.rows),
+                found: own,
             });
         }
-        read(store, self.verb, shares)?;
-        for (span, flags) in spans.iter().zip(flags) {
-            flags.copy_from_slice(&self.found[span.table][..span.found]);
-        }
-        Ok(())
+        read(&shared.store, verb, shares)?;
+        Ok(found)
     }
+
+    /// Found flags of all tables, and the Return.
+    fn last(&self) -> Words {
+        let tail = match self.failure.get() {
+            None => self.reply.tail.clone(),
+            Some(Failure(reason)) => self.reply.failed_tail(ExceptionKind::Failed, reason),
+        };
+        let flags = &self.reply.blobs[self.reply.blobs.len() / 2..];
+        let words: usize = flags.iter().map(|blob| blob.bytes.div_ceil(8)).sum();
+        let mut piece = Words::new(words + tail.len());
+        let (mut rest, end) = piece.split_at_mut(words);
+        end.copy_from_slice(&tail);
+        let mut found = self.found.iter().flat_map(|found| found.get().into_iter().flatten());
+        for blob in flags {
+            // Nothing is left of them when a piece failed.
+            let flags: &mut [u8] = take(&mut rest, blob.bytes);
+            flags.fill_with(|| found.next().copied().unwrap_or(0));
+        }
+        piece
+    }
+}
+
+/// Cuts the keys of all tables into pieces of about `PIECE_BYTES` of rows.
+fn cut(sizes: &Sizes, keys: &[usize]) -> Vec<Vec<Span>> {
+    let mut pieces = vec![Vec::new()];
+    let mut room = PIECE_BYTES;
+    for (table, (&(bytes, _), &keys)) in sizes.iter().zip(keys).enumerate() {
+        let row = bytes / keys.max(1);
+        let mut start = 0;
+        while start < keys {
+            if room == 0 {
+                pieces.push(Vec::new());
+                room = PIECE_BYTES;
+            }
+            // An even number of rows is a whole number of words.
+            let count = (room / row).max(1).next_multiple_of(2).min(keys - start);
+            let rows = count * row;
+            if let Some(piece) = pieces.last_mut() {
+                piece.push(Span { table, keys: start..start + count, rows });
+            }
+            room = room.saturating_sub(rows.max(1));
+            start += count;
+        }
+    }
+    pieces
 }

@@ -82,8 +82,8 @@ impl Composer {
         start
     }
 
-    /// A `Data` of `bytes` at word `place.1` of segment `place.0`, in a message that becomes segment
-    /// `own` of the same frame. An empty one stays a null pointer.
+    /// A `Data` of `bytes` at word `place.1` of segment `place.0`, in a message that becomes
+    /// segment `own` of the same frame. An empty one stays a null pointer.
     pub(crate) fn far_blob(&mut self, at: usize, own: usize, place: (usize, usize), bytes: usize) {
         if bytes > 0 {
             let pad = self.allocate(2);

@@ -22,8 +22,9 @@ pub struct StreamedReply {
     question: u32,
     /// The first words of the frame.
     pub head: Vec<u64>,
-    /// Where each array goes, counted from the first word of the frame: in the order in which they
-    /// were given, without gaps but for the padding of each to a whole word, which must be zero.
+    /// Where each array goes, counted from the first word of the frame: the rows of all tables,
+    /// then the found flags of all, without gaps but for the padding of each to a whole word, which
+    /// must be zero.
     pub blobs: Vec<BlobAt>,
     /// The Return that ends the frame when every array was written.
     pub tail: Vec<u64>,
@@ -35,8 +36,10 @@ impl StreamedReply {
         let (mut composer, at) = rpc::results_return(question);
         let first = verbs::rows_results(&mut composer, at, tables.len());
         let (mut blobs, mut words) = (Vec::with_capacity(2 * tables.len()), 0);
-        for (i, bytes) in tables.iter().flat_map(|&(rows, found)| [rows, found]).enumerate() {
-            composer.far_blob(first + i, RETURN, (ARRAYS, words), bytes);
+        let rows = tables.iter().enumerate().map(|(i, sizes)| (2 * i, sizes.0));
+        let found = tables.iter().enumerate().map(|(i, sizes)| (2 * i + 1, sizes.1));
+        for (pointer, bytes) in rows.chain(found) {
+            composer.far_blob(first + pointer, RETURN, (ARRAYS, words), bytes);
             blobs.push(BlobAt { start: HEAD_WORDS + words, bytes });
             words += bytes.div_ceil(8);
         }

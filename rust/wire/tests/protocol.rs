@@ -201,7 +201,8 @@ fn a_streamed_reply_says_where_its_arrays_lie() {
     let answer = client.receive(&mut frame).expect("an answer");
     assert_eq!((answer.question, answer.outcome), (question, Outcome::Rows));
     let places = decode_rows(&frame).expect("rows");
-    let places: Vec<_> = places.into_iter().flat_map(|at| [at.rows, at.found]).collect();
+    let rows = places.iter().map(|at| at.rows.clone());
+    let places: Vec<_> = rows.chain(places.iter().map(|at| at.found.clone())).collect();
     for (place, blob) in places.iter().zip(&reply.blobs) {
         assert_eq!(place.len(), blob.bytes);
         assert!(blob.bytes == 0 || place.start == 8 * blob.start);

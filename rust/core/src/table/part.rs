@@ -1,7 +1,8 @@
 //! One table's rows in one stripe: index, pool and policy, and the visits that verbs are made of.
 //!
 //! A probe looks each key up once and keeps what it found, a visit goes there; what is not in DRAM
-//! is told to the caller, who reads it without the lock. Rows are added by the stripe, which knows the budget.
+//! is told to the caller, who reads it without the lock. Rows are added by the stripe, which knows
+//! the budget.
 
 use std::sync::Arc;
 
@@ -34,8 +35,10 @@ pub(crate) struct Part {
     pub(crate) era: u64,
 }
 
-/// Distance in keys between the steps of a visit.
+/// Keys between the request for a row and its visit.
 const AHEAD: usize = 16;
+/// Keys between the request for a line of the index and its use, which takes far less time.
+const PROBE_AHEAD: usize = 64;
 
 impl Part {
     pub(crate) fn new(table: Arc<Table>, arena: Arc<Arena>, buckets: u32) -> Self {
@@ -101,9 +104,9 @@ impl Part {
 
 /// What a verb does with the keys of a visit. Methods are inlined into it: mark them so.
 pub(crate) trait Visitor {
-    /// Asks for the caller's memory that the item will need: it is visited in the order of the
-    /// stripes, at random places of the caller's arrays.
-    fn prefetch(&self, item: &Item);
+    /// Asks for the caller's memory that a revisit of the item will need: items come in the order
+    /// of the stripes, at random places of the caller's arrays.
+    fn prefetch(&self, _item: &Item) {}
 
     /// The item's row is in DRAM, at `at`.
     fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item);
@@ -114,8 +117,8 @@ pub(crate) trait Visitor {
 
 vectorized! {
     fn probe(part: &Part, items: &[Item], floats: usize, found: &mut Vec<Found>) {
-        for step in 0..items.len() + AHEAD {
-            if let Some(item) = step.checked_sub(AHEAD).map(|at| &items[at]) {
+        for step in 0..items.len() + PROBE_AHEAD {
+            if let Some(item) = step.checked_sub(PROBE_AHEAD).map(|at| &items[at]) {
                 let entry = part.index.find(item.hash, |_| true);
                 let place = entry.map_or(Found::Absent, |(_, location)| location.into());
                 if let (Found::Dram(at), true) = (place, floats > 0) {
@@ -136,9 +139,6 @@ vectorized! {
             match part.verified(item, place) {
                 Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
                 place => visitor.miss(n, item, place),
-            }
-            if let Some(next) = items.get(n + AHEAD) {
-                visitor.prefetch(next);
             }
         }
     }
