@@ -140,6 +140,9 @@ vectorized! {
                 Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
                 place => visitor.miss(n, item, place),
             }
+            if let Some(next) = items.get(n + AHEAD) {
+                visitor.prefetch(next);
+            }
         }
     }
 }
