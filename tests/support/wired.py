@@ -77,10 +77,10 @@ class FakeService:
 class Served:
     """What a test sees of the server."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: Limits, dram: int) -> None:
         self.path = str(folder / "rpc.sock")
         self.store = _core.Store(
-            str(folder / "data"), dram=64 << 20, nvme=256 << 20, durability="none", threads=1
+            str(folder / "data"), dram=dram, nvme=256 << 20, durability="none", threads=1
         )
         self.table = self.store.create_table(SPEC)[0]
         self.service = FakeService()
@@ -102,9 +102,11 @@ def limits(**changes: Any) -> Limits:
 
 
 @asynccontextmanager
-async def serving(folder: Path, **changes: Any) -> AsyncIterator[Served]:
+async def serving(
+    folder: Path, *, dram: int = 64 << 20, **changes: Any
+) -> AsyncIterator[Served]:
     """A server on `folder`/rpc.sock."""
-    served = Served(folder, limits(**changes))
+    served = Served(folder, limits(**changes), dram)
     bound = socket.socket(socket.AF_UNIX)
     bound.bind(served.path)
     await served.listener.listen(bound)

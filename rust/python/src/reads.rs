@@ -174,7 +174,8 @@ impl Stream {
             let rows = (end - first) * row;
             let found = if is_last { self.sizes[table].1 } else { 0 };
             spans.push(Span { table, keys: first..end, rows, found });
-            room = room.saturating_sub(rows);
+            // A part of a table ends the piece, so that each has at most one span in it.
+            room = if is_last { room.saturating_sub(rows) } else { 0 };
             self.at = if is_last { (table + 1, 0) } else { (table, end) };
         }
         spans
