@@ -36,7 +36,9 @@ class Numbered:
         self.id = served.store.create_table(self.text)[0]
         keys = np.arange(0, 2 * rows, 2, dtype=np.uint64)
         served.store.attach(1000 + dim, "")
-        for number, part in enumerate(np.split(keys, range(INSERTED_AT_ONCE, rows, INSERTED_AT_ONCE))):
+        for number, part in enumerate(
+            np.split(keys, range(INSERTED_AT_ONCE, rows, INSERTED_AT_ONCE))
+        ):
             served.store.lookup_or_insert([(self.id, part, None)])
             trained = part[part % 3 == 0]
             batch = (self.id, trained, self._gradients(trained))
@@ -76,4 +78,6 @@ class Numbered:
             raise AssertionError(f"dim {self.dim}: {len(bad)} rows are wrong, at {bad[:10]} ...")
 
     def _gradients(self, keys: Keys) -> Rows:
-        return (keys[:, None] % 251 + np.arange(1, self.dim + 1, dtype=np.uint64)).astype(np.float32)
+        return (keys[:, None] % 251 + np.arange(1, self.dim + 1, dtype=np.uint64)).astype(
+            np.float32
+        )

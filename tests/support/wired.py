@@ -102,9 +102,7 @@ def limits(**changes: Any) -> Limits:
 
 
 @asynccontextmanager
-async def serving(
-    folder: Path, *, dram: int = 64 << 20, **changes: Any
-) -> AsyncIterator[Served]:
+async def serving(folder: Path, *, dram: int = 64 << 20, **changes: Any) -> AsyncIterator[Served]:
     """A server on `folder`/rpc.sock."""
     served = Served(folder, limits(**changes), dram)
     bound = socket.socket(socket.AF_UNIX)
@@ -192,6 +190,8 @@ def feed(machine: Any, data: bytes) -> list[Any]:
         with memoryview(machine.get_buffer(-1)) as room:
             count = min(len(room), len(rest))
             room[:count] = rest[:count]
+        if not count:
+            break  # What came was refused; the machine says why.
         events += machine.received(count)
         rest = rest[count:]
     return events
