@@ -138,9 +138,8 @@ async def test_many_calls_at_once_over_one_client(server: ServerProcess, local: 
 
         async def one(seed: int) -> None:
             dim = list(ROWS)[seed % 4]
-            keys = sample(
-                dim, [5, (4 << 20) // (4 * dim), 1, (2 << 20) // (4 * dim)][seed // 4 % 4], seed
-            )
+            size = [20, 4 << 20, 4, 2 << 20][seed // 4 % 4]
+            keys = sample(dim, size // (4 * dim) + 1, seed)
             rows = await tables[dim].lookup(keys)
             expected = await asyncio.to_thread(local.table(f"dim-{dim}").lookup, keys)
             assert_same(rows, expected)

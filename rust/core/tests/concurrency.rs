@@ -174,7 +174,7 @@ fn disturb(store: &Store, table: u32, round: u64) {
         1 => drop(store.table_stats(table).unwrap()),
         2 => store.prefetch(table, &large(round)[..5000]).unwrap(),
         3 => {
-            let dram = Some(Some((1 + round % 2) << 20));
+            let dram = Some(Some((4 + round % 2) << 20));
             store.alter(table, &TableChange { dram, ..TableChange::default() }).unwrap();
         }
         _ => {
@@ -198,7 +198,8 @@ fn large_reads_beside_every_other_verb_come_to_an_end() {
     watched(|| {
         let scratch = Scratch::new("verbs");
         let store = open(scratch.path());
-        let table = store.create_table(&spec()).unwrap().id;
+        let spec = TableSpec { dram: Some(4 << 20), ..spec() };
+        let table = store.create_table(&spec).unwrap().id;
         read(&store, table, 0);
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -215,6 +216,9 @@ fn large_reads_beside_every_other_verb_come_to_an_end() {
             is_over.store(true, Ordering::Relaxed);
             assert!(results.iter().all(Result::is_ok), "a reader failed");
         });
+        let stats = store.table_stats(table).unwrap();
+        let moved = |name, value| matches!(name, "evictions" | "device_reads") && value > 1000;
+        assert_eq!(stats.iter().filter(|&&(name, value)| moved(name, value)).count(), 2);
         store.close().unwrap();
         read(&open(scratch.path()), table, 1);
     });
