@@ -2,13 +2,14 @@
 //! warm. No Python, no async, no sockets.
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
-//! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `error`, `spec`,
-//! `init`, `optimizer`, `batch` are leaves that any room may use.
+//! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `error`, `failure`,
+//! `spec`, `init`, `optimizer`, `batch` are leaves that any room may use.
 
 mod batch;
 mod device;
 mod directory;
 mod error;
+mod failure;
 mod index;
 mod init;
 mod journal;

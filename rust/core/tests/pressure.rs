@@ -139,3 +139,61 @@ fn a_row_made_after_its_removal_outlives_the_mark() {
     assert_eq!(flags.iter().filter(|&&flag| flag == 1).count(), 3000);
     assert_eq!(found, rows);
 }
+
+/// A call that pushes out more than the log has free once failed the store, with its journal entry
+/// written and its rows half changed.
+#[test]
+fn a_log_full_of_wide_rows_serves_large_calls_from_many_threads() {
+    const WIDE: usize = 4096;
+    let scratch = Scratch::new("pressure");
+    let mode = Durability::Process;
+    let mut store = Store::open(config(scratch.path(), mode)).unwrap();
+    let mut wide = spec("wide", WIDE as u32, Optimizer::Sgd);
+    (wide.learning_rate, wide.initializer) = (1.0, hybridps_core::Initializer::Zeros);
+    let table = store.create_table(&wide).unwrap().id;
+    // Until no key more is taken.
+    let mut keys: Vec<u64> = Vec::new();
+    while kit::insert(&store, table, WIDE, &[keys.len() as u64]).is_ok() {
+        keys.push(keys.len() as u64);
+    }
+    assert!(keys.len() > 1000, "{} keys are no pressure", keys.len());
+    store.flush().unwrap();
+    let (threads, pushes, n) = (4, 6, 200);
+    let push_all = |store: &Store, thread: u64| {
+        for number in 1..=pushes {
+            let first = number * 977 + thread * 131;
+            let chosen: Vec<u64> = (0..n).map(|i| (first + i * 7) % keys.len() as u64).collect();
+            let mut gradients = vec![0.0; chosen.len() * WIDE];
+            gradients.iter_mut().skip(thread as usize).step_by(WIDE).for_each(|g| *g = -1.0);
+            kit::apply(store, push(thread + 1, number), table, &chosen, &gradients).unwrap();
+            kit::lookup(store, table, WIDE, &chosen[..20]).unwrap();
+            kit::insert(store, table, WIDE, &chosen[20..60]).unwrap();
+            store.prefetch(table, &chosen[60..80]).unwrap();
+        }
+    };
+    let check = |store: &Store| {
+        let mut sums = [0.0; 4];
+        for keys in keys.chunks(100) {
+            let (rows, _) = kit::lookup(store, table, WIDE, keys).unwrap();
+            for row in rows.chunks(WIDE) {
+                assert!(row[4..].iter().all(|&x| x == 0.0));
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+        }
+        assert_eq!(sums, [(pushes * n) as f32; 4]);
+        assert_caps(store);
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (store, push_all) = (&store, &push_all);
+            scope.spawn(move || push_all(store, thread));
+        }
+    });
+    check(&store);
+    let image = Scratch::new("image");
+    copy(scratch.path(), image.path());
+    check(&Store::open(config(image.path(), mode)).unwrap());
+    store.close().unwrap();
+    store = Store::open(config(scratch.path(), mode)).unwrap();
+    check(&store);
+}

@@ -64,9 +64,10 @@ pub(crate) struct Index {
     removed: usize,
 }
 
+/// Bits of the hash below those of the bucket. Never zero: that marks entries not in use.
 #[inline(always)]
 fn fingerprint(hash: u64) -> u64 {
-    (hash >> (64 - 12 - FINGERPRINT_BITS)) & ((1 << FINGERPRINT_BITS) - 1)
+    ((hash >> (64 - 12 - FINGERPRINT_BITS)) & ((1 << FINGERPRINT_BITS) - 1)).max(1)
 }
 
 impl Index {
@@ -150,23 +151,24 @@ impl Index {
         hash: u64,
         mut is_match: impl FnMut(Location) -> bool,
     ) -> Option<(Slot, Location)> {
-        let (region, home) = self.home(hash);
-        let count = self.lines_per_bucket as usize;
-        for step in 0..count {
-            let at = region + (home + step) % count;
+        let (region, mut home) = self.home(hash);
+        let (wanted, count) = (fingerprint(hash), self.lines_per_bucket as usize);
+        for _ in 0..count {
+            let at = region + home;
             let line = &self.lines[at];
-            let mut matches = line.matches(fingerprint(hash));
+            let mut matches = line.matches(wanted);
             while matches != 0 {
                 let lane = matches.trailing_zeros();
                 let location = Location(line.0[lane as usize] & LOCATION_MASK);
-                if location.0 != REMOVED && is_match(location) {
+                if is_match(location) {
                     return Some((Slot { line: at as u32, lane }, location));
                 }
                 matches &= matches - 1;
             }
-            if line.matches_entry(0) != 0 {
+            if line.empty() != 0 {
                 return None;
             }
+            home = if home + 1 == count { 0 } else { home + 1 };
         }
         None
     }
@@ -181,7 +183,7 @@ impl Index {
         (0..count).find_map(|step| {
             let at = region + (home + step) % count;
             let line = &self.lines[at];
-            let free = line.matches_entry(0) | line.matches_entry(REMOVED);
+            let free = line.vacant();
             (free != 0).then(|| Slot { line: at as u32, lane: free.trailing_zeros() })
         })
     }
@@ -230,7 +232,7 @@ impl Index {
         let home = (((entry >> LOCATION_BITS) * count as u64) >> FINGERPRINT_BITS) as usize;
         for step in 0..count {
             let line = &mut self.lines[region + (home + step) % count];
-            let free = line.matches_entry(0);
+            let free = line.vacant();
             if free != 0 {
                 line.0[free.trailing_zeros() as usize] = entry;
                 return;

@@ -1,5 +1,7 @@
 //! Adding records: one short lock a stream around a copy into the segment buffer.
 
+use std::sync::atomic::Ordering;
+
 use super::record::Record;
 use super::segment::OpenSegment;
 use super::slots::SlotInfo;
@@ -10,7 +12,7 @@ use crate::types::{Place, TableId};
 
 /// Slots that only compaction may take: one to fill and one to go on with, or a full log could
 /// never be compacted.
-const RESERVED: u32 = 2;
+pub(super) const RESERVED: u32 = 2;
 
 impl Shared {
     pub(super) fn append(
@@ -89,6 +91,7 @@ impl Shared {
     }
 
     fn full(&self) -> Error {
+        self.refused.fetch_add(1, Ordering::Relaxed);
         Error::store_full(format!(
             "log {} is full: all {} slots of {} bytes are taken ({} bytes live): remove rows, let \
              compaction run, or raise nvme_bytes",

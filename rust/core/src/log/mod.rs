@@ -84,7 +84,7 @@ pub(crate) struct LogEnd {
 /// See the module. Thread safe.
 pub(crate) struct Log {
     shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the callers' threads and the writer thread share.
@@ -104,6 +104,7 @@ struct Shared {
     /// Held while slots are erased, so that one thread does it at a time.
     file_header: Mutex<(FileHeader, AlignedBuffer)>,
     failure: OnceLock<Error>,
+    refused: AtomicU64,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
 }
@@ -131,7 +132,7 @@ impl Log {
                 move || shared.write_segments()
             })
             .map_err(|e| Error::unavailable(format!("cannot start the log's thread: {e}")))?;
-        Ok(Self { shared, writer: Some(writer) })
+        Ok(Self { shared, writer: Mutex::new(Some(writer)) })
     }
 
     /// Adds a record, live until it is released. In memory until its segment is full or `sync`.
@@ -239,6 +240,16 @@ impl Log {
         self.shared.state.lock().available(self.shared.slots_max)
     }
 
+    /// Records refused so far for want of a slot.
+    pub(crate) fn refused(&self) -> u64 {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// Whether rows that leave DRAM find a slot.
+    pub(crate) fn has_room(&self) -> bool {
+        self.free_segments() > append::RESERVED
+    }
+
     /// Segments that were freed and whose slots are not free yet: they will be once the copies of
     /// their records are on the device and older pins are gone, without a call of `sync`.
     pub(crate) fn freed_segments(&self) -> u32 {
@@ -317,19 +328,55 @@ impl Log {
         self.shared.entries(&buckets, visit)
     }
 
+    /// What the footer says of the record at `place`, of a key in `bucket`: whose it is can be told
+    /// although it is damaged. None if there is no footer that says it. Hold the pin of the place.
+    ///
+    /// # Errors
+    /// `Unavailable` if a read fails.
+    pub(crate) fn entry_at(&self, place: Place, bucket: u32) -> Result<Option<FooterEntry>> {
+        self.shared.entry_at(place, bucket)
+    }
+
+    /// All footer entries of a written segment.
+    ///
+    /// # Errors
+    /// `Corruption` if the footer is damaged or the segment was freed; `Unavailable` if a read
+    /// fails.
+    pub(crate) fn entries_of(
+        &self,
+        segment: SegmentId,
+        visit: &mut dyn FnMut(FooterEntry),
+    ) -> Result<()> {
+        self.shared.entries_of(segment, visit)
+    }
+
+    /// A live record of the segment cannot be read, so its slot cannot be won: it is no `victim`
+    /// until one of its records is released.
+    pub(crate) fn set_aside(&self, segment: SegmentId) {
+        self.shared.slots.set_aside(segment);
+    }
+
+    /// Number of the filling that `place` lies in now. While it stays the same, what was read from
+    /// the place is what is there.
+    pub(crate) fn incarnation(&self, place: Place) -> u64 {
+        self.shared.slots.of(place).map_or(0, |slot| self.shared.slots.incarnation(slot))
+    }
+
     /// Syncs, and joins the writer thread.
     ///
     /// # Errors
     /// As `sync`.
     #[cfg(test)]
-    pub(crate) fn close(mut self) -> Result<LogEnd> {
+    pub(crate) fn close(self) -> Result<LogEnd> {
         let end = self.shared.sync();
-        self.join();
+        self.stop();
         end
     }
 
-    fn join(&mut self) {
-        if let Some(writer) = self.writer.take() {
+    /// Writes what is sealed already, forgets the rest, joins the writer thread. Nothing is
+    /// written after that: append and sync no more.
+    pub(crate) fn stop(&self) {
+        if let Some(writer) = self.writer.lock().take() {
             self.shared.close();
             // If it panicked, its message is out already and nobody waits for it any more.
             let _ = writer.join();
@@ -338,9 +385,8 @@ impl Log {
 }
 
 impl Drop for Log {
-    /// Writes what is sealed already, forgets the rest, joins the writer thread.
     fn drop(&mut self) {
-        self.join();
+        self.stop();
     }
 }
 

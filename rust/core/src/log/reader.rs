@@ -230,7 +230,13 @@ impl Shared {
     }
 
     fn damaged(&self, read: &Read, cause: &str) -> Error {
-        self.damage(read.place.offset(), &format!("table={}", read.table), cause)
+        Error::corruption(format!(
+            "{cause}: file={} offset={} table={}: assign or remove its key, or restore the store \
+             from a checkpoint",
+            self.device.path().display(),
+            read.place.offset(),
+            read.table
+        ))
     }
 
     pub(super) fn damage(&self, offset: u64, what: &str, cause: &str) -> Error {

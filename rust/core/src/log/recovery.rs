@@ -71,6 +71,7 @@ pub(super) fn recover(device: Box<dyn Device>, config: LogConfig, known: LogEnd)
         pins: Pins::default(),
         file_header: Mutex::new((header, page)),
         failure: OnceLock::new(),
+        refused: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
         bytes_written: AtomicU64::new(0),
         config,

@@ -11,7 +11,7 @@ use super::slots::{SegmentId, SlotState};
 use super::Shared;
 use crate::device::{AlignedBuffer, PAGE};
 use crate::error::{Error, Result};
-use crate::types::{Place, TableId};
+use crate::types::{Place, TableId, BUCKETS};
 
 /// One read of a scan: the device's full bandwidth from here on.
 const SCAN_BYTES: usize = 1 << 20;
@@ -117,6 +117,46 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn entries_of(
+        &self,
+        segment: SegmentId,
+        visit: &mut dyn FnMut(FooterEntry),
+    ) -> Result<()> {
+        let _pin = self.pins.pin();
+        let info = self.slots.info(segment.slot);
+        let is_there = info.state == SlotState::Written
+            && info.header.incarnation == segment.incarnation
+            && self.visit_footer(
+                &info.header,
+                &(0..BUCKETS),
+                &mut AlignedBuffer::new(PAGE),
+                visit,
+            )?;
+        if is_there {
+            return Ok(());
+        }
+        let what = format!("slot={} incarnation={}", segment.slot, segment.incarnation);
+        Err(self.damage(self.slots.offset(segment.slot), &what, "segment footer is damaged"))
+    }
+
+    pub(super) fn entry_at(&self, place: Place, bucket: u32) -> Result<Option<FooterEntry>> {
+        let _pin = self.pins.pin();
+        let Some(slot) = self.slots.of(place) else { return Ok(None) };
+        let info = self.slots.info(slot);
+        if !matches!(info.state, SlotState::Written | SlotState::Freed) {
+            return Ok(None);
+        }
+        let mut found = None;
+        let mut buffer = AlignedBuffer::new(PAGE);
+        let is_whole =
+            self.visit_footer(&info.header, &(bucket..bucket + 1), &mut buffer, &mut |entry| {
+                if entry.place == place {
+                    found = Some(entry);
+                }
+            })?;
+        Ok(found.filter(|_| is_whole))
     }
 
     /// False if the footer is damaged; then some entries may have been visited.

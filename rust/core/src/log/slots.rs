@@ -1,6 +1,6 @@
 //! The slots of the file: what each holds, how much of it is live, and which to compact next.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -72,6 +72,8 @@ impl SlotInfo {
 
 struct Slot {
     live: AtomicU64,
+    /// It holds a live record that cannot be read; cleared when one of its records is released.
+    is_aside: AtomicBool,
     info: RwLock<SlotInfo>,
 }
 
@@ -118,7 +120,11 @@ impl Merging {
 
 impl Slots {
     pub(super) fn new(count: usize, segment_bytes: u64) -> Self {
-        let slot = |_| Slot { live: AtomicU64::new(0), info: RwLock::new(SlotInfo::FREE) };
+        let slot = |_| Slot {
+            live: AtomicU64::new(0),
+            is_aside: AtomicBool::new(false),
+            info: RwLock::new(SlotInfo::FREE),
+        };
         let slots = (0..count).map(slot).collect();
         Self { slots, live: AtomicU64::new(0), merging: Mutex::default(), segment_bytes }
     }
@@ -150,6 +156,16 @@ impl Slots {
         *self.slots[slot as usize].info.write() = info;
     }
 
+    pub(super) fn incarnation(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].info.read().header.incarnation
+    }
+
+    pub(super) fn set_aside(&self, segment: SegmentId) {
+        let Some(slot) = self.slots.get(segment.slot as usize) else { return };
+        let info = slot.info.read();
+        slot.is_aside.store(info.header.incarnation == segment.incarnation, Ordering::Relaxed);
+    }
+
     /// Makes a written segment freed; false if it is not there (any more).
     pub(super) fn set_freed(&self, segment: SegmentId) -> bool {
         let Some(slot) = self.slots.get(segment.slot as usize) else { return false };
@@ -175,6 +191,7 @@ impl Slots {
     /// Never below zero: a record may be released after its segment was freed.
     pub(super) fn subtract_live(&self, place: Place, row_floats: usize) {
         let Some(slot) = self.of(place) else { return };
+        self.slots[slot as usize].is_aside.store(false, Ordering::Relaxed);
         let bytes = charge(row_floats);
         let less = |live: u64| Some(live.saturating_sub(bytes));
         let live = &self.slots[slot as usize].live;
@@ -212,7 +229,7 @@ impl Slots {
         let mut short = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
             let info = slot.info.read();
-            if info.state != SlotState::Written {
+            if info.state != SlotState::Written || slot.is_aside.load(Ordering::Relaxed) {
                 continue;
             }
             let header = &info.header;

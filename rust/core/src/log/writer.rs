@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
 use super::footer::encode_footer;
@@ -100,7 +101,11 @@ impl Shared {
     /// Body of the writer thread.
     pub(super) fn write_segments(&self) {
         while let Some(sealed) = self.next_sealed() {
-            if let Err(error) = self.write_segment(sealed).and_then(|()| self.reclaim_if_due()) {
+            // Everyone would wait for a thread that is gone: a panic fails the log instead.
+            let work = || self.write_segment(sealed).and_then(|()| self.reclaim_if_due());
+            let panicked = || Err(Error::unavailable("the log's thread panicked"));
+            let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| panicked());
+            if let Err(error) = outcome {
                 self.fail(&error);
             }
         }

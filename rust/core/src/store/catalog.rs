@@ -19,7 +19,6 @@ const BUCKETS_PER_WALK: u32 = 64;
 
 impl Engine {
     pub(super) fn create_table(&self, spec: &TableSpec) -> Result<TableInfo> {
-        self.check_open()?;
         spec.check()?;
         let mut catalog = self.catalog.write();
         if let Some(id) = catalog.by_name.get(&spec.name) {
@@ -39,14 +38,12 @@ impl Engine {
     }
 
     pub(super) fn find_table(&self, name: &str) -> Result<TableInfo> {
-        self.check_open()?;
         let catalog = self.catalog.read();
         let id = *catalog.by_name.get(name).ok_or_else(|| not_found(name))?;
         Ok(TableInfo { id, spec: catalog.by_id[&id].spec(), warnings: Vec::new() })
     }
 
     pub(super) fn drop_table(&self, name: &str) -> Result<()> {
-        self.check_open()?;
         let table = {
             let mut catalog = self.catalog.write();
             let table = catalog.forget(name).ok_or_else(|| not_found(name))?;
@@ -77,10 +74,28 @@ impl Engine {
             return Err(error);
         }
         drop(catalog);
+        self.enforce_cap(&table).map_err(|error| {
+            Error::new(error.kind, format!("{}; the new settings are stored", error.message))
+        })
+    }
+
+    /// Rows above the table's cap leave DRAM.
+    fn enforce_cap(&self, table: &Table) -> Result<()> {
+        let mut over = 0;
         for stripe in &self.stripes {
-            stripe.lock().enforce_cap(&self.tier, id);
+            let mut state = stripe.lock();
+            over += self.with_log_room(&mut state, |s| s.enforce_cap(&self.tier, table.id))?;
         }
-        Ok(())
+        if over == 0 {
+            return Ok(());
+        }
+        Err(Error::store_full(format!(
+            "table {:?}: its index, and a few rows in each of {} stripes, take {over} bytes more \
+             than dram={}; raise dram, or remove keys",
+            table.name(),
+            self.stripes.len(),
+            table.spec().dram.unwrap_or(u64::MAX)
+        )))
     }
 
     fn save(&self, catalog: &Catalog) -> Result<()> {

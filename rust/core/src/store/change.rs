@@ -1,18 +1,17 @@
 //! What a mutating call does under a stripe's lock, row by row. Part of step 4 of `mutate`.
 
+use std::borrow::Cow;
+
 use super::engine::Engine;
-use super::mutate::{Change, Effect, Probed, Staged, Target, Turn};
-use super::read::count_reads;
-use crate::error::{Error, Result};
+use super::mutate::{Change, Effect, Target, Turn};
+use super::stage::{Probed, Staged};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
-use crate::log::{Pin, Read};
 use crate::table::{Found, Guard, Item, Pool, State, Visitor};
-use crate::types::Place;
 
 /// One target's change in one stripe.
 pub(super) struct Work<'a> {
     pub(super) engine: &'a Engine,
-    pub(super) pin: &'a Pin<'a>,
     pub(super) turn: &'a Turn,
     pub(super) target: &'a Target<'a>,
     pub(super) effect: &'a mut Effect,
@@ -65,7 +64,8 @@ impl Work<'_> {
         part.policy.age(&mut part.pool, items.len());
         for n in later {
             let staged = probed.staged.get(&((range.start + n) as u32));
-            self.change_other(state, &items[n], staged)?;
+            let engine = self.engine;
+            engine.with_log_room(state, |state| self.change_other(state, &items[n], staged))?;
         }
         Ok(())
     }
@@ -120,13 +120,21 @@ impl Work<'_> {
                     return self.change_resident(state, item, at);
                 }
                 Found::Nvme(place) => {
-                    let known = late.as_ref().or(staged).filter(|staged| staged.place == place);
-                    if let Some(staged) = known {
+                    let mut known = late.as_ref().into_iter().chain(staged);
+                    if let Some(staged) = known.find(|s| self.engine.is_there(s, place)) {
                         return self.change_staged(state, item, staged);
                     }
-                    match Guard::unlocked(state, || self.read_late(place, item.key))? {
-                        Some(staged) => late = Some(staged),
-                        None => rejected.push(place),
+                    // Taken under the lock: what the index names now stays until it was read.
+                    let pin = tier.log.pin();
+                    let read = || self.engine.read_alone(&pin, table, item, place);
+                    match Guard::unlocked(state, read) {
+                        Ok(Some(staged)) => late = Some(staged),
+                        Ok(None) => rejected.push(place),
+                        Err(error) if error.kind == ErrorKind::Corruption => {
+                            self.effect.lost.get_or_insert(error);
+                            return Ok(());
+                        }
+                        Err(error) => return Err(error),
                     }
                 }
             }
@@ -152,7 +160,15 @@ impl Work<'_> {
             return Ok(());
         }
         let (tier, table) = (&self.engine.tier, &self.target.table);
-        let record = staged.view(item.key);
+        let row = match (staged.row(), self.row_instead(item, staged)) {
+            (Ok(row), _) => Cow::Borrowed(row),
+            (Err(_), Some(row)) => Cow::Owned(row),
+            (Err(error), None) => {
+                self.effect.lost.get_or_insert(error);
+                return Ok(());
+            }
+        };
+        let record = staged.view(item.key, &row);
         match state.install(tier, table, item, staged.place, &record)? {
             Some(at) => self.change_resident(state, item, at),
             None => Err(Error::unavailable(format!(
@@ -160,6 +176,19 @@ impl Work<'_> {
                 table.name()
             ))),
         }
+    }
+
+    /// What a row whose record is damaged can go on from: only an assignment that leaves nothing of
+    /// it needs no more. A record that has seen the call already stays as it is.
+    fn row_instead(&self, item: &Item, staged: &Staged) -> Option<Vec<f32>> {
+        let table = &self.target.table;
+        let is_done = self.turn.is_replay && staged.sequence >= self.turn.sequence;
+        let is_whole = matches!(self.target.change, Change::Rows(_)) && table.floats == table.dim;
+        (staged.row().is_err() && is_whole && !is_done).then(|| {
+            let mut row = vec![0.0; table.floats];
+            table.initial_row(item.key, &mut row);
+            row
+        })
     }
 
     fn create(&mut self, state: &mut State, item: &Item) -> Result<u64> {
@@ -189,17 +218,5 @@ impl Work<'_> {
             engine.release_records(table, 1);
         }
         Ok(())
-    }
-
-    /// The rare read of a row that left DRAM, or moved, after the probe. `None`: another key's.
-    fn read_late(&self, place: Place, key: u64) -> Result<Option<Staged>> {
-        let table = &self.target.table;
-        let read = Read { place, row_floats: table.floats, table: table.id, tag: 0 };
-        let mut outcome = Ok(None);
-        let counts = self.engine.tier.log.read(self.pin, &mut [read], &mut |_, record| {
-            outcome = record.map(|record| (record.key == key).then(|| Staged::new(place, &record)));
-        });
-        count_reads(std::iter::once(&**table), counts.device_reads, counts.bytes, true);
-        outcome
     }
 }

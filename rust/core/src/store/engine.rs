@@ -1,16 +1,17 @@
 //! What the verbs and the maintenance thread share, and the small questions all of them ask.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::config::StoreConfig;
 use super::session::Sessions;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::failure::Failure;
 use crate::journal::{Journal, Position};
 use crate::superblock::SuperblockFile;
 use crate::table::{Stripe, Table, Tier};
@@ -32,9 +33,9 @@ pub(super) struct Engine {
     pub(super) record_bytes: AtomicU64,
     pub(super) record_bytes_max: u64,
     pub(super) buffer_bytes: u64,
-    pub(super) is_closed: AtomicBool,
-    /// Text of the first failure after which the store cannot answer for its rows.
-    pub(super) failure: Mutex<Option<String>>,
+    /// Held by every verb while it runs, so that `close` waits for those that are on their way.
+    pub(super) is_open: RwLock<bool>,
+    pub(super) failure: Arc<Failure>,
     pub(super) wake: Wake,
     /// Held while segments are compacted: by one thread at a time.
     pub(super) compacting: Mutex<()>,
@@ -74,26 +75,21 @@ pub(super) struct WakeState {
 }
 
 impl Engine {
-    /// Fails when the store is closed or has failed.
-    pub(super) fn check_open(&self) -> Result<()> {
-        if self.is_closed.load(Relaxed) {
+    /// The start of every verb: fails when the store is closed or has failed.
+    pub(super) fn enter(&self) -> Result<RwLockReadGuard<'_, bool>> {
+        let is_open = self.is_open.read();
+        if !*is_open {
             return Err(Error::unavailable("the store is closed; open it again"));
         }
-        match &*self.failure.lock() {
-            Some(text) => Err(Error::unavailable(format!(
-                "the store failed and must be opened again: {text}"
-            ))),
-            None => Ok(()),
-        }
+        self.failure.check().map(|()| is_open)
     }
 
     /// Notes a failure after which rows in DRAM are no longer what was acknowledged.
     pub(super) fn fail(&self, error: &Error) {
-        self.failure.lock().get_or_insert_with(|| error.message.clone());
+        self.failure.note(error);
     }
 
     pub(super) fn table(&self, id: TableId) -> Result<Arc<Table>> {
-        self.check_open()?;
         self.catalog.read().by_id.get(&id).cloned().ok_or_else(|| {
             Error::table_not_found(format!(
                 "table id {id} does not exist or was dropped; look its name up again"

@@ -1,24 +1,27 @@
 //! The one background thread: keeps the journal within its share by writing old dirty rows back,
 //! and the log within its cap by compaction. Callers wait for it only when the log is nearly full.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::engine::{now, Engine};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
-use crate::log::{Record, RecordView, SegmentId, Stream};
+use crate::log::{FooterEntry, Read, Record, RecordView, SegmentId, Stream};
 use crate::superblock::Superblock;
-use crate::table::{stripe_of, Found, Item, State};
-use crate::types::{hash, Place, TableId};
+use crate::table::{stripe_of, Counters, Found, Guard, Item, State, Tickets};
+use crate::types::{hash, Place, Sequence, TableId};
 
 /// Pause between rounds when nobody asks.
 const PERIOD: Duration = Duration::from_millis(200);
 /// Live share below which a segment is worth compacting: space x1.43, about two writes a row.
 const LIVE_SHARE_MAX: f64 = 0.7;
+/// Pause of a call that waits in its turn for others to give slots free.
+const PAUSE: Duration = Duration::from_millis(1);
 /// How long a caller waits for room before it is told that the store is full.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 
 pub(super) fn start(engine: Arc<Engine>) -> Result<JoinHandle<()>> {
     std::thread::Builder::new().name("hps-maintain".into()).spawn(move || run(&engine)).map_err(
@@ -45,8 +48,15 @@ fn run(engine: &Engine) {
         }
         state.is_asked = false;
         drop(state);
-        if let Err(error) = engine.maintain() {
-            engine.fail(&error);
+        // A panic fails the store, but not the thread: callers wait for its rounds.
+        let round = catch_unwind(AssertUnwindSafe(|| engine.maintain()));
+        let panicked = || Err(Error::unavailable("the maintenance thread panicked"));
+        match round.unwrap_or_else(|_| panicked()) {
+            // Nothing is half done then: the journal keeps what was not written back, and callers
+            // are told that the store is full.
+            Err(error) if error.kind == ErrorKind::StoreFull => {}
+            Err(error) => engine.fail(&error),
+            Ok(()) => {}
         }
         engine.wake.state.lock().rounds += 1;
         engine.wake.callers.notify_all();
@@ -55,7 +65,7 @@ fn run(engine: &Engine) {
 
 impl Engine {
     fn maintain(&self) -> Result<()> {
-        if self.check_open().is_err() {
+        if self.failure.check().is_err() {
             return Ok(());
         }
         self.compact()?;
@@ -101,9 +111,7 @@ impl Engine {
                     self.journal().bytes()
                 )));
             }
-            if let Some(text) = &*self.failure.lock() {
-                return Err(Error::unavailable(text.clone()));
-            }
+            self.failure.check()?;
         }
         self.wake.worker.notify_one();
         Ok(())
@@ -115,20 +123,19 @@ impl Engine {
         &self,
         mut work: impl FnMut(&mut State) -> Result<()>,
     ) -> Result<()> {
-        for (s, stripe) in self.stripes.iter().enumerate() {
+        for s in 0..self.stripes.len() {
             if self.log_free() < self.log_reserve() {
                 self.compact()?;
             }
-            let (ticket, sequence) = {
+            let mut tickets = {
                 let mut sequencer = self.sequencer.lock();
                 sequencer.tickets[s] += 1;
-                (sequencer.tickets[s] - 1, sequencer.last)
+                let drawn = vec![(s, sequencer.tickets[s] - 1)];
+                Tickets::new(&self.stripes, sequencer.last, drawn)
             };
-            let mut state = stripe.lock_in_turn(ticket);
-            let outcome = work(&mut state);
-            // Passed on also after a failure: later calls wait for it.
-            stripe.pass_turn(state, sequence);
-            outcome?;
+            if let Some((_, mut state)) = tickets.next_turn() {
+                self.with_log_room(&mut state, |state| work(state))?;
+            }
         }
         Ok(())
     }
@@ -181,9 +188,11 @@ impl Engine {
         let _alone = self.compacting.lock();
         while self.is_compaction_due() {
             let Some(segment) = self.tier.log.victim(self.victim_share()) else { break };
-            self.compact_segment(segment)?;
-            // Its slot comes back by itself once the copies are on the device.
-            self.tier.log.free(segment);
+            match self.compact_segment(segment) {
+                // Slots come back when the calls that may look at them end: then it goes on.
+                Err(error) if error.kind == ErrorKind::StoreFull => break,
+                outcome => outcome?,
+            }
         }
         // But where every caller waits for room nobody fills the segments that hold the copies.
         if self.log_free() < self.log_reserve() && self.tier.log.freed_segments() > 0 {
@@ -210,16 +219,114 @@ impl Engine {
         }
     }
 
-    /// Copies the live records of a segment to the compaction stream.
-    fn compact_segment(&self, segment: SegmentId) -> Result<()> {
-        let is_oldest = self.tier.log.is_oldest(segment);
-        let mut outcome = Ok(());
-        self.tier.log.scan(segment, &mut |place, table, record| {
-            if outcome.is_ok() {
-                outcome = record.and_then(|record| self.copy(place, table, &record, is_oldest));
+    /// Does `work` under a stripe's lock. Where the log is full, the lock is given up (a turn is
+    /// not) until compaction has made room, and the work is done again: until it has room it
+    /// changes nothing.
+    pub(super) fn with_log_room<T>(
+        &self,
+        state: &mut Guard<'_>,
+        mut work: impl FnMut(&mut Guard<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut patience = Patience::new(self);
+        loop {
+            match work(state) {
+                Err(error) => Guard::unlocked(state, || patience.make_log_room(error))?,
+                outcome => return outcome,
             }
-        })?;
-        outcome
+        }
+    }
+
+    /// Reads for training again, from the start, if the log was full: rows that were read by then
+    /// are counted once more.
+    pub(super) fn again_with_log_room(&self, mut read: impl FnMut() -> Result<()>) -> Result<()> {
+        let mut patience = Patience::new(self);
+        while let Err(error) = read() {
+            patience.make_log_room(error)?;
+        }
+        Ok(())
+    }
+
+    /// Copies the live records of a segment to the compaction stream, and frees it.
+    fn compact_segment(&self, segment: SegmentId) -> Result<()> {
+        let log = &self.tier.log;
+        let is_oldest = log.is_oldest(segment);
+        let (mut outcome, mut is_damaged) = (Ok(()), false);
+        let scanned = log.scan(segment, &mut |place, table, record| match record {
+            Err(_) => is_damaged = true,
+            Ok(record) if outcome.is_ok() => {
+                outcome = self.copy(place, table, &record, is_oldest);
+            }
+            Ok(_) => {}
+        });
+        outcome?;
+        if is_damaged || scanned.is_err() {
+            return self.salvage(segment, is_oldest);
+        }
+        // Its slot comes back by itself once the copies are on the device.
+        log.free(segment);
+        Ok(())
+    }
+
+    /// What a damaged segment still holds, by its footer: sound records are copied, rows that are
+    /// in DRAM too are written anew. If a live row stays that cannot be read, so does the segment.
+    fn salvage(&self, segment: SegmentId, is_oldest: bool) -> Result<()> {
+        let log = &self.tier.log;
+        let mut entries = Vec::new();
+        let mut is_whole = log.entries_of(segment, &mut |entry| entries.push(entry)).is_ok();
+        for entry in entries {
+            if entry.tombstone {
+                self.copy_tombstone(entry.table, entry.key, entry.sequence, is_oldest)?;
+            } else {
+                is_whole &= self.rescue(&entry)?;
+            }
+        }
+        if is_whole {
+            log.free(segment);
+        } else {
+            log.set_aside(segment);
+        }
+        Ok(())
+    }
+
+    /// Moves the row of a record elsewhere, if it is live. False if it cannot be read.
+    fn rescue(&self, entry: &FooterEntry) -> Result<bool> {
+        let log = &self.tier.log;
+        let item = Item { key: entry.key, hash: hash(entry.key), index: 0 };
+        let stripe = &self.stripes[stripe_of(item.hash, self.stripes.len())];
+        let (table, pin) = {
+            let mut state = stripe.lock();
+            let Some(part) = state.parts.get(&entry.table) else { return Ok(true) };
+            let table = part.table.clone();
+            if part.slot(item.hash, Location::nvme(entry.place)).is_none() {
+                return state.rewrite(&self.tier, table.id, &item, entry.place).map(|()| true);
+            }
+            (table, log.pin())
+        };
+        let (mut outcome, mut is_read) = (Ok(()), false);
+        let (row_floats, table) = (entry.row_floats, table);
+        let mut reads = [Read { place: entry.place, row_floats, table: table.id, tag: 0 }];
+        log.read(&pin, &mut reads, &mut |_, record| {
+            if let Ok(record) = record {
+                is_read = true;
+                outcome = self.copy(entry.place, table.id, &record, false);
+            }
+        });
+        Counters::add(&table.counters.corrupt_records, usize::from(!is_read));
+        outcome.map(|()| is_read)
+    }
+
+    fn copy_tombstone(
+        &self,
+        table: TableId,
+        key: u64,
+        sequence: Sequence,
+        is_oldest: bool,
+    ) -> Result<()> {
+        // While an older segment may hold the key, its removal must be remembered.
+        if !is_oldest && self.catalog.read().by_id.contains_key(&table) {
+            self.tier.log.append_tombstone(Stream::Compaction, table, key, sequence)?;
+        }
+        Ok(())
     }
 
     fn copy(
@@ -231,11 +338,7 @@ impl Engine {
     ) -> Result<()> {
         let log = &self.tier.log;
         if record.tombstone {
-            // While an older segment may hold the key, its removal must be remembered.
-            if !is_oldest && self.catalog.read().by_id.contains_key(&table) {
-                log.append_tombstone(Stream::Compaction, table, record.key, record.sequence)?;
-            }
-            return Ok(());
+            return self.copy_tombstone(table, record.key, record.sequence, is_oldest);
         }
         let hash = hash(record.key);
         let mut state = self.stripes[stripe_of(hash, self.stripes.len())].lock();
@@ -268,6 +371,39 @@ impl Engine {
                 part.pool.header_mut(at).state.set_place(new);
                 log.release(place, part.table.floats);
             }
+        }
+        Ok(())
+    }
+}
+
+/// How long work that the log refuses is tried again.
+struct Patience<'a> {
+    engine: &'a Engine,
+    refused: u64,
+    deadline: Option<Instant>,
+}
+
+impl<'a> Patience<'a> {
+    fn new(engine: &'a Engine) -> Self {
+        Self { engine, refused: engine.tier.log.refused(), deadline: None }
+    }
+
+    /// One round of compaction, and a pause if calls that may look at freed slots go on.
+    ///
+    /// # Errors
+    /// `error`, if it is not for want of a slot, or the time is over.
+    fn make_log_room(&mut self, error: Error) -> Result<()> {
+        let log = &self.engine.tier.log;
+        let refused = std::mem::replace(&mut self.refused, log.refused());
+        let is_log_full = error.kind == ErrorKind::StoreFull && self.refused != refused;
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+        if !is_log_full || Instant::now() > deadline {
+            return Err(error);
+        }
+        self.engine.failure.check()?;
+        self.engine.compact()?;
+        if !log.has_room() {
+            std::thread::sleep(PAUSE);
         }
         Ok(())
     }

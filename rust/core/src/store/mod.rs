@@ -1,7 +1,7 @@
 //! The verbs of a store, over its tables. The door of the engine: everything below is private.
 //!
-//! `read` and `mutate` hold the walks, `catalog` the tables, `recovery` opening and closing,
-//! `maintenance` the thread that keeps journal and log within their caps.
+//! `read`, `stage`, `mutate` and `change` hold the walks, `catalog` the tables, `recovery` opening
+//! and closing, `maintenance` the thread that keeps journal and log within their caps.
 
 mod catalog;
 mod change;
@@ -12,7 +12,10 @@ mod mutate;
 mod read;
 mod recovery;
 mod session;
+mod stage;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -120,7 +123,7 @@ impl Store {
     /// # Errors
     /// `Unavailable` when the session was taken over.
     pub fn attach(&self, session: u64, client_id: &str) -> Result<u64> {
-        self.engine.check_open()?;
+        let _call = self.engine.enter()?;
         let mut sequencer = self.engine.sequencer.lock();
         let last = sequencer.sessions.attach(session, client_id, now())?;
         if self.engine.is_journaled() {
@@ -140,6 +143,7 @@ impl Store {
     /// # Errors
     /// `BadInput`, `TableMismatch`, `StoreFull`.
     pub fn create_table(&self, spec: &TableSpec) -> Result<TableInfo> {
+        let _call = self.engine.enter()?;
         self.engine.create_table(spec)
     }
 
@@ -148,6 +152,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn table(&self, name: &str) -> Result<TableInfo> {
+        let _call = self.engine.enter()?;
         self.engine.find_table(name)
     }
 
@@ -161,6 +166,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn drop_table(&self, name: &str) -> Result<()> {
+        let _call = self.engine.enter()?;
         self.engine.drop_table(name)
     }
 
@@ -169,14 +175,17 @@ impl Store {
     /// # Errors
     /// `TableNotFound` (also for a dropped table).
     pub fn spec(&self, table: TableId) -> Result<TableSpec> {
+        let _call = self.engine.enter()?;
         Ok(self.engine.table(table)?.spec())
     }
 
-    /// Changes live settings.
+    /// Changes live settings. Rows above a lower DRAM cap have left when it returns.
     ///
     /// # Errors
-    /// `TableNotFound`, `BadInput`.
+    /// `TableNotFound`, `BadInput`; `StoreFull` when the settings are stored, but the log has no
+    /// room for the rows, or the index alone passes the cap.
     pub fn alter(&self, table: TableId, change: &TableChange) -> Result<()> {
+        let _call = self.engine.enter()?;
         self.engine.alter(table, change)
     }
 
@@ -185,6 +194,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`, `BadInput` for a wrong length, `Corruption` for a damaged row.
     pub fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
+        let _call = self.engine.enter()?;
         self.engine.lookup(batches)
     }
 
@@ -193,6 +203,7 @@ impl Store {
     /// # Errors
     /// As `lookup`, and `StoreFull`.
     pub fn lookup_or_insert(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
+        let _call = self.engine.enter()?;
         self.engine.lookup_or_insert(batches)
     }
 
@@ -206,6 +217,7 @@ impl Store {
         push: Push,
         batches: &[GradientBatch<'_>],
     ) -> Result<PushOutcome> {
+        let _call = self.engine.enter()?;
         self.engine.apply_gradients(push, batches)
     }
 
@@ -214,6 +226,7 @@ impl Store {
     /// # Errors
     /// As `apply_gradients`.
     pub fn assign(&self, push: Push, assign: &Assign<'_>) -> Result<PushOutcome> {
+        let _call = self.engine.enter()?;
         self.engine.assign(push, assign)
     }
 
@@ -223,6 +236,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`, `Unavailable`.
     pub fn remove(&self, push: Push, table: TableId, keys: &[u64]) -> Result<u64> {
+        let _call = self.engine.enter()?;
         self.engine.remove(push, table, keys)
     }
 
@@ -231,6 +245,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
+        let _call = self.engine.enter()?;
         self.engine.prefetch(table, keys)
     }
 
@@ -239,6 +254,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn len(&self, table: TableId) -> Result<u64> {
+        let _call = self.engine.enter()?;
         Ok(self.engine.rows(&*self.engine.table(table)?).keys)
     }
 
@@ -248,6 +264,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`, `Corruption`.
     pub fn keys(&self, table: TableId, bucket: u32, keys: &mut Vec<u64>) -> Result<u32> {
+        let _call = self.engine.enter()?;
         self.engine.keys(table, bucket, keys)
     }
 
@@ -256,6 +273,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn table_stats(&self, table: TableId) -> Result<Vec<(&'static str, u64)>> {
+        let _call = self.engine.enter()?;
         self.engine.table_stats(table)
     }
 
@@ -274,16 +292,20 @@ impl Store {
     /// # Errors
     /// `Unavailable` when the device failed.
     pub fn flush(&self) -> Result<()> {
-        self.engine.check_open()?;
+        let _call = self.engine.enter()?;
         self.engine.flush()
     }
 
-    /// Writes all rows back and closes; later calls fail with `Unavailable`. Idempotent.
+    /// Refuses new calls, waits for those that run, writes all rows back and gives the directory
+    /// up; later calls fail with `Unavailable`. Idempotent: a second one waits for the first.
     ///
     /// # Errors
     /// As `flush`.
     pub fn close(&self) -> Result<()> {
-        let Some(thread) = self.maintenance.lock().take() else { return Ok(()) };
+        let mut maintenance = self.maintenance.lock();
+        let Some(thread) = maintenance.take() else { return Ok(()) };
+        // Calls may wait for room in the log: the maintenance thread goes last.
+        *self.engine.is_open.write() = false;
         maintenance::stop(&self.engine, thread);
         self.engine.close()
     }

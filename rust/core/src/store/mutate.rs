@@ -1,29 +1,29 @@
 //! Mutating verbs: probe and read what is needed, take a place in the order, journal, then change
 //! every row under its stripe's lock, in that order. After the journal nothing may fail.
 //!
-//! 1. Probe: each key once, index lines only; room for new keys is checked.
+//! 1. Probe: each key once, index lines only; room for new keys is checked (`stage`).
 //! 2. Read: records of rows on NVMe are staged in memory of this call, without a lock.
 //! 3. Order: under the sequencer's lock the call gets its sequence, its journal entry and a ticket
 //!    for each stripe that it touches.
-//! 4. Change: stripe by stripe, in turn. Rows that stayed in DRAM are found where the probe saw
-//!    them; staged ones are installed; new ones start at their initial row.
+//! 4. Change: stripe by stripe, in turn (`change`). Rows that stayed in DRAM are found where the
+//!    probe saw them; staged ones are installed; new ones start at their initial row.
 //! 5. Commit: wait for what the durability mode promises.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::change::Work;
-use super::engine::{now, Engine};
-use super::read::{check_length, count_reads};
+use super::engine::{now, Engine, Sequencer};
+use super::read::check_length;
 use super::session::Verdict;
+use super::stage::Call;
 use super::PushOutcome;
 use crate::batch::{sum_rows, Unique};
 use crate::error::{Error, Result};
 use crate::journal::{Entry, GradientPart, Position};
-use crate::log::{Pin, Read, RecordView};
 use crate::optimizer::is_finite;
-use crate::table::{Counters, Found, Plan, Table};
-use crate::types::{Place, Push, Sequence};
+use crate::table::{Counters, Plan, Table, Tickets};
+use crate::types::{Push, Sequence, TableId};
 
 /// What a call does to the rows of its keys.
 #[derive(Clone, Copy)]
@@ -39,41 +39,26 @@ pub(super) enum Change<'a> {
 /// One table's share of a mutating call; keys are unique.
 pub(super) struct Target<'a> {
     pub(super) table: Arc<Table>,
-    pub(super) keys: &'a [u64],
+    pub(super) keys: Cow<'a, [u64]>,
     pub(super) change: Change<'a>,
     pub(super) plan: Plan,
 }
-
-/// What the probe saw of one target.
-pub(super) struct Probed {
-    /// For each item of the plan.
-    pub(super) found: Vec<Found>,
-    /// Era of the part in each stripe: addresses in DRAM hold while it lasts.
-    pub(super) eras: Vec<u64>,
-    pub(super) staged: HashMap<u32, Staged>,
-}
-
-/// A record read ahead of its change.
-pub(super) struct Staged {
-    pub(super) place: Place,
-    pub(super) sequence: Sequence,
-    last_seen: u32,
-    frequency: u32,
-    row: Vec<f32>,
-}
-
-/// Record bytes set aside for new keys, table by table.
-type Reserved = Vec<(Arc<Table>, usize)>;
 
 /// A call's place in the order.
 pub(super) struct Turn {
     pub(super) sequence: Sequence,
     pub(super) generation: u32,
-    /// Ticket of each stripe that the call touches.
-    tickets: Vec<(usize, u64)>,
     pub(super) position: Option<Position>,
     /// True at recovery: rows that are already past the sequence are left alone.
     pub(super) is_replay: bool,
+}
+
+/// A call with its place in the order.
+pub(super) struct Ordered<'a> {
+    turn: Turn,
+    tickets: Tickets<'a>,
+    /// Targets that were not applied before.
+    applies: Vec<bool>,
 }
 
 /// What a call did.
@@ -83,6 +68,8 @@ pub(super) struct Effect {
     pub(super) removed: usize,
     pub(super) created: usize,
     pub(super) poisoned: usize,
+    /// The first row that could not be changed, since its record was damaged after the probe.
+    pub(super) lost: Option<Error>,
 }
 
 impl Engine {
@@ -142,240 +129,173 @@ impl Engine {
     pub(super) fn target<'a>(
         &self,
         table: Arc<Table>,
-        keys: &'a [u64],
+        keys: impl Into<Cow<'a, [u64]>>,
         change: Change<'a>,
     ) -> Target<'a> {
-        let plan = Plan::new(keys, self.stripes.len());
+        let keys = keys.into();
+        let plan = Plan::new(&keys, self.stripes.len());
         Target { table, keys, change, plan }
     }
 
-    fn push(&self, push: Push, targets: Vec<Target<'_>>) -> Result<(PushOutcome, Effect)> {
-        self.check_open()?;
+    pub(super) fn push<'a>(
+        &'a self,
+        push: Push,
+        targets: Vec<Target<'a>>,
+    ) -> Result<(PushOutcome, Effect)> {
+        let _watch = self.failure.watch();
         self.wait_for_space()?;
-        let pin = self.tier.log.pin();
-        let (probed, reserved) = self.probe(&pin, &targets)?;
-        let ordered = self.order(push, &targets);
-        let Some((turn, applies)) = ordered.inspect_err(|_| self.give_back(&reserved))? else {
-            self.give_back(&reserved);
+        let call = Call::probe(self, targets)?;
+        call.check_gradients()?;
+        let repair = self.repair(&call)?;
+        let Some((first, ordered)) = self.order(push, &call, repair.as_ref())? else {
             let position = self.sequencer.lock().position;
             self.commit(position)?;
-            for target in &targets {
+            for target in &call.targets {
                 Counters::add(&target.table.counters.duplicate_pushes, 1);
             }
             return Ok((PushOutcome::Duplicate, Effect::default()));
         };
-        let effects = self.change(&pin, &turn, &targets, &probed, &applies);
-        self.settle(&reserved, &effects);
-        self.commit(turn.position)?;
-        self.check_open()?;
+        if let (Some(repair), Some(first)) = (repair, first) {
+            let effects = self.change(&repair, first);
+            repair.settle(&effects);
+        }
+        let position = ordered.turn.position;
+        let effects = self.change(&call, ordered);
+        call.settle(&effects);
+        self.commit(position)?;
+        self.failure.check()?;
         let mut total = Effect::default();
         effects.iter().for_each(|effect| total.add(effect));
-        Ok((PushOutcome::Applied, total))
+        total.lost.take().map_or(Ok((PushOutcome::Applied, total)), Err)
     }
 
-    /// Re-applies a journal entry at recovery. Nothing else runs yet.
-    pub(super) fn replay_change(
-        &self,
+    /// Rows to assign whose records are damaged are removed first, in an entry of its own: so the
+    /// replay too begins them anew, whatever can be read of their slots then.
+    fn repair<'a>(&'a self, call: &Call<'a>) -> Result<Option<Call<'a>>> {
+        let mut targets = Vec::new();
+        for (n, target) in call.targets.iter().enumerate() {
+            let keys = call.damaged_keys(n);
+            if matches!(target.change, Change::Rows(_)) && !keys.is_empty() {
+                targets.push(self.target(target.table.clone(), keys, Change::Remove));
+            }
+        }
+        (!targets.is_empty()).then(|| Call::probe(self, targets)).transpose()
+    }
+
+    /// Re-applies a journal entry at recovery. Nothing else runs yet. Rows that need a damaged
+    /// record are left as they are: damaged.
+    pub(super) fn replay_change<'a>(
+        &'a self,
         sequence: Sequence,
         generation: u32,
-        targets: &[Target<'_>],
+        targets: Vec<Target<'a>>,
     ) -> Result<()> {
-        let pin = self.tier.log.pin();
-        let (probed, reserved) = self.probe(&pin, targets)?;
-        let turn = {
+        let call = Call::probe(self, targets)?;
+        let tickets = {
             let mut sequencer = self.sequencer.lock();
             sequencer.last = sequencer.last.max(sequence);
-            let tickets = draw_tickets(&mut sequencer.tickets, targets);
-            Turn { sequence, generation, tickets, position: None, is_replay: true }
+            self.draw_tickets(&mut sequencer, sequence, &call.targets)
         };
-        let effects = self.change(&pin, &turn, targets, &probed, &vec![true; targets.len()]);
-        self.settle(&reserved, &effects);
-        self.check_open()
+        let turn = Turn { sequence, generation, position: None, is_replay: true };
+        let applies = vec![true; call.targets.len()];
+        let effects = self.change(&call, Ordered { turn, tickets, applies });
+        call.settle(&effects);
+        self.failure.check()
     }
 
-    /// Step 1 and 2. Also returns the record bytes reserved for new keys of each target.
-    fn probe(&self, pin: &Pin<'_>, targets: &[Target<'_>]) -> Result<(Vec<Probed>, Reserved)> {
-        let mut reserved = Vec::with_capacity(targets.len());
-        let mut all = Vec::with_capacity(targets.len());
-        for target in targets {
-            let (probed, new) =
-                self.probe_and_reserve(pin, target).inspect_err(|_| self.give_back(&reserved))?;
-            reserved.push((target.table.clone(), new));
-            all.push(probed);
-        }
-        Ok((all, reserved))
-    }
-
-    fn probe_and_reserve(&self, pin: &Pin<'_>, target: &Target<'_>) -> Result<(Probed, usize)> {
-        let mut probed = self.probe_target(target)?;
-        self.stage(pin, target, &mut probed)?;
-        if matches!(target.change, Change::Remove) {
-            return Ok((probed, 0));
-        }
-        let new = probed.found.iter().filter(|&&f| f == Found::Absent).count();
-        self.reserve_records(&target.table, new)?;
-        Ok((probed, new))
-    }
-
-    fn probe_target(&self, target: &Target<'_>) -> Result<Probed> {
-        let mut found = Vec::with_capacity(target.keys.len());
-        let mut eras = vec![0; self.stripes.len()];
-        for (s, stripe) in self.stripes.iter().enumerate() {
-            let items = target.plan.group(s);
-            if items.is_empty() {
-                continue;
-            }
-            let state = stripe.lock();
-            let before = found.len();
-            match state.parts.get(&target.table.id) {
-                None => found.resize(before + items.len(), Found::Absent),
-                Some(part) => {
-                    eras[s] = part.era;
-                    part.probe(items, 0, &mut found);
-                }
-            }
-            if !matches!(target.change, Change::Remove) {
-                let is_new = |&(_, found): &(_, &Found)| *found == Found::Absent;
-                let new = items.iter().zip(&found[before..]).filter(is_new);
-                let new: Vec<u64> = new.map(|(item, _)| item.hash).collect();
-                state.check_room(&self.tier, &target.table, &new)?;
-            }
-        }
-        let on_nvme = found.iter().filter(|found| matches!(found, Found::Nvme(_))).count();
-        let in_dram = found.iter().filter(|found| matches!(found, Found::Dram(_))).count();
-        let counters = &target.table.counters;
-        Counters::add(&counters.unique_keys, found.len());
-        Counters::add(&counters.probes, found.len());
-        Counters::add(&counters.cache_hits, in_dram);
-        Counters::add(&counters.cache_misses, on_nvme);
-        Ok(Probed { found, eras, staged: HashMap::new() })
-    }
-
-    /// Reads the records of rows on NVMe; a record of another key sends its own to the next place.
-    fn stage(&self, pin: &Pin<'_>, target: &Target<'_>, probed: &mut Probed) -> Result<()> {
-        let mut rejected: HashMap<u32, Vec<Place>> = HashMap::new();
-        let mut pending: Vec<u32> = (0..probed.found.len() as u32)
-            .filter(|&n| matches!(probed.found[n as usize], Found::Nvme(_)))
-            .collect();
-        let mut is_first = true;
-        while !pending.is_empty() {
-            let others = self.read_staged(pin, target, probed, &pending, is_first)?;
-            pending.clear();
-            for n in others {
-                let item = &target.plan.items[n as usize];
-                let refused = rejected.entry(n).or_default();
-                if let Found::Nvme(place) = probed.found[n as usize] {
-                    refused.push(place);
-                }
-                let s = crate::table::stripe_of(item.hash, self.stripes.len());
-                let state = self.stripes[s].lock();
-                let part = state.parts.get(&target.table.id);
-                let found =
-                    part.map_or(Found::Absent, |part| part.find(item, |p| refused.contains(&p)));
-                probed.found[n as usize] = found;
-                if matches!(found, Found::Nvme(_)) {
-                    pending.push(n);
-                }
-            }
-            is_first = false;
-        }
-        Ok(())
-    }
-
-    /// Reads the places of `pending`; returns those whose record is another key's.
-    fn read_staged(
-        &self,
-        pin: &Pin<'_>,
-        target: &Target<'_>,
-        probed: &mut Probed,
-        pending: &[u32],
-        is_first: bool,
-    ) -> Result<Vec<u32>> {
-        let table = &target.table;
-        let Probed { found, staged, .. } = probed;
-        let mut reads: Vec<Read> = pending
-            .iter()
-            .filter_map(|&n| match found[n as usize] {
-                Found::Nvme(place) => {
-                    Some(Read { place, row_floats: table.floats, table: table.id, tag: n })
-                }
-                _ => None,
-            })
-            .collect();
-        let (mut others, mut outcome) = (Vec::new(), Ok(()));
-        let counts = self.tier.log.read(pin, &mut reads, &mut |n, record| match record {
-            Ok(record) if record.key == target.plan.items[n as usize].key => {
-                if let Found::Nvme(place) = found[n as usize] {
-                    staged.insert(n, Staged::new(place, &record));
-                }
-            }
-            Ok(_) => others.push(n),
-            Err(error) => {
-                Counters::add(&table.counters.corrupt_records, 1);
-                outcome = Err(error);
-            }
-        });
-        let tables = pending.iter().map(|_| &**table);
-        count_reads(tables, counts.device_reads, counts.bytes, !is_first);
-        outcome.map(|()| others)
-    }
-
-    /// Step 3. `None` for a duplicate.
-    fn order(&self, push: Push, targets: &[Target<'_>]) -> Result<Option<(Turn, Vec<bool>)>> {
+    /// Step 3. `None` for a duplicate. A repair comes right before its call.
+    fn order<'a>(
+        &'a self,
+        push: Push,
+        call: &Call<'a>,
+        repair: Option<&Call<'a>>,
+    ) -> Result<Option<(Option<Ordered<'a>>, Ordered<'a>)>> {
         let mut sequencer = self.sequencer.lock();
-        let ids: Vec<_> = targets.iter().map(|target| target.table.id).collect();
-        self.check_entry_size(targets)?;
-        self.check_present(targets)?;
+        self.check_entry_size(&call.targets)?;
+        self.check_present(&call.targets)?;
         let name = |id| {
-            let table = targets.iter().map(|target| &target.table).find(|table| table.id == id);
-            table.map_or_else(String::new, |table| table.name())
+            let mut tables = call.targets.iter().map(|target| &target.table);
+            tables.find(|table| table.id == id).map_or_else(String::new, |table| table.name())
         };
-        let applies = match sequencer.sessions.decide(push, &ids, name)? {
+        let applies = match sequencer.sessions.decide(push, &call.ids(), name)? {
             Verdict::Duplicate => return Ok(None),
             Verdict::Apply(applies) => applies,
         };
+        let place = |call: &Call<'a>, push, applies, sequencer: &mut Sequencer| {
+            self.take_place(sequencer, push, call, applies)
+        };
+        let Some(repair) = repair else {
+            return Ok(Some((None, place(call, push, applies, &mut sequencer)?)));
+        };
+        // Number 0 is noted nowhere: the push itself is still to come.
+        let own = Push { number: 0, step: None, ..push };
+        let first = place(repair, own, vec![true; repair.targets.len()], &mut sequencer)?;
+        let ordered = place(call, push, applies, &mut sequencer);
+        // The journal says already that the rows are removed.
+        let ordered = ordered.inspect_err(|error| self.fail(error))?;
+        Ok(Some((Some(first), ordered)))
+    }
+
+    /// The next place in the order, once the journal has it.
+    fn take_place<'a>(
+        &'a self,
+        sequencer: &mut Sequencer,
+        push: Push,
+        call: &Call<'a>,
+        applies: Vec<bool>,
+    ) -> Result<Ordered<'a>> {
         let sequence = sequencer.last + 1;
         let mut generation = 0;
         if self.is_journaled() {
-            let entry = journal_entry(sequence, push, targets, &applies);
+            let entry = journal_entry(sequence, push, &call.targets, &applies);
             sequencer.position = Some(self.journal().append(&entry)?);
             generation = self.journal().generation();
-            for target in targets {
+            for target in &call.targets {
                 Counters::add(&target.table.counters.journal_bytes, target.bytes() as usize);
             }
         }
-        sequencer.sessions.note(push, &ids, now());
+        sequencer.sessions.note(push, &call.ids(), now());
         sequencer.last = sequence;
-        let tickets = draw_tickets(&mut sequencer.tickets, targets);
+        let tickets = self.draw_tickets(sequencer, sequence, &call.targets);
         let position = sequencer.position;
-        Ok(Some((Turn { sequence, generation, tickets, position, is_replay: false }, applies)))
+        let turn = Turn { sequence, generation, position, is_replay: false };
+        Ok(Ordered { turn, tickets, applies })
     }
 
     /// Step 4. A failure from here on fails the store: the journal has what the rows have not.
-    fn change(
-        &self,
-        pin: &Pin<'_>,
-        turn: &Turn,
-        targets: &[Target<'_>],
-        probed: &[Probed],
-        applies: &[bool],
-    ) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = targets.iter().map(|_| Effect::default()).collect();
-        for &(s, ticket) in &turn.tickets {
-            let mut state = self.stripes[s].lock_in_turn(ticket);
-            for (n, _) in applies.iter().enumerate().filter(|(_, &applies)| applies) {
-                let (target, probed) = (&targets[n], &probed[n]);
+    fn change(&self, call: &Call<'_>, mut ordered: Ordered<'_>) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = call.targets.iter().map(|_| Effect::default()).collect();
+        while let Some((s, mut state)) = ordered.tickets.next_turn() {
+            let applies = ordered.applies.iter().enumerate();
+            for (n, _) in applies.filter(|(_, &applies)| applies) {
+                let (target, probed) = (&call.targets[n], &call.probed[n]);
+                let turn = &ordered.turn;
                 let mut effect = Effect::default();
-                let mut work = Work { engine: self, pin, turn, target, effect: &mut effect };
+                let mut work = Work { engine: self, turn, target, effect: &mut effect };
                 if let Err(error) = work.change_stripe(&mut state, s, probed) {
                     self.fail(&error);
                 }
                 effect.count(&target.table);
                 effects[n].add(&effect);
             }
-            self.stripes[s].pass_turn(state, turn.sequence);
         }
         effects
+    }
+
+    pub(super) fn draw_tickets(
+        &self,
+        sequencer: &mut Sequencer,
+        sequence: Sequence,
+        targets: &[Target<'_>],
+    ) -> Tickets<'_> {
+        let mut drawn = Vec::new();
+        for (s, next) in sequencer.tickets.iter_mut().enumerate() {
+            if targets.iter().any(|target| !target.plan.range(s).is_empty()) {
+                drawn.push((s, *next));
+                *next += 1;
+            }
+        }
+        Tickets::new(&self.stripes, sequence, drawn)
     }
 
     pub(super) fn commit(&self, position: Option<Position>) -> Result<()> {
@@ -441,44 +361,11 @@ impl Engine {
         self.record_bytes.fetch_sub(bytes, Relaxed);
         table.record_bytes.fetch_sub(bytes, Relaxed);
     }
-
-    fn give_back(&self, reserved: &[(Arc<Table>, usize)]) {
-        reserved.iter().for_each(|(table, n)| self.release_records(table, *n));
-    }
-
-    /// Returns what was reserved for keys that others created meanwhile, and charges for keys that
-    /// the probe saw but that were gone, or others', when their turn came.
-    fn settle(&self, reserved: &[(Arc<Table>, usize)], effects: &[Effect]) {
-        for ((table, n), effect) in reserved.iter().zip(effects) {
-            if effect.created <= *n {
-                self.release_records(table, n - effect.created);
-            } else {
-                self.charge_records(table, effect.created - n);
-            }
-        }
-    }
 }
 
-impl Staged {
-    pub(super) fn new(place: Place, record: &RecordView<'_>) -> Self {
-        Self {
-            place,
-            sequence: record.sequence,
-            last_seen: record.last_seen,
-            frequency: record.frequency,
-            row: record.row.to_vec(),
-        }
-    }
-
-    pub(super) fn view(&self, key: u64) -> RecordView<'_> {
-        RecordView {
-            key,
-            sequence: self.sequence,
-            last_seen: self.last_seen,
-            frequency: self.frequency,
-            tombstone: false,
-            row: &self.row,
-        }
+impl Call<'_> {
+    fn ids(&self) -> Vec<TableId> {
+        self.targets.iter().map(|target| target.table.id).collect()
     }
 }
 
@@ -498,6 +385,7 @@ impl Effect {
         self.removed += other.removed;
         self.created += other.created;
         self.poisoned += other.poisoned;
+        self.lost = self.lost.take().or_else(|| other.lost.clone());
     }
 
     fn count(&self, table: &Table) {
@@ -506,21 +394,10 @@ impl Effect {
     }
 }
 
-fn draw_tickets(next: &mut [u64], targets: &[Target<'_>]) -> Vec<(usize, u64)> {
-    let mut tickets = Vec::new();
-    for (s, next) in next.iter_mut().enumerate() {
-        if targets.iter().any(|target| !target.plan.range(s).is_empty()) {
-            tickets.push((s, *next));
-            *next += 1;
-        }
-    }
-    tickets
-}
-
 fn journal_entry<'a>(
     sequence: Sequence,
     push: Push,
-    targets: &[Target<'a>],
+    targets: &'a [Target<'_>],
     applies: &[bool],
 ) -> Entry<'a> {
     if let [Target { table, keys, change: Change::Rows(rows), .. }] = targets {
@@ -529,11 +406,11 @@ fn journal_entry<'a>(
     if let [Target { table, keys, change: Change::Remove, .. }] = targets {
         return Entry::Remove { sequence, push, table: table.id, keys };
     }
-    let part = |target: &Target<'a>| match target.change {
+    let part = |target: &'a Target<'_>| match target.change {
         Change::Gradients(learning_rate, gradients) => Some(GradientPart {
             table: target.table.id,
             learning_rate,
-            keys: target.keys,
+            keys: &target.keys,
             gradients,
         }),
         _ => None,

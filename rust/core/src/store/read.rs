@@ -170,7 +170,10 @@ impl Engine {
         }
         self.wait_for_space()?;
         let dims = dims(&walks);
-        self.read(&walks, &mut Insert { batches, dims, now: now() as u32 })
+        let now = now() as u32;
+        self.again_with_log_room(|| {
+            self.read(&walks, &mut Insert { batches: &mut *batches, dims: dims.clone(), now })
+        })
     }
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
@@ -471,7 +474,7 @@ impl Verb for Lookup<'_, '_> {
         // The row answers as of the probe; it is offered to the cache, which may refuse.
         if part.policy.is_admitted(item.hash) || part.pool.has_free() {
             let table = part.table.clone();
-            state.install(&engine.tier, &table, item, place, record)?;
+            state.offer(&engine.tier, &table, item, place, record)?;
         }
         Ok(true)
     }
@@ -591,7 +594,7 @@ impl Verb for Prefetch {
         place: Place,
         record: &RecordView<'_>,
     ) -> Result<bool> {
-        state.install(&engine.tier, &self.table, item, place, record)?;
+        state.offer(&engine.tier, &self.table, item, place, record)?;
         Ok(true)
     }
 }

@@ -4,7 +4,7 @@
 //! each key the newest record counts; then the journal: entries that a row has not seen yet are
 //! applied again, in order, by the code that applied them first.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -16,6 +16,7 @@ use super::session::Sessions;
 use super::StoreConfig;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::failure::Failure;
 use crate::journal::{Entry, Journal, JournalConfig};
 use crate::log::{FooterEntry, Log, LogConfig, LogEnd};
 use crate::manifest::Manifest;
@@ -73,6 +74,7 @@ impl Engine {
             log: Arc::new(log),
             buckets_per_stripe: BUCKETS / stripes as u32,
         };
+        let failure = Arc::<Failure>::default();
         let sequencer = Sequencer {
             last: 0,
             tickets: vec![0; stripes],
@@ -81,14 +83,16 @@ impl Engine {
         };
         Ok(Self {
             record_bytes_max: config.record_bytes_max(segment_bytes),
-            stripes: (0..stripes).map(|_| Stripe::new(rows_bytes / stripes as u64)).collect(),
+            stripes: (0..stripes)
+                .map(|_| Stripe::new(rows_bytes / stripes as u64, failure.clone()))
+                .collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
             directory: Mutex::new(Some(directory)),
             superblock: Mutex::new(superblock),
             record_bytes: AtomicU64::new(0),
-            is_closed: AtomicBool::new(false),
-            failure: Mutex::new(None),
+            is_open: RwLock::new(true),
+            failure,
             wake: Wake::default(),
             compacting: Mutex::default(),
             config,
@@ -142,7 +146,7 @@ impl Engine {
                 table.floats
             )));
         }
-        state.adopt(&self.tier, table, entry.key, entry.place);
+        state.adopt(&self.tier, table, entry.key, entry.place)?;
         self.tier.log.adopt(entry.place, table.floats);
         self.charge_records(table, 1);
         Ok(())
@@ -203,7 +207,7 @@ impl Engine {
             }
             targets.push(self.target(table, keys, change));
         }
-        self.replay_change(sequence, generation, &targets)?;
+        self.replay_change(sequence, generation, targets)?;
         if self.log_free() < self.log_reserve() {
             self.compact()?;
         }
@@ -212,8 +216,9 @@ impl Engine {
 
     /// Writes everything back and gives the directory up.
     pub(super) fn close(&self) -> Result<()> {
-        let outcome = self.check_open().and_then(|()| self.write_all());
-        self.is_closed.store(true, Relaxed);
+        let outcome = self.failure.check().and_then(|()| self.write_all());
+        // Also after a failure nothing is written once the directory may be another's.
+        self.tier.log.stop();
         self.directory.lock().take();
         outcome
     }

@@ -12,10 +12,12 @@ mod pool;
 mod shape;
 mod sketch;
 mod stripe;
+mod turn;
 
 pub(crate) use arena::Arena;
 pub(crate) use part::{Found, Visitor};
 pub(crate) use plan::{stripe_of, Item, Plan};
 pub(crate) use pool::Pool;
 pub(crate) use shape::{Counters, Table};
-pub(crate) use stripe::{Guard, State, Stripe, Tier};
+pub(crate) use stripe::{State, Tier};
+pub(crate) use turn::{Guard, Stripe, Tickets};

@@ -1,22 +1,16 @@
-//! One lock: a range of buckets of every table, its share of the DRAM budget, and the order in
-//! which mutating calls pass.
-//!
-//! A call that mutates draws a ticket for each stripe it touches, in the order of its sequence,
-//! and waits here for its turn; reads take the lock alone. Rows that must make room leave for the
-//! log.
+//! What the lock of a stripe protects: a range of buckets of every table, and its share of the DRAM
+//! budget. Rows that must make room leave for the log.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
 use super::arena::Arena;
-use super::part::Part;
+use super::part::{Found, Part};
 use super::plan::Item;
 use super::pool::Pool;
 use super::shape::{Counters, Table};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Location, Slot};
 use crate::log::{Log, Record, RecordView, Stream};
 use crate::types::{hash, Place, Sequence, TableId};
@@ -28,55 +22,22 @@ pub(crate) struct Tier {
     pub(crate) buckets_per_stripe: u32,
 }
 
-/// A stripe and the queue before it.
-pub(crate) struct Stripe {
-    state: Mutex<State>,
-    turn: Condvar,
-}
-
-/// A locked stripe.
-pub(crate) type Guard<'a> = MutexGuard<'a, State>;
-
 /// What the lock protects.
 pub(crate) struct State {
     pub(crate) parts: HashMap<TableId, Part>,
     budget: u64,
     used: u64,
-    serving: u64,
+    /// The ticket whose turn it is.
+    pub(super) serving: u64,
     /// All mutating calls up to here that touch this stripe have been applied.
     pub(crate) applied: Sequence,
 }
 
-impl Stripe {
-    pub(crate) fn new(budget: u64) -> Self {
-        let parts = HashMap::new();
-        let state = State { parts, budget, used: 0, serving: 0, applied: 0 };
-        Self { state: Mutex::new(state), turn: Condvar::new() }
-    }
-
-    pub(crate) fn lock(&self) -> Guard<'_> {
-        self.state.lock()
-    }
-
-    /// Locks when `ticket` is next in line.
-    pub(crate) fn lock_in_turn(&self, ticket: u64) -> Guard<'_> {
-        let mut state = self.state.lock();
-        while state.serving != ticket {
-            self.turn.wait(&mut state);
-        }
-        state
-    }
-
-    /// Ends a turn.
-    pub(crate) fn pass_turn(&self, mut state: Guard<'_>, sequence: Sequence) {
-        state.applied = state.applied.max(sequence);
-        state.serving += 1;
-        drop(state);
-        self.turn.notify_all();
-    }
-}
-
 impl State {
+    pub(super) fn new(budget: u64) -> Self {
+        Self { parts: HashMap::new(), budget, used: 0, serving: 0, applied: 0 }
+    }
+
     pub(crate) fn used(&self) -> u64 {
         self.used
     }
@@ -151,7 +112,7 @@ impl State {
         // First the entry's lane: making one may take extents away, a row just taken among them.
         // Making room for the row moves entries, but takes no lane.
         self.part(tier, table);
-        let slot = self.vacancy(tier, table.id, item.hash);
+        let slot = self.vacancy(tier, table.id, item.hash)?;
         let at = self.allocate(tier, table)?;
         let Some(part) = self.parts.get_mut(&table.id) else { return Ok(at) };
         let header = part.pool.header_mut(at);
@@ -171,7 +132,9 @@ impl State {
         place: Place,
         record: &RecordView<'_>,
     ) -> Result<Option<u64>> {
-        if self.part(tier, table).slot(item.hash, Location::nvme(place)).is_none() {
+        // No part: the table was dropped while the record was read.
+        let part = self.parts.get(&table.id);
+        if part.is_none_or(|part| part.slot(item.hash, Location::nvme(place)).is_none()) {
             return Ok(None);
         }
         let at = self.allocate(tier, table)?;
@@ -188,36 +151,59 @@ impl State {
         Ok(Some(at))
     }
 
-    /// Adds the index entry of a recovered record.
-    pub(crate) fn adopt(&mut self, tier: &Tier, table: &Arc<Table>, key: u64, place: Place) {
-        let hash = hash(key);
-        self.part(tier, table);
-        let slot = self.vacancy(tier, table.id, hash);
-        if let Some(part) = self.parts.get_mut(&table.id) {
-            part.index.insert(slot, hash, Location::nvme(place));
+    /// The same for a read that can do without: a full log, into which other rows would have to
+    /// leave, is no reason to refuse it.
+    pub(crate) fn offer(
+        &mut self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        item: &Item,
+        place: Place,
+        record: &RecordView<'_>,
+    ) -> Result<()> {
+        match self.install(tier, table, item, place, record) {
+            Err(error) if error.kind == ErrorKind::StoreFull => Ok(()),
+            outcome => outcome.map(drop),
         }
     }
 
+    /// Adds the index entry of a recovered record.
+    pub(crate) fn adopt(
+        &mut self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        key: u64,
+        place: Place,
+    ) -> Result<()> {
+        let hash = hash(key);
+        self.part(tier, table);
+        let slot = self.vacancy(tier, table.id, hash)?;
+        if let Some(part) = self.parts.get_mut(&table.id) {
+            part.index.insert(slot, hash, Location::nvme(place));
+        }
+        Ok(())
+    }
+
     /// A lane for a new entry; the index grows until there is one.
-    fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Slot {
+    fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Result<Slot> {
         loop {
             if let Some(slot) = self.parts.get(&id).and_then(|part| part.index.vacancy(hash)) {
-                return slot;
+                return Ok(slot);
             }
-            self.grow_index(tier, id);
+            self.grow_index(tier, id)?;
         }
     }
 
     /// Rows make room for the index; where there are none left to leave, one growth may pass the
     /// share: `check_room` stops new keys before it adds up.
-    fn grow_index(&mut self, tier: &Tier, id: TableId) {
+    fn grow_index(&mut self, tier: &Tier, id: TableId) -> Result<()> {
         loop {
-            let Some(part) = self.parts.get(&id) else { return };
+            let Some(part) = self.parts.get(&id) else { return Ok(()) };
             let grown = part.bytes_with(part.index.bytes_grown(), part.pool.bytes());
             let is_capped = grown > part.table.stripe_cap();
             let is_full = self.used + grown > self.budget + part.bytes();
-            let gave =
-                (is_capped && self.shrink_part(tier, id)) || (is_full && self.shrink_largest(tier));
+            let gave = (is_capped && self.shrink_part(tier, id)?)
+                || (is_full && self.shrink_largest(tier)?);
             if !gave {
                 break;
             }
@@ -226,6 +212,7 @@ impl State {
         if let Some(part) = parts.get_mut(&id) {
             accounted(used, part, |part| part.index.grow());
         }
+        Ok(())
     }
 
     /// A free row of the table's pool, by a new extent, or by evicting.
@@ -242,7 +229,7 @@ impl State {
                 used + grown <= budget + part.bytes() && grown <= part.table.stripe_cap();
             let is_first = part.pool.capacity() == 0;
             // Others make room for the first rows of a table; where none can, they pass the share.
-            if is_first && !has_room && self.shrink_largest(tier) {
+            if is_first && !has_room && self.shrink_largest(tier)? {
                 continue;
             }
             if (has_room || is_first) && self.grow_pool(table.id) {
@@ -262,12 +249,12 @@ impl State {
         let own = self.part(tier, table).pool.bytes();
         let capped = self.part(tier, table).bytes() * 2 > table.stripe_cap();
         let largest = self.parts.values().map(|part| part.pool.bytes()).max().unwrap_or(0);
-        if !capped && largest > own * 4 && self.shrink_largest(tier) {
+        if !capped && largest > own * 4 && self.shrink_largest(tier)? {
             return Ok(());
         }
         let part = self.part(tier, table);
         let n = (part.pool.capacity() / 64).clamp(1, 64);
-        if self.evict(tier, table.id, n)? == 0 && !self.shrink_largest(tier) {
+        if self.evict(tier, table.id, n)? == 0 && !self.shrink_largest(tier)? {
             return Err(Error::store_full(format!(
                 "table {:?}: no DRAM for a row of {} bytes; raise dram",
                 table.name(),
@@ -286,22 +273,29 @@ impl State {
     }
 
     /// Takes the last extent of the largest pool away. False if no pool can give one.
-    fn shrink_largest(&mut self, tier: &Tier) -> bool {
+    fn shrink_largest(&mut self, tier: &Tier) -> Result<bool> {
         let Self { parts, used, .. } = self;
         let can_give = |part: &&mut Part| part.pool.bytes() > part.pool.extent_bytes();
         let largest = parts.values_mut().filter(can_give).max_by_key(|part| part.pool.bytes());
-        largest.is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
+        largest.map_or(Ok(false), |part| accounted(used, part, |part| shrink(tier, part)))
     }
 
-    fn shrink_part(&mut self, tier: &Tier, id: TableId) -> bool {
+    fn shrink_part(&mut self, tier: &Tier, id: TableId) -> Result<bool> {
         let Self { parts, used, .. } = self;
-        parts.get_mut(&id).is_some_and(|part| accounted(used, part, |part| shrink(tier, part)))
+        let part = parts.get_mut(&id);
+        part.map_or(Ok(false), |part| accounted(used, part, |part| shrink(tier, part)))
     }
 
-    /// Evicts until the table is within its own cap again.
-    pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) {
-        let is_over = |part: &Part| part.bytes() > part.table.stripe_cap();
-        while self.parts.get(&id).is_some_and(is_over) && self.shrink_part(tier, id) {}
+    /// Evicts until the table is within its own cap again. Returns the bytes that are still above
+    /// it: of an index, and of the one extent that a pool keeps.
+    pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) -> Result<u64> {
+        let over = |part: &Part| part.bytes().saturating_sub(part.table.stripe_cap());
+        loop {
+            let over = self.parts.get(&id).map_or(0, over);
+            if over == 0 || !self.shrink_part(tier, id)? {
+                return Ok(over);
+            }
+        }
     }
 
     /// Removes a row: from DRAM, or the record at `place` that was verified to be the key's.
@@ -330,6 +324,23 @@ impl State {
         Ok(true)
     }
 
+    /// Writes a row that is in DRAM anew, if its record is the one at `place`, which is damaged.
+    pub(crate) fn rewrite(
+        &mut self,
+        tier: &Tier,
+        id: TableId,
+        item: &Item,
+        place: Place,
+    ) -> Result<()> {
+        let Some(part) = self.parts.get_mut(&id) else { return Ok(()) };
+        match part.find(item, |_| true) {
+            Found::Dram(at) if part.pool.header(at).state.place() == Some(place) => {
+                write_row(tier, Stream::Compaction, &part.table, &mut part.pool, at)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Writes back every row that needs a journal file up to `generation` (all dirty rows for
     /// `None`), keeping them in DRAM. Returns how many.
     pub(crate) fn write_back(&mut self, tier: &Tier, generation: Option<u32>) -> Result<usize> {
@@ -340,7 +351,7 @@ impl State {
                 let state = part.pool.header(at).state;
                 let is_due = generation.is_none_or(|bound| state.needs_journal(bound));
                 if state.is_live() && state.is_dirty() && is_due {
-                    write_row(tier, &part.table, &mut part.pool, at)?;
+                    write_row(tier, Stream::Rows, &part.table, &mut part.pool, at)?;
                     written += 1;
                 }
             }
@@ -349,21 +360,21 @@ impl State {
     }
 }
 
-/// Takes a part's last extent away. False if it is the only one, or the log refuses its rows.
-fn shrink(tier: &Tier, part: &mut Part) -> bool {
+/// Takes a part's last extent away. False if it is the only one.
+fn shrink(tier: &Tier, part: &mut Part) -> Result<bool> {
     if part.pool.bytes() <= part.pool.extent_bytes() {
-        return false;
+        return Ok(false);
     }
     let rows: Vec<u64> = part.pool.last_extent().collect();
     for &at in &rows {
-        if part.pool.header(at).state.is_live() && evict_row(tier, part, at).is_err() {
-            return false;
+        if part.pool.header(at).state.is_live() {
+            evict_row(tier, part, at)?;
         }
     }
     part.policy.forget(|at| rows.binary_search(&at).is_ok());
     part.era += 1;
     part.pool.shrink();
-    true
+    Ok(true)
 }
 
 /// Does `work` on a part and keeps the stripe's account of its bytes.
@@ -378,7 +389,7 @@ fn accounted<T>(used: &mut u64, part: &mut Part, work: impl FnOnce(&mut Part) ->
 /// The row at `at` leaves DRAM; its entry points at NVMe.
 fn evict_row(tier: &Tier, part: &mut Part, at: u64) -> Result<()> {
     if part.pool.header(at).state.is_dirty() {
-        write_row(tier, &part.table, &mut part.pool, at)?;
+        write_row(tier, Stream::Rows, &part.table, &mut part.pool, at)?;
     }
     let header = *part.pool.header(at);
     let hash = hash(header.key);
@@ -393,7 +404,7 @@ fn evict_row(tier: &Tier, part: &mut Part, at: u64) -> Result<()> {
 }
 
 /// Appends a dirty row to the log and marks it clean.
-fn write_row(tier: &Tier, table: &Table, pool: &mut Pool, at: u64) -> Result<()> {
+fn write_row(tier: &Tier, stream: Stream, table: &Table, pool: &mut Pool, at: u64) -> Result<()> {
     let (header, numbers) = pool.row_mut(at);
     let record = Record {
         key: header.key,
@@ -402,7 +413,7 @@ fn write_row(tier: &Tier, table: &Table, pool: &mut Pool, at: u64) -> Result<()>
         frequency: header.frequency,
         row: numbers,
     };
-    let place = tier.log.append(Stream::Rows, table.id, &record)?;
+    let place = tier.log.append(stream, table.id, &record)?;
     if let Some(old) = header.state.place() {
         tier.log.release(old, table.floats);
     }

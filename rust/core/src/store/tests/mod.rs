@@ -1,0 +1,44 @@
+//! Goal: what no caller can see or provoke from outside. Method: the engine's own doors, and looks
+//! at the rows in DRAM.
+
+mod full;
+mod panic;
+mod rows;
+
+use crate::scratch::Scratch;
+use crate::spec::{Initializer, Optimizer, TableSpec};
+use crate::store::{Store, StoreConfig};
+use crate::types::{Durability, Push};
+
+pub(super) fn config(scratch: &Scratch, durability: Durability) -> StoreConfig {
+    StoreConfig {
+        path: scratch.path().to_path_buf(),
+        dram_bytes: 8 << 20,
+        nvme_bytes: 64 << 20,
+        durability,
+        threads: 1,
+        shard: (0, 1),
+    }
+}
+
+pub(super) fn open(scratch: &Scratch, durability: Durability) -> Store {
+    Store::open(config(scratch, durability)).unwrap()
+}
+
+pub(super) fn spec(name: &str, dim: u32) -> TableSpec {
+    TableSpec {
+        name: name.into(),
+        dim,
+        optimizer: Optimizer::Sgd,
+        learning_rate: 1.0,
+        initializer: Initializer::Zeros,
+        seed: 0,
+        dtype: "float32".into(),
+        dram: None,
+        nvme: None,
+    }
+}
+
+pub(super) fn push(number: u64) -> Push {
+    Push { session: 1, number, step: None }
+}
