@@ -1,6 +1,6 @@
 """Goal: whoever asks for much and reads little costs a server a few mebibytes, not the answer, and
-others nothing. Method: clients that hold the socket themselves, and a real server on both loops; the
-memory of its process, and what it says is in flight."""
+others nothing. Method: clients that hold the socket themselves, and a real server on both loops;
+the memory of its process, and what it says is in flight."""
 
 import contextlib
 import time
