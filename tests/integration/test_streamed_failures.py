@@ -81,7 +81,7 @@ def test_a_table_that_is_full_after_some_pieces(
             async with capnp.kj_loop(), stock_session(served.path) as session:
                 call = session.remote.lookupOrInsert(tables=[batch])
                 await check_stock_failure(session, call, "StoreFullError: " + FULL)
-            assert served.listener.inflight_bytes == 0
+            await served.settled()
 
     run(main())
 
@@ -135,7 +135,7 @@ def test_a_damaged_record_in_any_piece(run: Any, tmp_path: Path, at: int) -> Non
             async with capnp.kj_loop(), stock_session(served.path) as session:
                 call = session.remote.lookup(tables=[batch], wantFound=True)
                 await check_stock_failure(session, call, "CorruptionError: .*rows.log")
-            assert served.listener.inflight_bytes == 0
+            await served.settled()
 
     run(main())
 
@@ -183,7 +183,7 @@ def test_a_thread_that_fails_in_the_middle_costs_one_connection(
             assert await peer.ending() == ""
             assert "call failed inside the server" in caplog.text
             await check_alive(other, table, table.sample(20_000, 2))
-            assert served.listener.inflight_bytes == 0
+            await served.settled()
             assert served.listener.connections == 1
 
     run(main())
@@ -220,9 +220,7 @@ def test_a_peer_that_does_not_read_holds_a_few_pieces(
                 assert served.listener.inflight_bytes > 3 * 8 * 14 * MIB
                 await check_alive(other, table, table.sample(20_000, 2))
                 await leave(deaf, ending, table)
-            async with asyncio.timeout(20):
-                while served.listener.inflight_bytes:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await served.settled()
             await check_alive(other, table, table.sample(20_000, 3))
             assert not any(held(served))
 

@@ -176,7 +176,7 @@ def test_many_large_calls_in_flight_beside_small_ones_and_cold_verbs(
                 else:
                     check_answer(answer, batches_)
             assert not asked
-            assert served.listener.inflight_bytes == 0
+            await served.settled()
 
     run(main())
 
@@ -257,6 +257,6 @@ def test_a_large_read_that_is_given_up(run: Any, tmp_path: Path, pause_s: float)
                 answer = await peer.answer()
                 assert answer.question == kept
                 check_answer(answer, batches)
-            assert served.listener.inflight_bytes == 0
+            await served.settled()
 
     run(main())

@@ -88,6 +88,12 @@ class Served:
         self.threads = Threads()
         self.listener = Listener(self.store, self.service, self.threads, self.counts, limits)
 
+    async def settled(self) -> None:
+        """Returns when nothing is held for calls or answers; connections may be open."""
+        async with asyncio.timeout(20):
+            while self.listener.inflight_bytes:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     async def idle(self) -> None:
         """Returns when no connection is open and nothing is held."""
         async with asyncio.timeout(10):
