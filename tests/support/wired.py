@@ -90,7 +90,7 @@ class Served:
 
     async def settled(self) -> None:
         """Returns when nothing is held for calls or answers; connections may be open."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.listener.inflight_bytes:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -167,7 +167,7 @@ class Raw:
     async def answers(self, count: int) -> list[_core.Answer]:
         """The next answers, in the order in which they come."""
         answers: list[_core.Answer] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(answers) < count:
                 data = await self.reader.read(1 << 18)
                 assert data, "the server closed the connection"
