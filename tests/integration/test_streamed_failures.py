@@ -199,7 +199,7 @@ def held(served: Served) -> list[int]:
 def test_a_peer_that_does_not_read_holds_a_few_pieces(
     run: Any, tmp_path: Path, ending: str
 ) -> None:
-    """Four large reads of each of three peers: what is not read is not gathered, and others are served.
+    """Four large reads of three peers: what is not read is not gathered, others are served.
     Then the peers vanish, or read everything after all; nothing is held any more."""
 
     async def main() -> None:
