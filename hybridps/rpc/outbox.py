@@ -61,7 +61,10 @@ class Outbox:
     def begin(self, budgeted: int) -> Frame:
         """A frame that comes piece by piece."""
         frame = Frame(budgeted, is_first=not self._frames)
-        self._frames.append(frame)
+        if self._is_closed:
+            self._release(budgeted)
+        else:
+            self._frames.append(frame)
         return frame
 
     def add(self, frame: Frame, piece: "ReadableBuffer", *, is_last: bool) -> None:
@@ -69,7 +72,8 @@ class Outbox:
         if self._is_closed:
             return
         view = memoryview(piece)
-        frame.pieces.append(view)
+        if view:
+            frame.pieces.append(view)
         frame.is_whole = is_last
         frame.unsent_bytes += len(view)
         self.unsent_bytes += len(view)

@@ -214,7 +214,11 @@ class Transport(asyncio.BufferedProtocol):
         self._is_writable = True
         self._written_s = time.monotonic()
         self._outbox.handed_over()
-        self._write()
+        if self._is_ending:
+            # Not now: asyncio would end a connection twice that is closed in here.
+            asyncio.get_running_loop().call_soon(self._write)
+        else:
+            self._write()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets what waits; calls that run go on, their answers are dropped."""

@@ -1,10 +1,12 @@
-"""Clients over every transport, and the servers behind them."""
+"""Clients over every transport, and the servers behind them; both kinds of event loop."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from support.clients import LOCAL, Servers, connect, fresh_name, kinds
 
 import hybridps as hps
@@ -45,3 +47,16 @@ def spec() -> hps.TableSpec:
 def table(ps: Any, spec: hps.TableSpec) -> Any:
     """An empty table of dim 4 with plain gradient descent at rate 0.5."""
     return ps.create_table(spec)
+
+
+@pytest.fixture(
+    params=[asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """Runs a coroutine on one kind of loop."""
+
+    def runner(main: Any) -> None:
+        with asyncio.Runner(loop_factory=request.param) as loop:
+            loop.run(main)
+
+    return runner

@@ -4,7 +4,7 @@ pycapnp server, and both of ours against each other, on asyncio and uvloop."""
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import capnp
 import numpy as np
 import pytest
-import uvloop
 from support.stock import SCHEMA, StockSession, pack, stock_session
 from support.wired import DIM, Raw, Served, feed, limits, raw, serving
 
@@ -20,19 +19,6 @@ from hybridps import _core
 from hybridps.rpc import schemas
 
 KEYS = [3, 1, 2**64 - 1, 3]
-
-
-@pytest.fixture(
-    params=[asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
-)
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """Runs a coroutine on one kind of loop."""
-
-    def runner(main: Any) -> None:
-        with asyncio.Runner(loop_factory=request.param) as loop:
-            loop.run(main)
-
-    return runner
 
 
 @asynccontextmanager

@@ -77,16 +77,22 @@ class FakeService:
 class Served:
     """What a test sees of the server."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: Limits, dram: int) -> None:
         self.path = str(folder / "rpc.sock")
         self.store = _core.Store(
-            str(folder / "data"), dram=64 << 20, nvme=256 << 20, durability="none", threads=1
+            str(folder / "data"), dram=dram, nvme=256 << 20, durability="none", threads=1
         )
         self.table = self.store.create_table(SPEC)[0]
         self.service = FakeService()
         self.counts = Counts()
         self.threads = Threads()
         self.listener = Listener(self.store, self.service, self.threads, self.counts, limits)
+
+    async def settled(self) -> None:
+        """Returns when nothing is held for calls or answers; connections may be open."""
+        async with asyncio.timeout(60):
+            while self.listener.inflight_bytes:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     async def idle(self) -> None:
         """Returns when no connection is open and nothing is held."""
@@ -102,9 +108,9 @@ def limits(**changes: Any) -> Limits:
 
 
 @asynccontextmanager
-async def serving(folder: Path, **changes: Any) -> AsyncIterator[Served]:
+async def serving(folder: Path, *, dram: int = 64 << 20, **changes: Any) -> AsyncIterator[Served]:
     """A server on `folder`/rpc.sock."""
-    served = Served(folder, limits(**changes))
+    served = Served(folder, limits(**changes), dram)
     bound = socket.socket(socket.AF_UNIX)
     bound.bind(served.path)
     await served.listener.listen(bound)
@@ -161,7 +167,7 @@ class Raw:
     async def answers(self, count: int) -> list[_core.Answer]:
         """The next answers, in the order in which they come."""
         answers: list[_core.Answer] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(answers) < count:
                 data = await self.reader.read(1 << 18)
                 assert data, "the server closed the connection"
@@ -190,6 +196,8 @@ def feed(machine: Any, data: bytes) -> list[Any]:
         with memoryview(machine.get_buffer(-1)) as room:
             count = min(len(room), len(rest))
             room[:count] = rest[:count]
+        if not count:
+            break  # What came was refused; the machine says why.
         events += machine.received(count)
         rest = rest[count:]
     return events

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use hybridps_core::{Error, ErrorKind, GradientBatch, Push, PushOutcome, Store};
-use hybridps_wire::{self as wire, Batch, ExceptionKind, Malformed, Refusal, VERBS};
+use hybridps_wire::{self as wire, Batch, ExceptionKind, Malformed, Refusal, StreamedReply, VERBS};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -102,7 +102,7 @@ impl Shared {
         }
         let want_found = verb == LOOKUP && wire::decode_want_found(frame)?;
         let mut plan = Plan::default();
-        let mut total = 0;
+        let mut total = StreamedReply::FIXED_BYTES;
         for batch in &batches {
             check_counts(verb, batch)?;
             let rows = batch.keys.len() * self.dim(batch.table)? * 4;

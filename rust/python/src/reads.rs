@@ -195,8 +195,9 @@ fn cut(sizes: &Sizes, keys: &[usize]) -> Vec<Vec<Span>> {
             if let Some(piece) = pieces.last_mut() {
                 piece.push(Span { table, keys: start..start + count, rows });
             }
-            room = room.saturating_sub(rows.max(1));
             start += count;
+            // A part of a table ends its piece, full or nearly.
+            room = if start < keys { 0 } else { room.saturating_sub(rows) };
         }
     }
     pieces

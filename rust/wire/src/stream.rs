@@ -31,6 +31,9 @@ pub struct StreamedReply {
 }
 
 impl StreamedReply {
+    /// Most bytes of a frame beside its arrays and 64 bytes a table.
+    pub const FIXED_BYTES: usize = 8 * (HEAD_WORDS + RETURN_WORDS_MIN);
+
     /// As `rows_reply`: per table the bytes of rows and of found flags.
     pub fn new(question: u32, tables: &[(usize, usize)]) -> Self {
         let (mut composer, at) = rpc::results_return(question);

@@ -1,0 +1,279 @@
+"""Goal: a connection's bytes leave in the order in which their frames were begun, none inside
+another, a frame that grows holds little, and budgets come back once each. Method: the outbox by
+hand, and beside a model that is a list of strings, with random steps."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridps.rpc.outbox import Frame, Outbox
+
+MIB = 1 << 20
+ALL = 1 << 62
+
+
+class Bytes:
+    """Numbered bytes, so that none can stand in for another."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def take(self, count: int) -> bytes:
+        self.made += count
+        return bytes((self.made - n) % 251 for n in range(count, 0, -1))
+
+
+def drain(outbox: Outbox, limit: int = ALL) -> bytes:
+    taken = b""
+    while (chunk := outbox.take(limit)) is not None:
+        assert 0 < len(chunk) <= limit
+        taken += chunk
+    return taken
+
+
+def grow(outbox: Outbox, frame: Frame, piece: bytes, *, is_last: bool = False) -> None:
+    frame.expect(piece)
+    outbox.add(frame, piece, is_last=is_last)
+
+
+def test_whole_frames_leave_in_order_and_their_budget_when_they_were_handed_over() -> None:
+    released: list[int] = []
+    outbox = Outbox(released.append)
+    assert not outbox
+    assert outbox.take(ALL) is None
+    outbox.put(b"one", 10)
+    outbox.put(b"three", 30)
+    assert (bool(outbox), outbox.unsent_bytes) == (True, 8)
+    assert drain(outbox) == b"onethree"
+    assert (bool(outbox), outbox.unsent_bytes, released) == (False, 0, [])
+    outbox.handed_over()
+    outbox.handed_over()
+    assert sum(released) == 40
+    assert len(released) == 1
+
+
+def test_pieces_are_cut_at_the_limit_and_nothing_is_lost_at_the_cuts() -> None:
+    outbox = Outbox(lambda _: None)
+    text = Bytes().take(1000)
+    outbox.put(text[:999], 0)
+    outbox.put(text[999:], 0)
+    chunks = []
+    while (chunk := outbox.take(100)) is not None:
+        chunks.append(bytes(chunk))
+    assert [len(chunk) for chunk in chunks] == [100] * 9 + [99, 1]
+    assert b"".join(chunks) == text
+
+
+def test_a_frame_waits_behind_one_that_grows() -> None:
+    released: list[int] = []
+    outbox = Outbox(released.append)
+    first = outbox.begin(1)
+    second = outbox.begin(2)
+    outbox.put(b"cc", 4)
+    grow(outbox, second, b"bb", is_last=True)
+    assert drain(outbox) == b""
+    grow(outbox, first, b"a1")
+    assert drain(outbox) == b"a1"
+    assert (bool(outbox), outbox.unsent_bytes) == (True, 4)
+    outbox.handed_over()
+    assert released == []
+    grow(outbox, first, b"a2", is_last=True)
+    assert drain(outbox) == b"a2bbcc"
+    outbox.handed_over()
+    assert (released, bool(outbox)) == ([7], False)
+
+
+def test_an_empty_piece_stops_nothing() -> None:
+    outbox = Outbox(lambda _: None)
+    frame = outbox.begin(0)
+    grow(outbox, frame, b"")
+    grow(outbox, frame, b"a")
+    outbox.put(b"", 0)
+    outbox.put(b"b", 0)
+    grow(outbox, frame, b"", is_last=True)
+    assert drain(outbox) == b"ab"
+    assert not outbox
+
+
+def test_a_frame_has_room_for_what_will_soon_be_missed_and_only_while_it_is_first() -> None:
+    outbox = Outbox(lambda _: None)
+    first, second = outbox.begin(0), outbox.begin(0)
+    grow(outbox, second, b"b")
+    assert not second.has_room
+    piece = bytes(MIB)
+    for _ in range(3):
+        assert first.has_room
+        first.expect(piece)  # Counted when it is made, though the loop has not seen it yet.
+    assert not first.has_room
+    for _ in range(3):
+        outbox.add(first, piece, is_last=False)
+    outbox.take(1)
+    assert first.has_room
+    drain(outbox)
+    grow(outbox, first, piece, is_last=True)
+    assert not second.has_room
+    drain(outbox)
+    assert second.has_room
+
+
+async def settled(task: asyncio.Task[bool]) -> bool:
+    """Whether the task has ended once the loop has gone round."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return task.done()
+
+
+async def test_who_waits_for_room_is_woken_when_bytes_leave() -> None:
+    outbox = Outbox(lambda _: None)
+    frame = outbox.begin(0)
+    assert await outbox.room(frame)
+    for _ in range(4):
+        grow(outbox, frame, bytes(MIB))
+    waiting = asyncio.create_task(outbox.room(frame))
+    assert not await settled(waiting)
+    outbox.take(MIB)
+    assert not await settled(waiting), "three MiB are held"
+    outbox.take(1)
+    assert await settled(waiting)
+    assert await waiting
+
+
+async def test_who_waits_behind_others_is_woken_when_they_have_left() -> None:
+    outbox = Outbox(lambda _: None)
+    ahead, frame = outbox.begin(0), outbox.begin(0)
+    outbox.put(b"c", 0)
+    waiting = asyncio.create_task(outbox.room(frame))
+    grow(outbox, ahead, b"a", is_last=True)
+    assert not await settled(waiting)
+    assert drain(outbox) == b"a"
+    assert await settled(waiting)
+    assert await waiting
+    grow(outbox, frame, b"b", is_last=True)
+    assert drain(outbox) == b"bc"
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_closing_tells_who_waits_and_gives_every_budget_back_once(is_first: bool) -> None:
+    released: list[int] = []
+    outbox = Outbox(released.append)
+    outbox.put(b"sent", 1)
+    drain(outbox)
+    if not is_first:
+        outbox.begin(2)
+    frame = outbox.begin(4)
+    grow(outbox, frame, bytes(4 * MIB))
+    outbox.put(b"behind", 8)
+    waiting = asyncio.create_task(outbox.room(frame))
+    assert not await settled(waiting)
+    outbox.close()
+    assert await settled(waiting)
+    assert not await waiting
+    assert not await outbox.room(frame)
+    assert not frame.has_room
+    assert sum(released) == (13 if is_first else 15)
+    # What was still being gathered comes too late, and is dropped.
+    grow(outbox, frame, b"late", is_last=True)
+    assert (outbox.take(ALL), bool(outbox), outbox.unsent_bytes) == (None, False, 0)
+    outbox.handed_over()
+    outbox.close()
+    assert sum(released) == (13 if is_first else 15)
+
+
+def test_what_comes_after_the_close_is_dropped_and_its_budget_given_back() -> None:
+    released: list[int] = []
+    outbox = Outbox(released.append)
+    outbox.close()
+    outbox.put(b"late", 5)
+    assert (bool(outbox), outbox.take(ALL), sum(released)) == (False, None, 5)
+
+
+@dataclass
+class Sent:
+    """A frame of the model."""
+
+    budget: int
+    frame: Frame | None
+    text: bytes = b""
+    is_whole: bool = False
+
+
+@dataclass
+class Model:
+    """What the outbox must do: all text in the order of the frames, up to the first that grows."""
+
+    frames: list[Sent] = field(default_factory=list)
+    taken: bytes = b""
+
+    def due(self) -> bytes:
+        text = b""
+        for sent in self.frames:
+            text += sent.text
+            if not sent.is_whole:
+                break
+        return text
+
+    def ended(self) -> list[Sent]:
+        """Frames of which nothing is left."""
+        ended, left = [], len(self.taken)
+        for sent in self.frames:
+            left -= len(sent.text)
+            if left < 0 or not sent.is_whole:
+                break
+            ended.append(sent)
+        return ended
+
+    def growing(self) -> list[Sent]:
+        return [sent for sent in self.frames if not sent.is_whole]
+
+
+STEP = st.tuples(
+    st.sampled_from(["put", "begin", "grow", "grow", "end", "take", "take", "drain", "handed"]),
+    st.integers(0, 40),
+    st.integers(0, 10),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps=st.lists(STEP, max_size=60))
+def test_any_steps_agree_with_a_list_of_strings(steps: list[tuple[str, int, int]]) -> None:
+    released: list[int] = []
+    outbox, model, source = Outbox(released.append), Model(), Bytes()
+    for step, size, which in steps:
+        growing = model.growing()
+        if step == "put":
+            text = source.take(size)
+            outbox.put(text, which)
+            model.frames.append(Sent(which, None, text, is_whole=True))
+        elif step == "begin":
+            model.frames.append(Sent(which, outbox.begin(which)))
+        elif step in ("grow", "end") and growing:
+            sent = growing[which % len(growing)]
+            assert sent.frame is not None
+            text = source.take(size)
+            grow(outbox, sent.frame, text, is_last=step == "end")
+            sent.text += text
+            sent.is_whole = step == "end"
+        elif step == "take":
+            chunk = outbox.take(size + 1)
+            assert chunk is None or 0 < len(chunk) <= size + 1
+            model.taken += bytes(chunk or b"")
+        elif step == "drain":
+            model.taken += drain(outbox)
+            assert model.taken == model.due()
+            assert bool(outbox) == (len(model.ended()) < len(model.frames))
+        elif step == "handed":
+            if not outbox.unsent_bytes:
+                # A frame whose end has no bytes is noticed here.
+                assert outbox.take(ALL) is None
+            outbox.handed_over()
+            ended = sum(sent.budget for sent in model.ended())
+            assert sum(released) <= ended
+            assert outbox.unsent_bytes or sum(released) == ended
+        assert model.due().startswith(model.taken)
+        sent_bytes = sum(len(sent.text) for sent in model.frames)
+        assert outbox.unsent_bytes == sent_bytes - len(model.taken)
+    outbox.close()
+    assert sum(released) == sum(sent.budget for sent in model.frames)
