@@ -133,7 +133,7 @@ class HotCall:
         """The Return frame: results, or an exception for anything that is wrong. Never raises for
         what a peer sent. Any thread; releases the interpreter lock.
 
-        A large reply comes in `pieces` of about 1 MiB, each run once: first the first, which is the
+        A large reply comes in `pieces` of about 512 KiB, each run once: first the first, which is the
         whole reply if `code` is not "ok" then; the others at the same time and in any order; last
         the last, which tells what went wrong meanwhile.
         """

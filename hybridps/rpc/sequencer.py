@@ -26,7 +26,7 @@ class Sequencer:
     """Starts calls in the order in which they entered; each must `leave` once."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[bool, Callable[[], object]]] = deque()
+        self._waiting: deque[tuple[bool, Callable[[], None]]] = deque()
         self._reads = 0
         self._is_exclusive = False
         self._is_starting = False
@@ -36,7 +36,7 @@ class Sequencer:
         """Calls that run or wait."""
         return len(self._waiting) + self._reads + self._is_exclusive
 
-    def enter(self, is_exclusive: bool, start: Callable[[], object]) -> None:
+    def enter(self, is_exclusive: bool, start: Callable[[], None]) -> None:
         """Calls `start` when the calls before it allow, perhaps now."""
         self._waiting.append((is_exclusive, start))
         self._start()

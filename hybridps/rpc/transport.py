@@ -10,8 +10,9 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from hybridps import _core
@@ -71,7 +72,7 @@ class Service(Protocol):
 class Workers(Protocol):
     """Who runs engine work off the loop."""
 
-    def run(self, function: Callable[..., _T], /, *args: Any) -> Coroutine[Any, Any, _T]:
+    def run(self, function: Callable[[], _T], /) -> Awaitable[_T]:
         """Runs the function on a thread."""
 
 
@@ -106,17 +107,16 @@ class Host:
         self.replies = Budget(limits.inflight_bytes // 2)
         self.transports: set[Transport] = set()
         # The loop keeps only weak references to tasks.
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self.is_draining = False
         # True: a call may wait for a device, which none may do on the loop, however small it is.
         self.may_wait = False
 
-    def spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    def spawn(self, work: Any) -> None:
         """Runs a coroutine to its end, whatever becomes of the connection it serves."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return task
 
 
 class Transport(asyncio.BufferedProtocol):
@@ -387,7 +387,8 @@ class Transport(asyncio.BufferedProtocol):
         begun = 1
         while await self._outbox.room(frame):
             while begun < last and len(gathering) < PIECES_AHEAD:
-                gathering.append(self._host.spawn(self._host.workers.run(call.run, begun)))
+                piece = self._host.workers.run(partial(call.run, begun))
+                gathering.append(asyncio.ensure_future(piece))
                 begun += 1
             if not gathering:
                 # The last piece says how the others went: a few words.

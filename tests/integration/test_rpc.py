@@ -417,7 +417,7 @@ def check_answers(answers: dict[int, _core.Answer], asked: list[int]) -> None:
 
 def test_rows_are_the_callers_own_and_keep_the_frame_alive(tmp_path: Path) -> None:
     server = _core.Connection(
-        Served(tmp_path, limits()).store, frame_limit=1 << 20, keys_limit=1 << 16
+        Served(tmp_path, limits(), 64 << 20).store, frame_limit=1 << 20, keys_limit=1 << 16
     )
     client = _core.ClientConnection()
     (login,) = feed(server, client.start(1, "")[1])
