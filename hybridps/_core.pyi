@@ -133,9 +133,9 @@ class HotCall:
         """The Return frame: results, or an exception for anything that is wrong. Never raises for
         what a peer sent. Any thread; releases the interpreter lock.
 
-        A large reply comes in `pieces` of about 512 KiB, each run once: first the first, which is the
-        whole reply if `code` is not "ok" then; the others at the same time and in any order; last
-        the last, which tells what went wrong meanwhile.
+        A large reply comes in `pieces` of about 512 KiB, each run once: first the first, which is
+        the whole reply if `code` is not "ok" then; the others at the same time and in any order;
+        last the last, which tells what went wrong meanwhile.
         """
 
 class ColdCall:
