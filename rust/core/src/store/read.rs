@@ -43,9 +43,6 @@ struct Miss {
 
 /// What a verb does. `batch` counts the tables of the call.
 trait Verb {
-    /// Asks for the place of the item's answer.
-    fn prefetch(&self, _batch: usize, _item: &Item) {}
-
     /// The row is in DRAM, at `at`.
     fn hit(&mut self, engine: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item);
 
@@ -83,11 +80,6 @@ struct Pass<'a, V> {
 }
 
 impl<V: Verb> Visitor for Pass<'_, V> {
-    #[inline(always)]
-    fn prefetch(&self, item: &Item) {
-        self.verb.prefetch(self.batch, item);
-    }
-
     #[inline(always)]
     fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item) {
         self.verb.hit(self.engine, pool, at, self.batch, item);
@@ -435,11 +427,6 @@ impl Lookup<'_, '_> {
 
 impl Verb for Lookup<'_, '_> {
     #[inline(always)]
-    fn prefetch(&self, batch: usize, item: &Item) {
-        crate::prefetch::row(self.batches[batch].rows, self.dims[batch], item.index);
-    }
-
-    #[inline(always)]
     fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         pool.header_mut(at).state.warm();
         let dim = self.dims[batch];
@@ -502,11 +489,6 @@ impl Insert<'_, '_> {
 }
 
 impl Verb for Insert<'_, '_> {
-    #[inline(always)]
-    fn prefetch(&self, batch: usize, item: &Item) {
-        crate::prefetch::row(self.batches[batch].rows, self.dims[batch], item.index);
-    }
-
     #[inline(always)]
     fn hit(&mut self, _: &Engine, pool: &mut Pool, at: u64, batch: usize, item: &Item) {
         pool.header_mut(at).state.warm();

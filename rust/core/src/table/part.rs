@@ -140,9 +140,6 @@ vectorized! {
                 Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
                 place => visitor.miss(n, item, place),
             }
-            if let Some(next) = items.get(n + AHEAD) {
-                visitor.prefetch(next);
-            }
         }
     }
 }
