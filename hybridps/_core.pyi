@@ -127,16 +127,30 @@ class HotCall:
     code: str  # once run: "ok", or the class name of the error
     cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
 
-    pieces: int  # of the reply; 1 but for large ones
+    is_streamed: bool  # a large reply: `send` it; any other: `run` it
+    unsent_bytes: int  # of a streamed reply; 0 once nothing is left to send
 
-    def run(self, piece: int = 0, /) -> Buffer:
+    def run(self) -> Buffer:
         """The Return frame: results, or an exception for anything that is wrong. Never raises for
-        what a peer sent. Any thread; releases the interpreter lock.
-
-        A large reply comes in `pieces` of about 512 KiB, each run once: first the first, which is
-        the whole reply if `code` is not "ok" then; the others at the same time and in any order;
-        last the last, which tells what went wrong meanwhile.
+        what a peer sent. Once; any thread; releases the interpreter lock.
         """
+    def send(self, outlet: Outlet, /) -> bool:
+        """Sends the next few MiB of a streamed Return while it gathers them; two threads at a time
+        are enough, and hold four pieces of 512 KiB at most. True: the socket takes no more now.
+
+        Nothing else may write to the socket until `unsent_bytes` is 0. Never raises for what a peer
+        sent: a failure is the whole reply, or its end. Raises OSError if the socket fails. Releases
+        the interpreter lock.
+        """
+
+class Outlet:
+    """A socket for `HotCall.send`: a descriptor of its own, which an event loop cannot close."""
+
+    def __init__(self, descriptor: int, /) -> None:
+        """A duplicate of a non-blocking, connected socket. Raises OSError."""
+    def fileno(self) -> int: ...
+    def shutdown(self) -> None:
+        """Ends both directions: a send that waits fails."""
 
 class ColdCall:
     """Any other verb of Session; decoded by pycapnp."""
@@ -161,8 +175,8 @@ class Connection:
     def accept(self, question: int) -> list[Login | HotCall | ColdCall]:
         """Answers a Login with the Session; returns what had been waiting behind it."""
     def reject(self, question: int, reason: str) -> list[Login | HotCall | ColdCall]: ...
-    def answer(self, question: int, reply: Buffer) -> Buffer:
-        """Books the reply of HotCall.run; returns what to send (the peer may have given up)."""
+    def answer(self, question: int) -> Buffer | None:
+        """Books the reply of a HotCall; returns what to send instead if the peer has given up."""
     def returns(self, question: int, results: bytes) -> Buffer:
         """Return frame around `results`, the to_bytes() of a message whose root is the results."""
     def fails(self, question: int, kind: str, reason: str) -> Buffer:

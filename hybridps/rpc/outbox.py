@@ -1,7 +1,7 @@
-"""What one connection has to send: frames in order, whole or still growing, and their budget.
+"""What one connection has to send: frames in order, and their budget.
 
-Frames are sent in the order in which they were begun, and none interrupts another: while the first
-in line grows, those behind it wait. Never here: sockets.
+Frames are sent in the order in which they were put or begun, and none interrupts another: while
+somebody sends the first in line past the outbox, those behind it wait. Never here: sockets.
 """
 
 import asyncio
@@ -13,31 +13,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# A growing frame takes a further piece while it holds less than this: enough that neither the
-# socket nor the engine waits for the other.
-_ROOM_BYTES = 1 << 19
-
 
 @dataclass(eq=False, slots=True)
 class Frame:
-    """A frame on its way; `is_whole` once its last piece was added."""
+    """A frame on its way. `rest` is what the outbox sends of it, None while others do."""
 
     budgeted: int
-    is_first: bool
-    is_whole: bool = False
-    pieces: deque[memoryview] = field(default_factory=deque)
-    unsent_bytes: int = 0
-    room: asyncio.Future[None] | None = None
+    rest: memoryview | None = None
+    # Set when all frames before it have left: True, or False when nothing is sent any more.
+    turn: asyncio.Future[bool] | None = field(default=None, repr=False)
 
-    @property
-    def has_room(self) -> bool:
-        """True if it may grow: it is sent now, and the next piece would soon be missed."""
-        return self.is_first and self.unsent_bytes < _ROOM_BYTES
-
-    def wake(self) -> None:
-        """Lets whoever waits for room look again."""
-        if self.room is not None and not self.room.done():
-            self.room.set_result(None)
+    def wake(self, is_open: bool) -> None:
+        """Tells whoever waits for its turn."""
+        if self.turn is not None and not self.turn.done():
+            self.turn.set_result(is_open)
 
 
 class Outbox:
@@ -56,44 +45,40 @@ class Outbox:
 
     def put(self, whole: "ReadableBuffer", budgeted: int) -> None:
         """A whole frame, for which `budgeted` bytes were taken."""
-        self.add(self.begin(budgeted), whole, is_last=True)
+        self.end(self.begin(budgeted), whole)
 
     def begin(self, budgeted: int) -> Frame:
-        """A frame that comes piece by piece."""
-        frame = Frame(budgeted, is_first=not self._frames)
+        """A frame that somebody else sends when its turn comes."""
+        frame = Frame(budgeted)
         if self._is_closed:
             self._release(budgeted)
         else:
             self._frames.append(frame)
         return frame
 
-    def add(self, frame: Frame, piece: "ReadableBuffer", *, is_last: bool) -> None:
-        """Appends bytes to a frame that was begun."""
+    async def turn(self, frame: Frame) -> bool:
+        """Waits until it is the turn of a frame that was begun; False: nothing is sent any more."""
+        if self._is_closed or self._frames[0] is frame:
+            return not self._is_closed
+        frame.turn = asyncio.get_running_loop().create_future()
+        return await frame.turn
+
+    def end(self, frame: Frame, rest: "ReadableBuffer") -> None:
+        """All of a frame that was begun has been sent, but for `rest`."""
         if self._is_closed:
             return
-        view = memoryview(piece)
-        if view:
-            frame.pieces.append(view)
-        frame.is_whole = is_last
-        frame.unsent_bytes += len(view)
-        self.unsent_bytes += len(view)
-
-    async def room(self, frame: Frame) -> bool:
-        """Waits until the frame may grow; False when nothing is sent any more."""
-        while not self._is_closed and not frame.has_room:
-            frame.room = asyncio.get_running_loop().create_future()
-            await frame.room
-        return not self._is_closed
+        frame.rest = memoryview(rest)
+        self.unsent_bytes += len(frame.rest)
 
     def take(self, limit: int) -> memoryview | None:
         """The next bytes to send, at most `limit` of them."""
-        while self._frames:
-            frame = self._frames[0]
-            if frame.pieces:
-                return self._cut(frame, limit)
-            if not frame.is_whole:
-                return None
-            self._end_first()
+        while self._frames and (rest := self._frames[0].rest) is not None:
+            chunk, self._frames[0].rest = rest[:limit], rest[limit:]
+            self.unsent_bytes -= len(chunk)
+            if len(chunk) == len(rest):
+                self._end_first()
+            if chunk:
+                return chunk
         return None
 
     def handed_over(self) -> None:
@@ -103,31 +88,16 @@ class Outbox:
             self._release(handed)
 
     def close(self) -> None:
-        """Forgets all frames; who waits for room is told."""
+        """Forgets all frames; who waits for a turn is told."""
         self._is_closed = True
         self.handed_over()
         for frame in self._frames:
             self._release(frame.budgeted)
-            frame.is_first = False
-            frame.wake()
+            frame.wake(is_open=False)
         self._frames.clear()
         self.unsent_bytes = 0
-
-    def _cut(self, frame: Frame, limit: int) -> memoryview:
-        piece = frame.pieces.popleft()
-        if len(piece) > limit:
-            frame.pieces.appendleft(piece[limit:])
-            piece = piece[:limit]
-        frame.unsent_bytes -= len(piece)
-        self.unsent_bytes -= len(piece)
-        if frame.is_whole and not frame.pieces:
-            self._end_first()
-        elif frame.has_room:
-            frame.wake()
-        return piece
 
     def _end_first(self) -> None:
         self._handed_bytes += self._frames.popleft().budgeted
         if self._frames:
-            self._frames[0].is_first = True
-            self._frames[0].wake()
+            self._frames[0].wake(is_open=True)

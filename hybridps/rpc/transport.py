@@ -9,8 +9,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
@@ -18,16 +17,16 @@ from typing import Any, Protocol, TypeVar, cast
 from hybridps import _core
 from hybridps.errors import HybridPSError
 from hybridps.rpc.budget import Budget
-from hybridps.rpc.outbox import Frame, Outbox
+from hybridps.rpc.outbox import Outbox
 from hybridps.rpc.sequencer import EXCLUSIVE, Sequencer
 
 # Unsent bytes above which the transport asks us to wait. Small enough that what plain asyncio
 # copies when the socket is full stays in cache.
 WRITE_HIGH_BYTES = 256 << 10
-# Pieces of one reply that are gathered, or wait for it, beside the one that is sent next.
-PIECES_AHEAD = 2
+# Threads that gather and send one reply: more would wait for each other's turn.
+SENDERS = 2
 # What a unix socket may hold; the system may allow less.
-UNIX_SEND_BYTES = 512 << 10
+UNIX_SEND_BYTES = 2 << 20
 # Calls of one connection that may run or wait; with small frames this bounds their memory.
 CALLS_MAX = 256
 # Replies up to this size do not stand in line for the budget: they are bounded by CALLS_MAX, and
@@ -132,6 +131,11 @@ class Transport(asyncio.BufferedProtocol):
         self._socket: asyncio.Transport | None = None
         self._chunk_bytes = WRITE_HIGH_BYTES
         self._outbox = Outbox(host.replies.release)
+        # Of streamed replies; made by the first.
+        self._outlet: _core.Outlet | None = None
+        # What waits for the socket to take more, and the streamed call that does.
+        self._room: asyncio.Future[None] | None = None
+        self._stuck: _core.HotCall | None = None
         # Bytes granted for the frame on its way; None: asked for, not granted yet.
         self._frame_bytes: int | None = 0
         self._is_logged_in = False
@@ -214,6 +218,7 @@ class Transport(asyncio.BufferedProtocol):
         self._is_writable = True
         self._written_s = time.monotonic()
         self._outbox.handed_over()
+        self._wake()
         if self._is_ending:
             # Not now: asyncio would end a connection twice that is closed in here.
             asyncio.get_running_loop().call_soon(self._write)
@@ -227,6 +232,10 @@ class Transport(asyncio.BufferedProtocol):
         self._host.transports.discard(self)
         self._sequencer.clear()
         self._outbox.close()
+        if self._outlet is not None:
+            self._outlet.shutdown()
+            self._outlet = None
+        self._wake()
         if self._frame_bytes:
             self._host.frames.release(self._frame_bytes)
             self._frame_bytes = 0
@@ -260,6 +269,8 @@ class Transport(asyncio.BufferedProtocol):
             return
         limits, host = self._limits, self._host
         backlog = self._socket.get_write_buffer_size() + self._outbox.unsent_bytes
+        if self._stuck is not None:
+            backlog += self._stuck.unsent_bytes
         if backlog == 0 or backlog != self._backlog_bytes:
             self._written_s = now_s
         self._backlog_bytes = backlog
@@ -354,52 +365,83 @@ class Transport(asyncio.BufferedProtocol):
             started = time.perf_counter()
             reply = call.run()
             self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
-            self._answered(call, self._wire.answer(call.question, reply), call.reply_bytes)
+            self._answered(call, self._wire.answer(call.question) or reply, call.reply_bytes)
+        elif call.is_streamed:
+            self._host.spawn(self._stream(call))
         else:
             self._host.spawn(self._run_away(call))
 
     async def _run_away(self, call: _core.HotCall) -> None:
         started = time.perf_counter()
-        frame = None
         try:
-            piece = await self._host.workers.run(call.run)
-            reply = self._wire.answer(call.question, piece)
-            if reply is piece and call.pieces > 1 and call.code == "ok" and self._is_open():
-                frame = self._outbox.begin(call.reply_bytes)
-                await self._run_on(call, frame, piece)
+            reply = await self._host.workers.run(call.run)
+            reply = self._wire.answer(call.question) or reply
         except Exception:
             log.exception("call failed inside the server: verb=%s", call.verb)
             reply = self._wire.fails(call.question, "failed", _INTERNAL)
-            if frame is not None and self._socket is not None:
-                # Half a reply was sent: nothing can follow it.
-                self._socket.abort()
         self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
-        if frame is None:
-            self._answered(call, reply, call.reply_bytes)
-        else:
-            self._finish(call, 0)
+        self._answered(call, reply, call.reply_bytes)
 
-    async def _run_on(self, call: _core.HotCall, frame: Frame, first: _core.Buffer) -> None:
-        """Sends the pieces of a reply in order while the next ones are gathered."""
-        last = call.pieces - 1
-        gathering: deque[asyncio.Future[_core.Buffer]] = deque()
-        self._add(frame, first)
-        begun = 1
-        while await self._outbox.room(frame):
-            while begun < last and len(gathering) < PIECES_AHEAD:
-                piece = self._host.workers.run(partial(call.run, begun))
-                gathering.append(asyncio.ensure_future(piece))
-                begun += 1
-            if not gathering:
-                # The last piece says how the others went: a few words.
-                self._add(frame, call.run(last), is_last=True)
-                return
-            self._add(frame, await gathering.popleft())
-        await asyncio.gather(*gathering)
-
-    def _add(self, frame: Frame, piece: _core.Buffer, *, is_last: bool = False) -> None:
-        self._outbox.add(frame, piece, is_last=is_last)
+    async def _stream(self, call: _core.HotCall) -> None:
+        """Answers a call whose reply is sent while it is gathered, past the loop."""
+        started = time.perf_counter()
+        frame = self._outbox.begin(call.reply_bytes)
+        instead = None
+        try:
+            if await self._outbox.turn(frame) and await self._is_emptied():
+                instead = self._wire.answer(call.question)
+                if instead is None:
+                    await self._send(call)
+                    self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
+        except Exception as error:
+            if not isinstance(error, OSError):
+                log.exception("call failed inside the server: verb=%s", call.verb)
+            if self._socket is not None:
+                # Part of a reply was sent: nothing can follow it.
+                self._socket.abort()
+        self._outbox.end(frame, instead or b"")
         self._write()
+        self._finish(call, 0)
+
+    async def _is_emptied(self) -> bool:
+        """Waits until the socket has taken all that it was handed; False if it is closed."""
+        if self._socket is not None and self._socket.get_write_buffer_size():
+            # Calls pause_writing now, and resume_writing when nothing is left.
+            self._socket.set_write_buffer_limits(high=0)
+            while self._socket is not None and not self._is_writable:
+                await self._woken()
+            if self._socket is not None:
+                self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        return self._is_open()
+
+    async def _send(self, call: _core.HotCall) -> None:
+        while call.unsent_bytes and self._socket is not None and not self._socket.is_closing():
+            if self._outlet is None:
+                self._outlet = _core.Outlet(self._socket.get_extra_info("socket").fileno())
+            outlet = self._outlet
+            work = partial(call.send, outlet)
+            senders = [self._host.workers.run(work) for _ in range(SENDERS)]
+            if any(await _all(senders)) and self._is_open():
+                await self._has_room(outlet.fileno(), call)
+
+    async def _has_room(self, descriptor: int, call: _core.HotCall) -> None:
+        """Waits until the socket takes more, or is closed."""
+        loop = asyncio.get_running_loop()
+        self._stuck = call
+        loop.add_writer(descriptor, self._wake)
+        try:
+            await self._woken()
+        finally:
+            loop.remove_writer(descriptor)
+            self._stuck = None
+
+    async def _woken(self) -> None:
+        self._room = asyncio.get_running_loop().create_future()
+        await self._room
+
+    def _wake(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     async def _run_cold(self, call: _core.ColdCall) -> None:
         try:
@@ -482,3 +524,12 @@ class Transport(asyncio.BufferedProtocol):
 
 
 _INTERNAL = "HybridPSError: the call failed inside the server; its log has the details"
+
+
+async def _all(jobs: Iterable[Awaitable[_T]]) -> list[_T]:
+    """What all jobs return, when all have ended; raises the first error of one."""
+    results = await asyncio.gather(*jobs, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast("list[_T]", results)

@@ -1,5 +1,5 @@
 """Goal: a connection's bytes leave in the order in which their frames were begun, none inside
-another, a frame that grows holds little, and budgets come back once each. Method: the outbox by
+another or past one that somebody else sends, and budgets come back once each. Method: the outbox by
 hand, and beside a model that is a list of strings, with random steps."""
 
 import asyncio
@@ -34,10 +34,6 @@ def drain(outbox: Outbox, limit: int = ALL) -> bytes:
     return taken
 
 
-def grow(outbox: Outbox, frame: Frame, piece: bytes, *, is_last: bool = False) -> None:
-    outbox.add(frame, piece, is_last=is_last)
-
-
 def test_whole_frames_leave_in_order_and_their_budget_when_they_were_handed_over() -> None:
     released: list[int] = []
     outbox = Outbox(released.append)
@@ -66,54 +62,30 @@ def test_pieces_are_cut_at_the_limit_and_nothing_is_lost_at_the_cuts() -> None:
     assert b"".join(chunks) == text
 
 
-def test_a_frame_waits_behind_one_that_grows() -> None:
+def test_a_frame_waits_behind_one_that_others_send() -> None:
     released: list[int] = []
     outbox = Outbox(released.append)
-    first = outbox.begin(1)
-    second = outbox.begin(2)
+    first, second = outbox.begin(1), outbox.begin(2)
     outbox.put(b"cc", 4)
-    grow(outbox, second, b"bb", is_last=True)
+    outbox.end(second, b"bb")
     assert drain(outbox) == b""
-    grow(outbox, first, b"a1")
-    assert drain(outbox) == b"a1"
     assert (bool(outbox), outbox.unsent_bytes) == (True, 4)
     outbox.handed_over()
     assert released == []
-    grow(outbox, first, b"a2", is_last=True)
-    assert drain(outbox) == b"a2bbcc"
+    outbox.end(first, b"a")
+    assert drain(outbox) == b"abbcc"
     outbox.handed_over()
     assert (released, bool(outbox)) == ([7], False)
 
 
-def test_an_empty_piece_stops_nothing() -> None:
+def test_frames_without_bytes_stop_nothing() -> None:
     outbox = Outbox(lambda _: None)
     frame = outbox.begin(0)
-    grow(outbox, frame, b"")
-    grow(outbox, frame, b"a")
     outbox.put(b"", 0)
     outbox.put(b"b", 0)
-    grow(outbox, frame, b"", is_last=True)
-    assert drain(outbox) == b"ab"
+    outbox.end(frame, b"")
+    assert drain(outbox) == b"b"
     assert not outbox
-
-
-def test_a_frame_has_room_for_what_will_soon_be_missed_and_only_while_it_is_first() -> None:
-    outbox = Outbox(lambda _: None)
-    first, second = outbox.begin(0), outbox.begin(0)
-    grow(outbox, second, b"b")
-    assert not second.has_room
-    piece = bytes(MIB // 4)
-    for _ in range(2):
-        assert first.has_room
-        grow(outbox, first, piece)
-    assert not first.has_room
-    outbox.take(1)
-    assert first.has_room
-    drain(outbox)
-    grow(outbox, first, piece, is_last=True)
-    assert not second.has_room
-    drain(outbox)
-    assert second.has_room
 
 
 async def settled(task: asyncio.Task[bool]) -> bool:
@@ -123,33 +95,20 @@ async def settled(task: asyncio.Task[bool]) -> bool:
     return task.done()
 
 
-async def test_who_waits_for_room_is_woken_when_bytes_leave() -> None:
+async def test_a_turn_comes_when_all_before_have_left() -> None:
     outbox = Outbox(lambda _: None)
-    frame = outbox.begin(0)
-    assert await outbox.room(frame)
-    for _ in range(3):
-        grow(outbox, frame, bytes(MIB // 4))
-    waiting = asyncio.create_task(outbox.room(frame))
-    assert not await settled(waiting)
-    outbox.take(MIB)
-    assert not await settled(waiting), "half a MiB is held"
-    outbox.take(1)
-    assert await settled(waiting)
-    assert await waiting
-
-
-async def test_who_waits_behind_others_is_woken_when_they_have_left() -> None:
-    outbox = Outbox(lambda _: None)
-    ahead, frame = outbox.begin(0), outbox.begin(0)
+    first, second = outbox.begin(0), outbox.begin(0)
+    assert await outbox.turn(first)
     outbox.put(b"c", 0)
-    waiting = asyncio.create_task(outbox.room(frame))
-    grow(outbox, ahead, b"a", is_last=True)
+    waiting = asyncio.create_task(outbox.turn(second))
     assert not await settled(waiting)
+    outbox.end(first, b"a")
+    assert not await settled(waiting), "what is left of the first was not taken"
     assert drain(outbox) == b"a"
     assert await settled(waiting)
     assert await waiting
-    grow(outbox, frame, b"b", is_last=True)
-    assert drain(outbox) == b"bc"
+    outbox.end(second, b"")
+    assert drain(outbox) == b"c"
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -161,18 +120,16 @@ async def test_closing_tells_who_waits_and_gives_every_budget_back_once(is_first
     if not is_first:
         outbox.begin(2)
     frame = outbox.begin(4)
-    grow(outbox, frame, bytes(4 * MIB))
     outbox.put(b"behind", 8)
-    waiting = asyncio.create_task(outbox.room(frame))
-    assert not await settled(waiting)
+    waiting = asyncio.create_task(outbox.turn(frame))
+    assert await settled(waiting) == is_first
     outbox.close()
     assert await settled(waiting)
-    assert not await waiting
-    assert not await outbox.room(frame)
-    assert not frame.has_room
+    assert await waiting == is_first
+    assert not await outbox.turn(frame)
     assert sum(released) == (13 if is_first else 15)
-    # What was still being gathered comes too late, and is dropped.
-    grow(outbox, frame, b"late", is_last=True)
+    # What was still to be sent comes too late, and is dropped.
+    outbox.end(frame, b"late")
     assert (outbox.take(ALL), bool(outbox), outbox.unsent_bytes) == (None, False, 0)
     outbox.handed_over()
     outbox.close()
@@ -199,7 +156,8 @@ class Sent:
 
 @dataclass
 class Model:
-    """What the outbox must do: all text in the order of the frames, up to the first that grows."""
+    """What the outbox must do: all text in the order of the frames, up to the first that others
+    send."""
 
     frames: list[Sent] = field(default_factory=list)
     taken: bytes = b""
@@ -222,12 +180,12 @@ class Model:
             ended.append(sent)
         return ended
 
-    def growing(self) -> list[Sent]:
+    def begun(self) -> list[Sent]:
         return [sent for sent in self.frames if not sent.is_whole]
 
 
 STEP = st.tuples(
-    st.sampled_from(["put", "begin", "grow", "grow", "end", "take", "take", "drain", "handed"]),
+    st.sampled_from(["put", "begin", "end", "end", "take", "take", "drain", "handed"]),
     st.integers(0, 40),
     st.integers(0, 10),
 )
@@ -239,20 +197,19 @@ def test_any_steps_agree_with_a_list_of_strings(steps: list[tuple[str, int, int]
     released: list[int] = []
     outbox, model, source = Outbox(released.append), Model(), Bytes()
     for step, size, which in steps:
-        growing = model.growing()
+        begun = model.begun()
         if step == "put":
             text = source.take(size)
             outbox.put(text, which)
             model.frames.append(Sent(which, None, text, is_whole=True))
         elif step == "begin":
             model.frames.append(Sent(which, outbox.begin(which)))
-        elif step in ("grow", "end") and growing:
-            sent = growing[which % len(growing)]
+        elif step == "end" and begun:
+            sent = begun[which % len(begun)]
             assert sent.frame is not None
-            text = source.take(size)
-            grow(outbox, sent.frame, text, is_last=step == "end")
-            sent.text += text
-            sent.is_whole = step == "end"
+            sent.text = source.take(size)
+            outbox.end(sent.frame, sent.text)
+            sent.is_whole = True
         elif step == "take":
             chunk = outbox.take(size + 1)
             assert chunk is None or 0 < len(chunk) <= size + 1

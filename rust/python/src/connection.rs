@@ -159,11 +159,8 @@ impl Connection {
         self.events(py)
     }
 
-    fn answer(&mut self, py: Python<'_>, question: u32, reply: Py<Buffer>) -> PyResult<Py<Buffer>> {
-        match self.server.answer(question) {
-            None => Ok(reply),
-            Some(canceled) => Py::new(py, Buffer::whole(canceled.into())),
-        }
+    fn answer(&mut self, question: u32) -> Option<Buffer> {
+        self.server.answer(question).map(|canceled| Buffer::whole(canceled.into()))
     }
 
     fn returns(&mut self, question: u32, results: &[u8]) -> PyResult<Buffer> {

@@ -1,5 +1,5 @@
 //! The hot verbs between frame and store: keys and gradients are read where they were received,
-//! rows are written where they are sent from (`reads`).
+//! rows are written where they are sent from (`reads`, `stream`).
 
 use std::collections::HashMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -12,11 +12,13 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::buffer::{as_numbers, Buffer, Words};
-use crate::reads::{self, Sizes, Stream, PIECE_BYTES};
+use crate::outlet::Outlet;
+use crate::reads::{self, Sizes};
+use crate::stream::{Stream, PIECE_BYTES};
 
 pub(crate) const LOOKUP: u16 = 0;
 const LOOKUP_OR_INSERT: u16 = 1;
-/// Replies larger than this are sent piece by piece.
+/// Replies larger than this are streamed.
 const WHOLE_MAX: usize = PIECE_BYTES + PIECE_BYTES / 2;
 
 /// Why a call fails: the reason of its exception, "<class>: <text>".
@@ -140,7 +142,7 @@ pub(crate) struct HotCall {
 enum Work {
     /// Done once.
     Whole(Mutex<Option<(Words, Result<Sizes, Failure>)>>),
-    Stream(Stream),
+    Stream(Box<Stream>),
 }
 
 impl HotCall {
@@ -151,7 +153,7 @@ impl HotCall {
         let frame_bytes = frame.len() * 8;
         let work = match plan {
             Ok(plan) if reply_bytes > WHOLE_MAX => {
-                Work::Stream(Stream::new(question, frame, &plan.sizes, &plan.keys))
+                Work::Stream(Stream::new(question, frame, &plan.sizes, &plan.keys).into())
             }
             plan => Work::Whole(Mutex::new(Some((frame, plan.map(|plan| plan.sizes))))),
         };
@@ -159,22 +161,13 @@ impl HotCall {
         Self { shared, question, verb, frame_bytes, reply_bytes, work, failure }
     }
 
-    fn piece(&self, n: usize) -> Option<Words> {
-        match &self.work {
-            Work::Whole(work) => {
-                let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let (frame, plan) = work?;
-                let reply = plan.and_then(|plan| guarded(|| self.execute(&frame, &plan)));
-                Some(reply.unwrap_or_else(|failure| self.exception(&failure)))
-            }
-            Work::Stream(stream) => {
-                let piece = stream.piece(n, self.verb, &self.shared);
-                if let Some(failure) = stream.failure() {
-                    self.note(failure);
-                }
-                Some(piece.unwrap_or_else(|failure| self.exception(&failure)))
-            }
-        }
+    /// The reply; None if it was run before, or is to be sent.
+    fn reply(&self) -> Option<Words> {
+        let Work::Whole(work) = &self.work else { return None };
+        let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (frame, plan) = work?;
+        let reply = plan.and_then(|plan| guarded(|| self.execute(&frame, &plan)));
+        Some(reply.unwrap_or_else(|failure| self.exception(&failure)))
     }
 
     fn exception(&self, failure: &Failure) -> Words {
@@ -236,18 +229,36 @@ impl HotCall {
     }
 
     #[getter]
-    fn pieces(&self) -> usize {
+    fn is_streamed(&self) -> bool {
+        matches!(self.work, Work::Stream(_))
+    }
+
+    #[getter]
+    fn unsent_bytes(&self) -> usize {
         match &self.work {
-            Work::Whole(_) => 1,
-            Work::Stream(stream) => stream.pieces(),
+            Work::Whole(_) => 0,
+            Work::Stream(stream) => stream.unsent_bytes(),
         }
     }
 
-    #[pyo3(signature = (piece=0, /))]
-    fn run(&self, py: Python<'_>, piece: usize) -> PyResult<Buffer> {
-        let piece = py.detach(|| self.piece(piece));
-        let piece = piece.ok_or_else(|| PyRuntimeError::new_err("this piece was run before"))?;
-        Ok(Buffer::whole(piece))
+    fn run(&self, py: Python<'_>) -> PyResult<Buffer> {
+        let reply = py.detach(|| self.reply());
+        let reply = reply.ok_or_else(|| {
+            PyRuntimeError::new_err("this call was run before, or is streamed: send() it")
+        })?;
+        Ok(Buffer::whole(reply))
+    }
+
+    #[pyo3(signature = (outlet, /))]
+    fn send(&self, py: Python<'_>, outlet: &Outlet) -> PyResult<bool> {
+        let Work::Stream(stream) = &self.work else {
+            return Err(PyRuntimeError::new_err("this call is not streamed: run() it"));
+        };
+        let is_full = py.detach(|| stream.send(outlet, self.verb, &self.shared));
+        if let Some(failure) = stream.failure() {
+            self.note(failure);
+        }
+        Ok(is_full?)
     }
 }
 

@@ -7,9 +7,11 @@ mod client_connection;
 mod connection;
 mod errors;
 mod hot;
+mod outlet;
 mod reads;
 mod receiver;
 mod store;
+mod stream;
 
 use pyo3::prelude::*;
 
@@ -31,6 +33,8 @@ mod _core {
     use crate::connection::{schema, ColdCall, Connection, Login};
     #[pymodule_export]
     use crate::hot::HotCall;
+    #[pymodule_export]
+    use crate::outlet::Outlet;
     #[pymodule_export]
     use crate::store::PyStore;
 }
