@@ -66,36 +66,42 @@ thread_local! {
     static KEPT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Open addressing: a slot holds the index of a key. Most batches repeat most of their ids, so
-/// there are few slots at first, which fit the cache.
+/// Open addressing: a slot holds the index of a key. Few slots at first, which fit the cache; when a
+/// sample of the batch shows how much it repeats itself, as many as it will need.
 struct Slots {
     slots: Vec<u32>,
     shift: u32,
+    /// Keys at which the number of slots is looked at again.
+    limit: usize,
 }
 
 const FREE: u32 = u32::MAX;
 
 impl Slots {
     fn new(ids: usize) -> Self {
-        Self::sized((ids / 2).next_power_of_two().max(64))
+        let size = (ids / 2).next_power_of_two().max(64);
+        let mut slots = Self::sized(size);
+        slots.limit = size / 16;
+        slots
     }
 
     fn sized(size: usize) -> Self {
         let mut slots = KEPT.take();
         slots.clear();
         slots.resize(size, FREE);
-        Self { slots, shift: 64 - size.trailing_zeros() }
+        Self { slots, shift: 64 - size.trailing_zeros(), limit: size / 5 * 3 }
     }
 
-    fn is_full(&self, keys: usize) -> bool {
-        keys * 5 > self.slots.len() * 3
-    }
-
-    /// Four times as many slots for the same keys.
+    /// Room for as many keys as a batch will have whose first part had these; at least for one more.
     #[cold]
-    fn grow(&mut self, keys: &[u64]) {
-        let size = self.slots.len() * 4;
-        drop(std::mem::replace(self, Self { slots: Vec::new(), shift: 0 }));
+    fn review(&mut self, keys: &[u64], seen: usize, ids: usize) {
+        let expected = (keys.len() * ids / seen).max(keys.len() + 1);
+        let size = (expected / 3 * 5 + 5).next_power_of_two();
+        self.limit = self.slots.len() / 5 * 3;
+        if size <= self.slots.len() {
+            return;
+        }
+        drop(std::mem::replace(self, Self { slots: Vec::new(), shift: 0, limit: 0 }));
         *self = Self::sized(size);
         for (index, &key) in keys.iter().enumerate() {
             let mut at = self.home(key);
@@ -159,8 +165,8 @@ fn deduplicate(ids: &[u64]) -> (Vec<u64>, Vec<u32>) {
         if let Some(&next) = ids.get(n + AHEAD) {
             slots.prefetch(next);
         }
-        if slots.is_full(keys.len()) {
-            slots.grow(&keys);
+        if keys.len() > slots.limit {
+            slots.review(&keys, n, ids.len());
         }
         inverse.push(slots.index(&mut keys, id));
     }

@@ -104,8 +104,9 @@ struct Probe<'a, 'b> {
 }
 
 impl<'a, 'b> Probe<'a, 'b> {
-    fn new(state: Guard<'a>, walk: &Walk<'_>, items: &'b [Item]) -> Self {
-        let mut found = Vec::with_capacity(items.len());
+    /// `found`: memory of an earlier one.
+    fn new(state: Guard<'a>, walk: &Walk<'_>, items: &'b [Item], mut found: Vec<Found>) -> Self {
+        found.clear();
         if let Some(part) = state.parts.get(&walk.table.id) {
             part.probe(items, walk.table.dim, &mut found);
         }
@@ -198,13 +199,16 @@ impl Engine {
         // While one stripe is probed the rows of the one before are on their way. Stripes are
         // locked in their order, and nobody who holds one waits for an earlier one.
         let mut ahead: Option<Probe<'_, '_>> = None;
+        let mut spare = Vec::new();
         for (s, stripe) in self.stripes.iter().enumerate() {
             if plan.group(s).is_empty() {
                 continue;
             }
-            let probe = Probe::new(stripe.lock(), walk, plan.group(s));
+            let found = std::mem::take(&mut spare);
+            let probe = Probe::new(stripe.lock(), walk, plan.group(s), found);
             if let Some(mut probe) = ahead.replace(probe) {
                 self.visit(batch, walk, &mut probe, verb, misses, &mut absent)?;
+                spare = probe.found;
             }
         }
         if let Some(mut probe) = ahead {

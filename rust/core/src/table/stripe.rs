@@ -2,6 +2,7 @@
 //! budget. Rows that must make room leave for the log.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
@@ -22,9 +23,28 @@ pub(crate) struct Tier {
     pub(crate) buckets_per_stripe: u32,
 }
 
+/// Spreads table ids, which the store gives out one after the other. Every visit asks for one, and
+/// the standard hash would cost as much as a row.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// What the lock protects.
 pub(crate) struct State {
-    pub(crate) parts: HashMap<TableId, Part>,
+    pub(crate) parts: HashMap<TableId, Part, BuildHasherDefault<IdHasher>>,
     budget: u64,
     used: u64,
     /// The ticket whose turn it is.
@@ -35,7 +55,7 @@ pub(crate) struct State {
 
 impl State {
     pub(super) fn new(budget: u64) -> Self {
-        Self { parts: HashMap::new(), budget, used: 0, serving: 0, applied: 0 }
+        Self { parts: HashMap::default(), budget, used: 0, serving: 0, applied: 0 }
     }
 
     pub(crate) fn used(&self) -> u64 {
