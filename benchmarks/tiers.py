@@ -1,6 +1,6 @@
 """The tiers: training with DRAM for the index and a share of the rows, beside all in DRAM.
 
-    python benchmarks/tiers.py [--ids 2000000] [--samples 200000] [--share 0.15]
+    python benchmarks/tiers.py [--ids 2000000] [--samples 200000] [--share 0.15] [--look-ahead 0]
 
 Two servers, one planted log, DeepFM in alternating segments. Then the counters are held against
 what the operating system knows: bytes read and written of /proc/PID/io, resident memory, and the
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--share", type=float, default=0.15)
     parser.add_argument("--dim", type=int, default=16)
+    parser.add_argument("--look-ahead", type=int, default=0,
+                        help="batches that hybridps_torch.prefetch asks for")  # fmt: skip
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()),
                         help="where the stores go: the device to measure")  # fmt: skip
     flags = parser.parse_args()
@@ -41,10 +43,10 @@ def main() -> None:
         scale=flags.ids, samples=flags.samples, share=flags.share, directory=flags.directory,
         bars=False,
     )  # fmt: skip
-    run(options)
+    run(options, flags.look_ahead)
 
 
-def run(options: command.Options) -> None:
+def run(options: command.Options, look_ahead: int) -> None:
     log = PlantedLog(options.scale, seed=SEED)
     data = log.dataset(options.samples, scale.BATCH)
     tables = scale.sizes(options, data)
@@ -57,6 +59,7 @@ def run(options: command.Options) -> None:
         before_fill = process_io(tiered)
         scale.fill(tiered, log, options)
         before = tiered.ps.stats()
+        full.trainer.look_ahead = tiered.trainer.look_ahead = look_ahead
         with Progress("training", 2 * options.samples, shown=options.bars) as bar:
             seconds = alternate(
                 [full.trainer, tiered.trainer], steps, scale.SEGMENT_STEPS, bar.advance
@@ -76,8 +79,8 @@ def report_speed(
           f"{stats['dram_limit'] / MIB:.0f} MiB")  # fmt: skip
     print(f"all in DRAM {rates[0]:,.0f} samples/s, tiered {rates[1]:,.0f} samples/s")
     print_result(
-        "tiers", share=options.share, samples_s_full=rates[0], samples_s_tiered=rates[1],
-        ratio=rates[1] / rates[0],
+        "tiers", share=options.share, look_ahead=side.trainer.look_ahead,
+        samples_s_full=rates[0], samples_s_tiered=rates[1], ratio=rates[1] / rates[0],
         hit_ratio=delta["cache_hits"] / max(1, delta["cache_hits"] + misses),
         probes_per_unique_key=delta["probes"] / max(1, delta["unique_keys"]),
         device_reads_per_miss=delta["device_reads"] / max(1, misses),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+import hybridps_torch
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ class Trainer:
         ids: int64[n, columns]: the ids that `tables` understands, row i for sample i.
         dataset: labels and dense features.
         sparse: optimizer of the tables, if they need one.
+
+    `look_ahead`: for how many coming batches rows are brought into DRAM while one trains.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Trainer:
         self.features = torch.from_numpy(dataset.dense)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=DENSE_LEARNING_RATE)
         self.loss = nn.BCEWithLogitsLoss()
+        self.look_ahead = 0
 
     def step(self, positions: Positions) -> float:
         """Trains on the samples at these positions; returns their mean loss."""
@@ -71,7 +75,10 @@ class Trainer:
     ) -> float:
         """Trains on every batch; returns the seconds it took."""
         start = time.perf_counter()
-        for positions in batches:
+        source: Iterable[Positions] = batches
+        if self.look_ahead:
+            source = hybridps_torch.prefetch(batches, self.tables, self.look_ahead, self._batch_ids)
+        for positions in source:
             self.step(positions)
             if progress is not None:
                 progress(len(positions))
@@ -91,8 +98,11 @@ class Trainer:
         """AUC over the test part."""
         return auc(dataset.label[dataset.test], self.scores(dataset.test, batch))
 
+    def _batch_ids(self, at: Positions | Tensor) -> dict[str, Tensor]:
+        return self.model.ids(self.ids[at])
+
     def _logits(self, at: Tensor) -> Tensor:
-        vectors: Mapping[str, Tensor] = self.tables(self.model.ids(self.ids[at]))
+        vectors: Mapping[str, Tensor] = self.tables(self._batch_ids(at))
         logits: Tensor = self.model(vectors, self.features[at])
         return logits
 
