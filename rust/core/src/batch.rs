@@ -66,8 +66,8 @@ thread_local! {
     static KEPT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Open addressing: a slot holds the index of a key. Few slots at first, which fit the cache; when a
-/// sample of the batch shows how much it repeats itself, as many as it will need.
+/// Open addressing: a slot holds the index of a key. Few slots at first, which fit the cache; when
+/// a sample of the batch shows how much it repeats itself, as many as it will need.
 struct Slots {
     slots: Vec<u32>,
     shift: u32,
@@ -92,7 +92,8 @@ impl Slots {
         Self { slots, shift: 64 - size.trailing_zeros(), limit: size / 5 * 3 }
     }
 
-    /// Room for as many keys as a batch will have whose first part had these; at least for one more.
+    /// Room for as many keys as a batch will have whose first part had these, at least for one
+    /// more.
     #[cold]
     fn review(&mut self, keys: &[u64], seen: usize, ids: usize) {
         let expected = (keys.len() * ids / seen).max(keys.len() + 1);
