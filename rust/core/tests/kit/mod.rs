@@ -3,7 +3,10 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hybridps_core::{
     initial_row, Assign, Durability, Error, GradientBatch, Initializer, InsertBatch, LookupBatch,
@@ -122,17 +125,47 @@ pub fn assert_caps(store: &Store) {
     assert!(used <= limit, "{used} bytes of files, {limit} allowed");
 }
 
-/// What a killed process leaves, if no call runs: the files as the kernel has them. The journal is
-/// copied last, so that it is not older than the rows.
+/// The directory of a store that may be open, as a crash at one moment would leave it: taken again
+/// until nothing was written meanwhile. A slot that is filled anew, or a journal file that goes,
+/// while others are read would be an image of no moment.
 pub fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to.join("journal")).unwrap();
-    for name in ["MANIFEST", "superblock", "rows.log"] {
-        std::fs::copy(from.join(name), to.join(name)).unwrap();
+    loop {
+        let before = changes(from);
+        // Longer than times of files are apart.
+        std::thread::sleep(Duration::from_millis(20));
+        if to.exists() {
+            std::fs::remove_dir_all(to).unwrap();
+        }
+        let is_whole = copy_files(from, to).is_ok();
+        if is_whole && before.is_ok_and(|before| changes(from).is_ok_and(|now| now == before)) {
+            return;
+        }
     }
-    for file in std::fs::read_dir(from.join("journal")).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), to.join("journal").join(file.file_name())).unwrap();
+}
+
+fn files(of: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = ["MANIFEST", "superblock", "rows.log"].map(PathBuf::from).to_vec();
+    for file in std::fs::read_dir(of.join("journal"))? {
+        files.push(Path::new("journal").join(file?.file_name()));
     }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Each file, and when it was last changed.
+fn changes(of: &Path) -> io::Result<Vec<(PathBuf, i64, i64)>> {
+    let stamp = |file: PathBuf| {
+        let found = std::fs::metadata(of.join(&file))?;
+        Ok((file, found.ctime(), found.ctime_nsec()))
+    };
+    files(of)?.into_iter().map(stamp).collect()
+}
+
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to.join("journal"))?;
+    files(from)?
+        .into_iter()
+        .try_for_each(|file| std::fs::copy(from.join(&file), to.join(file)).map(drop))
 }
 
 /// A table as a map.
