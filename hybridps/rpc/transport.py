@@ -394,7 +394,7 @@ class Transport(asyncio.BufferedProtocol):
                     await self._send(call)
                     self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
         except Exception as error:
-            if not isinstance(error, OSError):
+            if not isinstance(error, ConnectionError):
                 log.exception("call failed inside the server: verb=%s", call.verb)
             if self._socket is not None:
                 # Part of a reply was sent: nothing can follow it.

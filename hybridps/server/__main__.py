@@ -89,9 +89,10 @@ def _stop_on_signals() -> asyncio.Event:
 
 
 def _raise_file_limit(connections_max: int) -> None:
-    """A connection is a descriptor; the usual soft limit of 1024 is far below our own."""
+    """A connection is a descriptor, or two once it was sent a large reply; the usual soft limit of
+    1024 is far below our own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections_max + 1024  # Segments, libraries, ops connections.
+    wanted = 2 * connections_max + 1024  # Segments, libraries, ops connections.
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
