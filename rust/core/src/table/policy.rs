@@ -17,8 +17,6 @@ const AGEING: usize = 10;
 const AGEING_STEPS: usize = 32;
 /// Rows of the main part looked at for each one evicted.
 const SWEEP: usize = 6;
-/// Rows between the request for a header and its use.
-const AHEAD: usize = 8;
 /// Share of rows in the window: 1 / this.
 const WINDOW: usize = 16;
 
@@ -79,7 +77,6 @@ impl Policy {
         state.set_in_window(true);
         self.window.push_back(at);
         while self.window.len() > window_max(pool.capacity()) {
-            self.prefetch_window(pool);
             if let Some(oldest) = self.window.pop_front() {
                 pool.header_mut(oldest).state.set_in_window(false);
             }
@@ -121,7 +118,6 @@ impl Policy {
         let mut leaving = Vec::new();
         let share = pool.capacity() / WINDOW;
         while leaving.len() < n && self.window.len() > share {
-            self.prefetch_window(pool);
             let Some(at) = self.window.pop_front() else { break };
             if is_waiting(pool, at) {
                 leaving.push(at);
@@ -133,20 +129,12 @@ impl Policy {
         leaving
     }
 
-    /// Asks for a row that will soon be the oldest of the window.
-    fn prefetch_window(&self, pool: &Pool) {
-        if let Some(&at) = self.window.get(AHEAD) {
-            pool.prefetch(at, 0);
-        }
-    }
-
     fn sweep(&mut self, pool: &Pool, n: usize, candidates: &mut Vec<u64>) {
         let capacity = pool.capacity();
         let (wanted, mut seen) = (candidates.len() + n * SWEEP, 0);
         while seen < capacity && candidates.len() < wanted {
             self.sweep_hand = (self.sweep_hand + 1) % capacity;
             seen += 1;
-            pool.prefetch(pool.nth((self.sweep_hand + AHEAD) % capacity), 0);
             let at = pool.nth(self.sweep_hand);
             let state = pool.header(at).state;
             if state.is_live() && !state.is_in_window() {

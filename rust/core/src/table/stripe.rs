@@ -288,10 +288,6 @@ impl State {
     fn evict(&mut self, tier: &Tier, id: TableId, n: usize) -> Result<usize> {
         let Some(part) = self.parts.get_mut(&id) else { return Ok(0) };
         let victims = part.policy.victims(&mut part.pool, n);
-        for &at in &victims {
-            part.index.prefetch(hash(part.pool.header(at).key));
-            part.pool.prefetch(at, part.table.floats);
-        }
         victims.iter().try_for_each(|&at| evict_row(tier, part, at))?;
         Ok(victims.len())
     }
