@@ -7,7 +7,7 @@ somebody sends the first in line past the outbox, those behind it wait. Never he
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Frame:
     budgeted: int
     rest: memoryview | None = None
     # Set when all frames before it have left: True, or False when nothing is sent any more.
-    turn: asyncio.Future[bool] | None = field(default=None, repr=False)
+    turn: asyncio.Future[bool] | None = None
 
     def wake(self, is_open: bool) -> None:
         """Tells whoever waits for its turn."""

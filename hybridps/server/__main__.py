@@ -90,7 +90,8 @@ def _stop_on_signals() -> asyncio.Event:
 
 def _raise_file_limit(connections_max: int) -> None:
     """A connection is a descriptor, or two once it was sent a large reply; the usual soft limit of
-    1024 is far below our own."""
+    1024 is far below our own.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * connections_max + 1024  # Segments, libraries, ops connections.
     if hard != resource.RLIM_INFINITY:

@@ -3,6 +3,7 @@ Proto's own. Method: an unmodified pycapnp client against our listener, our clie
 pycapnp server, and both of ours against each other, on asyncio and uvloop."""
 
 import asyncio
+import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -413,6 +414,31 @@ def check_answers(answers: dict[int, _core.Answer], asked: list[int]) -> None:
     assert missing.exception is not None
     assert missing.exception[:2] == ("failed", "")
     assert "no table t" in missing.exception[2]
+
+
+def test_a_call_is_run_or_sent_as_it_says(tmp_path: Path) -> None:
+    served = Served(tmp_path, limits(), 64 << 20)
+    server = _core.Connection(served.store, frame_limit=1 << 24, keys_limit=1 << 17)
+    client = _core.ClientConnection()
+    (login,) = feed(server, client.start(1, "")[1])
+    server.accept(login.question)
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        outlet = _core.Outlet(ours.fileno())
+        for count, is_streamed in ((10, False), (1 << 16, True)):
+            _, buffers = client.lookup([(served.table, np.arange(count, dtype=np.uint64))], False)
+            (call,) = [event for buffer in buffers for event in feed(server, bytes(buffer))]
+            assert (call.is_streamed, call.unsent_bytes > 0) == (is_streamed, is_streamed)
+            with pytest.raises(
+                RuntimeError, match=r"send\(\) it" if is_streamed else r"run\(\) it"
+            ):
+                call.run() if is_streamed else call.send(outlet)
+    peer.close()
+    # Nobody reads any more: the failure is raised, and nothing is left to do.
+    ours.close()
+    with pytest.raises(OSError, match="Broken pipe"):
+        call.send(outlet)
+    assert call.unsent_bytes == 0
 
 
 def test_rows_are_the_callers_own_and_keep_the_frame_alive(tmp_path: Path) -> None:

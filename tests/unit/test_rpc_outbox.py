@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from hybridps.rpc.outbox import Frame, Outbox
 
-MIB = 1 << 20
 ALL = 1 << 62
 
 

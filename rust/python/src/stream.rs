@@ -30,7 +30,6 @@ const PATIENCE_MS: i32 = 5;
 /// before anything is sent.
 pub(crate) struct Stream {
     frame: Words,
-    question: u32,
     reply: StreamedReply,
     /// Keys of each piece but the last.
     pieces: Vec<Vec<Span>>,
@@ -117,7 +116,7 @@ impl Stream {
             threads: 0,
         };
         let (failure, progress, moved) = (OnceLock::new(), Mutex::new(progress), Condvar::new());
-        Self { frame, question, reply, pieces, found, failure, progress, moved }
+        Self { frame, reply, pieces, found, failure, progress, moved }
     }
 
     /// Bytes that have not left; 0 when nothing is left to do.
@@ -211,7 +210,7 @@ impl Stream {
     /// The whole reply of a call that failed before anything was sent.
     fn refusal(&self, failure: Failure) -> Words {
         let frame: Words =
-            wire::exception_return(self.question, ExceptionKind::Failed, &failure.0).into();
+            wire::exception_return(self.reply.question, ExceptionKind::Failed, &failure.0).into();
         let mut progress = self.progress();
         (progress.end, progress.unsent_bytes) = (1, 8 * frame.len());
         drop(self.failure.set(failure));

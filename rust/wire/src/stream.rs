@@ -19,7 +19,8 @@ const RETURN_WORDS_MIN: usize = 144;
 /// A streamed reply: `head`, then the arrays, then a Return of `tail_words`.
 #[derive(Debug)]
 pub struct StreamedReply {
-    question: u32,
+    /// Of the call that it answers.
+    pub question: u32,
     /// The first words of the frame.
     pub head: Vec<u64>,
     /// Where each array goes, counted from the first word of the frame: the rows of all tables,
