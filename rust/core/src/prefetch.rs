@@ -15,24 +15,24 @@ pub(crate) fn read(address: *const u8) {
 }
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 /// Most lines asked for at one address: for the rest of a long run the processor sees a stream.
 const LINES_MAX: usize = 8;
 
-/// Asks for the cache lines that hold `bytes` from `start` on, of many for the first.
+/// Asks for so many cache lines from that of `start` on, of many for the first. The number should
+/// not vary from call to call: a branch that is guessed wrong costs more than a line too many.
 #[inline(always)]
-pub(crate) fn lines(start: *const u8, bytes: usize) {
-    let offset = start as usize % LINE;
-    let first = start.wrapping_sub(offset);
-    for line in 0..(offset + bytes).div_ceil(LINE).min(LINES_MAX) {
-        read(first.wrapping_add(line * LINE));
+pub(crate) fn lines(start: *const u8, lines: usize) {
+    for line in 0..lines.min(LINES_MAX) {
+        read(start.wrapping_add(line * LINE));
     }
 }
 
 /// Asks for row `index` of `rows`, which have `dim` columns.
 #[inline(always)]
 pub(crate) fn row(rows: &[f32], dim: usize, index: u32) {
-    lines(rows.as_ptr().wrapping_add(index as usize * dim).cast(), 4 * dim);
+    let start = rows.as_ptr().wrapping_add(index as usize * dim);
+    lines(start.cast(), (start as usize % LINE + 4 * dim).div_ceil(LINE));
 }
 
 /// Defines a function that is compiled twice, the second time for AVX2, and chosen at run time.

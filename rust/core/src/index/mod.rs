@@ -8,9 +8,12 @@
 //! visit, never a wrong row.
 
 mod line;
+mod ring;
 
 use crate::types::{bucket, Place};
 use line::{Line, LANES};
+
+pub(crate) use ring::LocationRing;
 
 /// Where a row lies: a tier and an offset in units of 16 bytes. Never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

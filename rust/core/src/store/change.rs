@@ -22,6 +22,7 @@ struct Pass<'a, 'b> {
     work: &'a mut Work<'b>,
     scratch: Vec<f32>,
     later: &'a mut Vec<usize>,
+    is_watching: bool,
 }
 
 impl Visitor for Pass<'_, '_> {
@@ -34,7 +35,9 @@ impl Visitor for Pass<'_, '_> {
 
     #[inline(always)]
     fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item) {
-        pool.header_mut(at).state.warm();
+        if self.is_watching {
+            pool.header_mut(at).state.warm();
+        }
         self.work.change_row(pool, at, item, &mut self.scratch);
     }
 
@@ -57,7 +60,9 @@ impl Work<'_> {
         let mut later = Vec::new();
         if part.era == probed.eras[s] && !matches!(self.target.change, Change::Remove) {
             let scratch = vec![0.0; self.target.table.floats];
-            part.revisit(items, found, &mut Pass { work: self, scratch, later: &mut later });
+            let is_watching = part.policy.is_watching();
+            let mut pass = Pass { work: self, scratch, later: &mut later, is_watching };
+            part.revisit(items, found, &mut pass);
         } else {
             later.extend(0..items.len());
         }

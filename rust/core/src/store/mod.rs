@@ -9,6 +9,7 @@ mod config;
 mod engine;
 mod maintenance;
 mod mutate;
+mod pass;
 mod read;
 mod recovery;
 mod session;
@@ -16,6 +17,7 @@ mod stage;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

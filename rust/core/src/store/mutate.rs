@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::change::Work;
 use super::engine::{now, Engine, Sequencer};
-use super::read::check_length;
+use super::walk::check_length;
 use super::session::Verdict;
 use super::stage::Call;
 use super::PushOutcome;

@@ -203,7 +203,7 @@ impl Engine {
             let table = self.catalog.read().by_id.get(&id).cloned();
             let Some(table) = table else { continue };
             if let Change::Gradients(_, rows) | Change::Rows(rows) = change {
-                super::read::check_length(&table, keys, rows.len())?;
+                super::walk::check_length(&table, keys, rows.len())?;
             }
             targets.push(self.target(table, keys, change));
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::engine::Engine;
 use super::mutate::{Change, Effect, Target};
-use super::read::count_reads;
+use super::walk::count_reads;
 use crate::error::{ErrorKind, Result};
 use crate::log::{Pin, Read, RecordView};
 use crate::table::{stripe_of, Counters, Found, Item, Table};
@@ -118,7 +118,7 @@ impl Engine {
                 None => found.resize(before + items.len(), Found::Absent),
                 Some(part) => {
                     eras[s] = part.era;
-                    part.probe(items, 0, &mut found);
+                    part.probe(items, &mut found);
                 }
             }
             if !matches!(target.change, Change::Remove) {

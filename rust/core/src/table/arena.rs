@@ -71,6 +71,12 @@ impl Arena {
         self.state.lock().free.entry(pages).or_default().push(page);
     }
 
+    /// Address of byte `offset`, not checked: to be asked for, not to be read.
+    #[inline(always)]
+    pub(crate) fn hint(&self, offset: usize) -> *const u8 {
+        self.base.as_ptr().wrapping_add(offset)
+    }
+
     /// Address of byte `offset`.
     #[inline(always)]
     pub(crate) fn at(&self, offset: usize) -> NonNull<u8> {

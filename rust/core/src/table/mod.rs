@@ -15,7 +15,7 @@ mod stripe;
 mod turn;
 
 pub(crate) use arena::Arena;
-pub(crate) use part::{Found, Visitor};
+pub(crate) use part::{Found, Part, Visitor};
 pub(crate) use plan::{stripe_of, Item, Plan};
 pub(crate) use pool::Pool;
 pub(crate) use shape::{Counters, Table};

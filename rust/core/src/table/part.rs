@@ -11,7 +11,7 @@ use super::plan::Item;
 use super::policy::Policy;
 use super::pool::Pool;
 use super::shape::Table;
-use crate::index::{Index, Location, Slot};
+use crate::index::{Index, Location, LocationRing, Slot};
 use crate::prefetch::vectorized;
 use crate::types::Place;
 
@@ -56,20 +56,48 @@ impl Part {
         size_of::<Self>() as u64 + index + pool + Policy::bytes(rows)
     }
 
-    /// Looks up the index alone, in order: rows in DRAM are not yet verified. Asks for the header
-    /// and the first `floats` numbers of each ahead of a visit; for 0, of none.
-    pub(crate) fn probe(&self, items: &[Item], floats: usize, found: &mut Vec<Found>) {
-        probe(self, items, floats, found);
+    /// Asks for the lines of the index that `items` will be probed in.
+    pub(crate) fn ask(&self, items: &[Item]) {
+        items.iter().for_each(|item| self.index.prefetch(item.hash));
     }
 
-    /// Visits every item where a probe found it; what is not there any more is looked up again.
-    pub(crate) fn visit(&mut self, items: &[Item], found: &[Found], visitor: &mut impl Visitor) {
-        visit(self, items, found, visitor);
+    /// Looks up the index alone, in order: rows in DRAM are not yet verified.
+    pub(crate) fn probe(&self, items: &[Item], found: &mut Vec<Found>) {
+        probe(self, items, found);
+    }
+
+    /// As `probe`, of items from `first` on whose lines were asked for. Asks for the header and the
+    /// first `floats` numbers of each row ahead of a visit.
+    pub(crate) fn probe_ahead(
+        &self,
+        items: &[Item],
+        floats: usize,
+        found: &mut LocationRing,
+        first: usize,
+    ) {
+        probe_ahead(self, items, floats, found, first);
+    }
+
+    /// Visits items, from `first` on, where a probe found them; what is not there any more is
+    /// looked up again.
+    pub(crate) fn visit(
+        &mut self,
+        items: &[Item],
+        found: &LocationRing,
+        first: usize,
+        visitor: &mut impl Visitor,
+    ) {
+        visit(self, items, found, first, visitor);
     }
 
     /// As `visit`, of rows that were not asked for yet, and of which all numbers are needed.
     pub(crate) fn revisit(&mut self, items: &[Item], found: &[Found], visitor: &mut impl Visitor) {
         revisit(self, items, found, visitor);
+    }
+
+    #[inline(always)]
+    fn probe_one(&self, item: &Item) -> Option<Location> {
+        self.index.find(item.hash, |_| true).map(|(_, location)| location)
     }
 
     /// The item's row at `at`, or wherever else the index finds it.
@@ -116,15 +144,10 @@ pub(crate) trait Visitor {
 }
 
 vectorized! {
-    fn probe(part: &Part, items: &[Item], floats: usize, found: &mut Vec<Found>) {
+    fn probe(part: &Part, items: &[Item], found: &mut Vec<Found>) {
         for step in 0..items.len() + PROBE_AHEAD {
             if let Some(item) = step.checked_sub(PROBE_AHEAD).map(|at| &items[at]) {
-                let entry = part.index.find(item.hash, |_| true);
-                let place = entry.map_or(Found::Absent, |(_, location)| location.into());
-                if let (Found::Dram(at), true) = (place, floats > 0) {
-                    part.pool.prefetch(at, floats);
-                }
-                found.push(place);
+                found.push(part.probe_one(item).into());
             }
             if let Some(item) = items.get(step) {
                 part.index.prefetch(item.hash);
@@ -134,9 +157,34 @@ vectorized! {
 }
 
 vectorized! {
-    fn visit<V: Visitor>(part: &mut Part, items: &[Item], found: &[Found], visitor: &mut V) {
-        for (n, (item, &place)) in items.iter().zip(found).enumerate() {
-            match part.verified(item, place) {
+    fn probe_ahead(
+        part: &Part,
+        items: &[Item],
+        floats: usize,
+        found: &mut LocationRing,
+        first: usize,
+    ) {
+        let lines = part.pool.lines(floats);
+        for (n, item) in items.iter().enumerate() {
+            let location = part.probe_one(item);
+            if let Some(Ok(at)) = location.map(Location::resolve) {
+                part.pool.prefetch(at, lines);
+            }
+            found.set(first + n, location);
+        }
+    }
+}
+
+vectorized! {
+    fn visit<V: Visitor>(
+        part: &mut Part,
+        items: &[Item],
+        found: &LocationRing,
+        first: usize,
+        visitor: &mut V,
+    ) {
+        for (n, item) in items.iter().enumerate() {
+            match part.verified(item, found.get(first + n).into()) {
                 Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
                 place => visitor.miss(n, item, place),
             }
@@ -146,7 +194,7 @@ vectorized! {
 
 vectorized! {
     fn revisit<V: Visitor>(part: &mut Part, items: &[Item], found: &[Found], visitor: &mut V) {
-        let floats = part.table.floats;
+        let lines = part.pool.lines(part.table.floats);
         for step in 0..items.len() + AHEAD {
             if let Some(n) = step.checked_sub(AHEAD) {
                 let item = &items[n];
@@ -156,10 +204,16 @@ vectorized! {
                 }
             }
             if let (Some(item), Some(Found::Dram(at))) = (items.get(step), found.get(step)) {
-                part.pool.prefetch(*at, floats);
+                part.pool.prefetch(*at, lines);
                 visitor.prefetch(item);
             }
         }
+    }
+}
+
+impl From<Option<Location>> for Found {
+    fn from(location: Option<Location>) -> Self {
+        location.map_or(Self::Absent, Self::from)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use super::pool::Pool;
+use super::pool::{Hand, Pool};
 use super::sketch::Sketch;
 
 /// Accesses per row and halving.
@@ -23,8 +23,11 @@ const WINDOW: usize = 16;
 pub(crate) struct Policy {
     window: VecDeque<u64>,
     sketch: Sketch,
-    sweep_hand: usize,
-    ageing_hand: usize,
+    sweep_hand: Hand,
+    ageing_hand: Hand,
+    /// Heat is kept only once DRAM runs short: until then it decides nothing, and to write it into
+    /// every row that is read would cost a fifth of a lookup.
+    is_watching: bool,
     accesses: usize,
     /// Heat of the hottest row in the last batch of victims: below it a row does not earn a place.
     threshold: u8,
@@ -35,8 +38,9 @@ impl Policy {
         Self {
             window: VecDeque::new(),
             sketch: Sketch::new(),
-            sweep_hand: 0,
-            ageing_hand: 0,
+            sweep_hand: Hand::default(),
+            ageing_hand: Hand::default(),
+            is_watching: false,
             accesses: 0,
             threshold: 0,
         }
@@ -47,8 +51,21 @@ impl Policy {
         (2 * window_max(rows) * size_of::<u64>()) as u64 + Sketch::bytes(rows)
     }
 
+    /// Rows will soon have to leave: from now on heat is kept.
+    pub(crate) fn watch(&mut self) {
+        self.is_watching = true;
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_watching(&self) -> bool {
+        self.is_watching
+    }
+
     /// Counts `n` accesses and ages accordingly.
     pub(crate) fn age(&mut self, pool: &mut Pool, n: usize) {
+        if !self.is_watching {
+            return;
+        }
         self.accesses += n;
         if self.accesses < AGEING * AGEING_STEPS {
             return;
@@ -56,8 +73,7 @@ impl Policy {
         let steps = (self.accesses / AGEING).min(pool.capacity());
         self.accesses %= AGEING;
         for _ in 0..steps {
-            self.ageing_hand = (self.ageing_hand + 1) % pool.capacity();
-            let at = pool.nth(self.ageing_hand);
+            let Some(at) = pool.next(&mut self.ageing_hand) else { break };
             let state = &mut pool.header_mut(at).state;
             state.set_heat(state.heat() / 2);
         }
@@ -85,6 +101,7 @@ impl Policy {
 
     /// A row left DRAM: its heat is remembered.
     pub(crate) fn remember(&mut self, hash: u64, heat: u8, rows: usize) {
+        self.is_watching = true;
         self.sketch.reserve(rows);
         self.sketch.raise(hash, heat);
     }
@@ -133,9 +150,8 @@ impl Policy {
         let capacity = pool.capacity();
         let (wanted, mut seen) = (candidates.len() + n * SWEEP, 0);
         while seen < capacity && candidates.len() < wanted {
-            self.sweep_hand = (self.sweep_hand + 1) % capacity;
+            let Some(at) = pool.next(&mut self.sweep_hand) else { break };
             seen += 1;
-            let at = pool.nth(self.sweep_hand);
             let state = pool.header(at).state;
             if state.is_live() && !state.is_in_window() {
                 candidates.push(at);
@@ -156,8 +172,8 @@ impl Policy {
     /// Rows were removed or their extent dropped: the window may name them no more.
     pub(crate) fn forget(&mut self, is_gone: impl Fn(u64) -> bool) {
         self.window.retain(|&at| !is_gone(at));
-        self.sweep_hand = 0;
-        self.ageing_hand = 0;
+        self.sweep_hand = Hand::default();
+        self.ageing_hand = Hand::default();
     }
 }
 

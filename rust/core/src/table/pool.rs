@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::arena::{Arena, PAGE};
+use crate::prefetch::LINE;
 use crate::types::Place;
 
 /// What precedes the numbers of a row in DRAM. 32 bytes, as on disk; the last eight differ.
@@ -130,6 +131,13 @@ pub(crate) struct Pool {
     live: usize,
 }
 
+/// A place in the round of all rows.
+#[derive(Default)]
+pub(crate) struct Hand {
+    extent: usize,
+    row: usize,
+}
+
 impl Pool {
     pub(crate) fn new(arena: Arc<Arena>, floats: usize) -> Self {
         let row_bytes = (HEADER + 4 * floats).next_multiple_of(UNIT);
@@ -231,6 +239,20 @@ impl Pool {
         ((start + n % self.rows_per_extent * self.row_bytes) / UNIT) as u64
     }
 
+    /// The next row after the hand, free or not, around and around. `None`: there are no rows.
+    #[inline(always)]
+    pub(crate) fn next(&self, hand: &mut Hand) -> Option<u64> {
+        if hand.row >= self.rows_per_extent {
+            *hand = Hand { extent: hand.extent + 1, row: 0 };
+        }
+        if hand.extent >= self.extents.len() {
+            *hand = Hand::default();
+        }
+        let start = *self.extents.get(hand.extent)? as usize * PAGE;
+        hand.row += 1;
+        Some(((start + (hand.row - 1) * self.row_bytes) / UNIT) as u64)
+    }
+
     /// Rows of the last extent, free or not.
     pub(crate) fn last_extent(&self) -> impl Iterator<Item = u64> + '_ {
         (self.capacity().saturating_sub(self.rows_per_extent)..self.capacity()).map(|n| self.nth(n))
@@ -241,11 +263,18 @@ impl Pool {
         self.arena.at(at as usize * UNIT)
     }
 
-    /// Asks for the header and the first `floats` numbers of a row ahead of their use; of a wide
-    /// row for its beginning, the rest comes as a stream.
+    /// Lines of the machine's cache that the header and the first `floats` numbers of a row touch
+    /// at most.
+    pub(crate) fn lines(&self, floats: usize) -> usize {
+        // Rows begin at multiples of this within a line.
+        let step = 1 << self.row_bytes.trailing_zeros().min(LINE.trailing_zeros());
+        (LINE - step + HEADER + 4 * floats).div_ceil(LINE)
+    }
+
+    /// Asks for so many lines from the beginning of a row ahead of their use. Any `at` is allowed.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, at: u64, floats: usize) {
-        crate::prefetch::lines(self.pointer(at).as_ptr(), HEADER + 4 * floats);
+    pub(crate) fn prefetch(&self, at: u64, lines: usize) {
+        crate::prefetch::lines(self.arena.hint(at as usize * UNIT), lines);
     }
 
     #[inline(always)]

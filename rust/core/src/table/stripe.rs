@@ -232,6 +232,7 @@ impl State {
         if let Some(part) = parts.get_mut(&id) {
             accounted(used, part, |part| part.index.grow());
         }
+        self.watch_when_short(id);
         Ok(())
     }
 
@@ -261,7 +262,21 @@ impl State {
 
     fn grow_pool(&mut self, id: TableId) -> bool {
         let Self { parts, used, .. } = self;
-        parts.get_mut(&id).is_some_and(|part| accounted(used, part, |part| part.pool.grow()))
+        let grow = |part: &mut Part| accounted(used, part, |part| part.pool.grow());
+        let has_grown = parts.get_mut(&id).is_some_and(grow);
+        self.watch_when_short(id);
+        has_grown
+    }
+
+    /// Heat is kept when three quarters of the stripe's share are in use, or of the table's cap.
+    fn watch_when_short(&mut self, id: TableId) {
+        if self.used >= self.budget / 4 * 3 {
+            self.parts.values_mut().for_each(|part| part.policy.watch());
+        }
+        let Some(part) = self.parts.get_mut(&id) else { return };
+        if part.bytes() >= part.table.stripe_cap() / 4 * 3 {
+            part.policy.watch();
+        }
     }
 
     /// Evicts some rows of the table, or takes an extent from a table that holds far more.

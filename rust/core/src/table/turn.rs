@@ -46,6 +46,11 @@ impl Stripe {
         self.guard(self.state.lock(), None)
     }
 
+    /// `None` while another call holds it.
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_>> {
+        self.state.try_lock().map(|state| self.guard(state, None))
+    }
+
     fn guard<'a>(&'a self, state: MutexGuard<'a, State>, turn: Option<Sequence>) -> Guard<'a> {
         Guard { _watch: self.failure.watch(), state, queue: &self.queue, turn }
     }
