@@ -190,6 +190,8 @@ macro_rules! by_width {
     };
 }
 
+pub(crate) use by_width;
+
 /// Copies a row of N columns (0: of any number).
 #[inline(always)]
 pub(crate) fn copy_row<const N: usize>(from: &[f32], to: &mut [f32]) {

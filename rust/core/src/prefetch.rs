@@ -14,6 +14,20 @@ pub(crate) fn read(address: *const u8) {
     let _ = address;
 }
 
+/// Asks for the cache line at `address`, to be written. Any address is allowed.
+#[inline(always)]
+pub(crate) fn write(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code, reason = "the intrinsic is declared unsafe")]
+    // SAFETY: as `read`; processors without the instruction take it for none.
+    unsafe {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_ET0};
+        _mm_prefetch::<_MM_HINT_ET0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 /// Most lines asked for at one address: for the rest of a long run the processor sees a stream.
@@ -31,8 +45,24 @@ pub(crate) fn lines(start: *const u8, lines: usize) {
 /// Asks for row `index` of `rows`, which have `dim` columns.
 #[inline(always)]
 pub(crate) fn row(rows: &[f32], dim: usize, index: u32) {
+    let (start, count) = row_lines(rows, dim, index);
+    lines(start, count);
+}
+
+/// The same, to be written.
+#[inline(always)]
+pub(crate) fn row_to_write(rows: &[f32], dim: usize, index: u32) {
+    let (start, count) = row_lines(rows, dim, index);
+    for line in 0..count.min(LINES_MAX) {
+        write(start.wrapping_add(line * LINE));
+    }
+}
+
+/// Where a row begins, and how many lines it touches.
+#[inline(always)]
+fn row_lines(rows: &[f32], dim: usize, index: u32) -> (*const u8, usize) {
     let start = rows.as_ptr().wrapping_add(index as usize * dim);
-    lines(start.cast(), (start as usize % LINE + 4 * dim).div_ceil(LINE));
+    (start.cast(), (start as usize % LINE + 4 * dim).div_ceil(LINE))
 }
 
 /// Defines a function that is compiled twice, the second time for AVX2, and chosen at run time.

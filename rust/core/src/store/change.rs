@@ -7,7 +7,7 @@ use super::mutate::{Change, Effect, Target, Turn};
 use super::stage::{Probed, Staged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
-use crate::table::{Found, Guard, Item, Pool, State, Visitor};
+use crate::table::{Found, Guard, Item, RowMut, State, Visitor};
 
 /// One target's change in one stripe.
 pub(super) struct Work<'a> {
@@ -34,11 +34,11 @@ impl Visitor for Pass<'_, '_> {
     }
 
     #[inline(always)]
-    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item) {
+    fn hit(&mut self, row: RowMut<'_>, item: &Item) {
         if self.is_watching {
-            pool.header_mut(at).state.warm();
+            row.0.state.warm();
         }
-        self.work.change_row(pool, at, item, &mut self.scratch);
+        self.work.change_row(row, item, &mut self.scratch);
     }
 
     fn miss(&mut self, n: usize, _: &Item, _: Found) {
@@ -77,8 +77,7 @@ impl Work<'_> {
 
     /// Changes a row that lies in DRAM.
     #[inline(always)]
-    fn change_row(&mut self, pool: &mut Pool, at: u64, item: &Item, scratch: &mut [f32]) {
-        let (header, numbers) = pool.row_mut(at);
+    fn change_row(&mut self, (header, numbers): RowMut<'_>, item: &Item, scratch: &mut [f32]) {
         if self.turn.is_replay && header.sequence >= self.turn.sequence {
             return;
         }
@@ -152,7 +151,7 @@ impl Work<'_> {
         }
         let mut scratch = vec![0.0; self.target.table.floats];
         let part = state.part(&self.engine.tier, &self.target.table);
-        self.change_row(&mut part.pool, at, item, &mut scratch);
+        self.change_row(part.pool.row_mut(at), item, &mut scratch);
         Ok(())
     }
 

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use super::change::Work;
 use super::engine::{now, Engine, Sequencer};
-use super::walk::check_length;
 use super::session::Verdict;
 use super::stage::Call;
+use super::walk::check_length;
 use super::PushOutcome;
 use crate::batch::{sum_rows, Unique};
 use crate::error::{Error, Result};

@@ -22,6 +22,10 @@ const _: () = assert!(2 * AHEAD + STRIDE <= LocationRing::LEN);
 
 /// What is done with the keys of a pass.
 pub(super) trait Visits {
+    /// These keys will be visited: asks for the caller's memory that this will need. Keys come in
+    /// the order of the stripes, at random places of the caller's arrays.
+    fn ask(&mut self, items: &[Item]);
+
     /// These keys, of which the first is number `first` of the pass, are next.
     fn visit(&mut self, part: &mut Part, items: &[Item], found: &LocationRing, first: usize);
 
@@ -77,7 +81,9 @@ impl<'a> Pass<'a> {
             let is_free = self.ask(&mut asked, keys);
             // At the end, and before a stripe that is taken, there is nothing to hide behind.
             let ahead = if is_free && asked.key < keys { AHEAD } else { 0 };
+            let first = probed.key;
             self.probe(&mut probed, asked.key.saturating_sub(ahead));
+            visits.ask(&self.plan.items[first..probed.key]);
             self.visit(&mut visited, probed.key.saturating_sub(ahead), visits)?;
         }
         Ok(())
@@ -121,12 +127,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn visit(
-        &mut self,
-        visited: &mut Cursor,
-        end: usize,
-        visits: &mut impl Visits,
-    ) -> Result<()> {
+    fn visit(&mut self, visited: &mut Cursor, end: usize, visits: &mut impl Visits) -> Result<()> {
         while let Some((s, range)) = visited.advance(self.plan, end) {
             let items: &[Item] = &self.plan.items[range.clone()];
             let Some((_, state)) = self.locked.front_mut() else { break };

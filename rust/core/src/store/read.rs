@@ -9,7 +9,7 @@ use super::{InsertBatch, LookupBatch};
 use crate::batch::copy_row;
 use crate::error::{Error, Result};
 use crate::log::RecordView;
-use crate::table::{Found, Item, Pool, State, Table};
+use crate::table::{Found, Item, RowMut, State, Table};
 use crate::types::{Place, TableId};
 
 impl Engine {
@@ -67,22 +67,15 @@ fn dims(walks: &[Walk<'_>]) -> Vec<usize> {
     walks.iter().map(|walk| walk.table.dim).collect()
 }
 
-/// Copies the value of a row.
+/// Copies the value of a row of N columns (0: of any number).
 #[inline(always)]
-fn copy_value(value: &[f32], out: &mut [f32]) {
-    let value = &value[..out.len()];
-    match out.len() {
-        8 => copy_row::<8>(value, out),
-        16 => copy_row::<16>(value, out),
-        17 => copy_row::<17>(value, out),
-        32 => copy_row::<32>(value, out),
-        64 => copy_row::<64>(value, out),
-        _ => out.copy_from_slice(value),
-    }
+fn copy_value<const N: usize>(value: &[f32], out: &mut [f32]) {
+    copy_row::<N>(&value[..out.len()], out);
 }
 
 #[inline(always)]
-fn row_of<'a>(rows: &'a mut [f32], dim: usize, item: &Item) -> &'a mut [f32] {
+fn row_of<'a, const N: usize>(rows: &'a mut [f32], dim: usize, item: &Item) -> &'a mut [f32] {
+    let dim = if N > 0 { N } else { dim };
     let start = item.index as usize * dim;
     &mut rows[start..start + dim]
 }
@@ -101,8 +94,8 @@ struct Answers<'a> {
 
 impl Answers<'_> {
     #[inline(always)]
-    fn write(&mut self, item: &Item, value: &[f32]) {
-        copy_value(value, row_of(self.rows, self.dim, item));
+    fn write<const N: usize>(&mut self, item: &Item, value: &[f32]) {
+        copy_value::<N>(value, row_of::<N>(self.rows, self.dim, item));
         if let Some(found) = self.found.get_mut(item.index as usize) {
             *found = 1;
         }
@@ -111,8 +104,13 @@ impl Answers<'_> {
 
 impl Hits for Answers<'_> {
     #[inline(always)]
-    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item) {
-        self.write(item, pool.row(at).1);
+    fn ask(&self, item: &Item) {
+        crate::prefetch::row_to_write(self.rows, self.dim, item.index);
+    }
+
+    #[inline(always)]
+    fn hit<const N: usize>(&mut self, (_, numbers): RowMut<'_>, item: &Item) {
+        self.write::<N>(item, numbers);
     }
 }
 
@@ -131,7 +129,7 @@ impl Verb for Lookup<'_, '_> {
         let dim = self.dims[batch];
         let batch = &mut self.batches[batch];
         for item in items {
-            row_of(batch.rows, dim, item).fill(0.0);
+            row_of::<0>(batch.rows, dim, item).fill(0.0);
             if let Some(found) = batch.found.get_mut(item.index as usize) {
                 *found = 0;
             }
@@ -148,7 +146,7 @@ impl Verb for Lookup<'_, '_> {
         place: Place,
         record: &RecordView<'_>,
     ) -> Result<bool> {
-        self.hits(batch).write(item, record.row);
+        self.hits(batch).write::<0>(item, record.row);
         let id = self.batches[batch].table;
         let Some(part) = state.parts.get_mut(&id) else { return Ok(true) };
         // The row answers as of the probe; it is offered to the cache, which may refuse.
@@ -174,23 +172,20 @@ struct Training<'a> {
     now: u32,
 }
 
-impl Training<'_> {
+impl Hits for Training<'_> {
+    #[inline(always)]
+    fn ask(&self, item: &Item) {
+        crate::prefetch::row_to_write(self.rows, self.dim, item.index);
+    }
+
     /// Counts the read and copies the value out.
     #[inline(always)]
-    fn touch(&mut self, pool: &mut Pool, at: u64, item: &Item) {
+    fn hit<const N: usize>(&mut self, (header, numbers): RowMut<'_>, item: &Item) {
         let count = self.counts.get(item.index as usize).copied().unwrap_or(1);
-        let (header, numbers) = pool.row_mut(at);
         header.frequency = header.frequency.saturating_add(count);
         header.last_seen = self.now;
         header.state.make_dirty(None);
-        copy_value(numbers, row_of(self.rows, self.dim, item));
-    }
-}
-
-impl Hits for Training<'_> {
-    #[inline(always)]
-    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item) {
-        self.touch(pool, at, item);
+        copy_value::<N>(numbers, row_of::<N>(self.rows, self.dim, item));
     }
 }
 
@@ -233,7 +228,7 @@ impl Verb for Insert<'_, '_> {
                 }
             };
             let part = state.part(&engine.tier, &table);
-            self.hits(batch).touch(&mut part.pool, at, item);
+            self.hits(batch).hit::<0>(part.pool.row_mut(at), item);
             Ok(())
         });
         engine.release_records(&table, items.len() - created);
@@ -257,7 +252,7 @@ impl Verb for Insert<'_, '_> {
             return Ok(false);
         };
         let part = state.part(&engine.tier, &table);
-        self.hits(batch).touch(&mut part.pool, at, item);
+        self.hits(batch).hit::<0>(part.pool.row_mut(at), item);
         Ok(true)
     }
 }
@@ -268,7 +263,10 @@ struct Prefetch {
 
 impl Hits for () {
     #[inline(always)]
-    fn hit(&mut self, _: &mut Pool, _: u64, _: &Item) {}
+    fn ask(&self, _: &Item) {}
+
+    #[inline(always)]
+    fn hit<const N: usize>(&mut self, _: RowMut<'_>, _: &Item) {}
 }
 
 impl Verb for Prefetch {

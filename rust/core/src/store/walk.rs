@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::pass::{Pass, Visits};
+use crate::batch::by_width;
 use crate::error::{Error, Result};
 use crate::index::LocationRing;
 use crate::log::{Pin, Read, RecordView};
-use crate::table::{stripe_of, Counters, Found, Item, Part, Plan, Pool, State, Table, Visitor};
+use crate::table::{stripe_of, Counters, Found, Item, Part, Plan, RowMut, State, Table, Visitor};
 use crate::types::{Place, TableId};
 
 /// Most bytes of answers that are written in one pass over the stripes. They are written in the
@@ -77,8 +78,11 @@ pub(super) trait Verb {
 
 /// What a verb does with the rows of one table that are in DRAM. Inlined into the visits: mark it so.
 pub(super) trait Hits {
-    /// The row is at `at`.
-    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item);
+    /// Asks for the caller's memory that a hit will need.
+    fn ask(&self, item: &Item);
+
+    /// The row is there. Its table has N columns (0: any number).
+    fn hit<const N: usize>(&mut self, row: RowMut<'_>, item: &Item);
 }
 
 /// One table's pass for a verb: hits go to it at once, absent keys stripe by stripe, all else is
@@ -92,8 +96,8 @@ struct Sorter<'a, V> {
     absent_keys: usize,
 }
 
-/// The same, of some keys.
-struct Sort<'a, H> {
+/// The same, of some keys, in a table of N columns (0: of any number).
+struct Sort<'a, H, const N: usize> {
     hits: H,
     is_watching: bool,
     batch: usize,
@@ -101,13 +105,13 @@ struct Sort<'a, H> {
     absent: &'a mut Vec<Item>,
 }
 
-impl<H: Hits> Visitor for Sort<'_, H> {
+impl<H: Hits, const N: usize> Visitor for Sort<'_, H, N> {
     #[inline(always)]
-    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item) {
+    fn hit(&mut self, row: RowMut<'_>, item: &Item) {
         if self.is_watching {
-            pool.header_mut(at).state.warm();
+            row.0.state.warm();
         }
-        self.hits.hit(pool, at, item);
+        self.hits.hit::<N>(row, item);
     }
 
     #[cold]
@@ -122,12 +126,27 @@ impl<H: Hits> Visitor for Sort<'_, H> {
     }
 }
 
+fn visit<const N: usize>(
+    sorter: &mut Sorter<'_, impl Verb>,
+    part: &mut Part,
+    items: &[Item],
+    found: &LocationRing,
+    first: usize,
+) {
+    let Sorter { verb, batch, misses, absent, .. } = sorter;
+    let (hits, is_watching) = (verb.hits(*batch), part.policy.is_watching());
+    let mut sort = Sort::<_, N> { hits, is_watching, batch: *batch, misses, absent };
+    part.visit(items, found, first, &mut sort);
+}
+
 impl<V: Verb> Visits for Sorter<'_, V> {
+    fn ask(&mut self, items: &[Item]) {
+        let hits = self.verb.hits(self.batch);
+        items.iter().for_each(|item| hits.ask(item));
+    }
+
     fn visit(&mut self, part: &mut Part, items: &[Item], found: &LocationRing, first: usize) {
-        let Self { verb, batch, misses, absent, .. } = self;
-        let (hits, is_watching) = (verb.hits(*batch), part.policy.is_watching());
-        let mut sort = Sort { hits, is_watching, batch: *batch, misses, absent };
-        part.visit(items, found, first, &mut sort);
+        by_width!(part.table.dim, visit(self, part, items, found, first));
     }
 
     fn absent(&mut self, items: &[Item]) {
@@ -280,7 +299,7 @@ impl Engine {
                     misses.push(miss);
                 }
                 (Found::Dram(at), Some(part)) => {
-                    verb.hits(miss.batch).hit(&mut part.pool, at, &miss.item);
+                    verb.hits(miss.batch).hit::<0>(part.pool.row_mut(at), &miss.item);
                 }
                 _ => verb.absent(self, &mut state, miss.batch, &[miss.item])?,
             }
@@ -331,4 +350,3 @@ pub(super) fn check_length(table: &Table, keys: &[u64], floats: usize) -> Result
         table.dim
     )))
 }
-

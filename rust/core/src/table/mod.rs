@@ -17,7 +17,7 @@ mod turn;
 pub(crate) use arena::Arena;
 pub(crate) use part::{Found, Part, Visitor};
 pub(crate) use plan::{stripe_of, Item, Plan};
-pub(crate) use pool::Pool;
+pub(crate) use pool::RowMut;
 pub(crate) use shape::{Counters, Table};
 pub(crate) use stripe::{State, Tier};
 pub(crate) use turn::{Guard, Stripe, Tickets};

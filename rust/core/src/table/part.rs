@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::arena::Arena;
 use super::plan::Item;
 use super::policy::Policy;
-use super::pool::Pool;
+use super::pool::{Pool, RowMut};
 use super::shape::Table;
 use crate::index::{Index, Location, LocationRing, Slot};
 use crate::prefetch::vectorized;
@@ -100,19 +100,28 @@ impl Part {
         self.index.find(item.hash, |_| true).map(|(_, location)| location)
     }
 
-    /// The item's row at `at`, or wherever else the index finds it.
+    /// Visits the item's row where it was found, or wherever else the index finds it.
     #[inline(always)]
-    fn verified(&self, item: &Item, found: Found) -> Found {
-        match found {
-            Found::Dram(at) if !self.is_row(at, item.key) => self.find(item, |_| false),
-            found => found,
+    fn visit_one(&mut self, n: usize, item: &Item, found: Found, visitor: &mut impl Visitor) {
+        if let Found::Dram(at) = found {
+            let row = self.pool.row_mut(at);
+            if row.0.key == item.key && row.0.state.is_live() {
+                return visitor.hit(row, item);
+            }
         }
+        self.visit_elsewhere(n, item, found, visitor);
     }
 
-    #[inline(always)]
-    fn is_row(&self, at: u64, key: u64) -> bool {
-        let header = self.pool.header(at);
-        header.key == key && header.state.is_live()
+    #[cold]
+    fn visit_elsewhere(&mut self, n: usize, item: &Item, found: Found, visitor: &mut impl Visitor) {
+        let found = match found {
+            Found::Dram(_) => self.find(item, |_| false),
+            found => found,
+        };
+        match found {
+            Found::Dram(at) => visitor.hit(self.pool.row_mut(at), item),
+            found => visitor.miss(n, item, found),
+        }
     }
 
     /// Looks one key up, passing over the places that were found to hold other keys.
@@ -136,8 +145,8 @@ pub(crate) trait Visitor {
     /// of the stripes, at random places of the caller's arrays.
     fn prefetch(&self, _item: &Item) {}
 
-    /// The item's row is in DRAM, at `at`.
-    fn hit(&mut self, pool: &mut Pool, at: u64, item: &Item);
+    /// The item's row is in DRAM.
+    fn hit(&mut self, row: RowMut<'_>, item: &Item);
 
     /// Item `n` of the visit has no row there.
     fn miss(&mut self, n: usize, item: &Item, found: Found);
@@ -164,14 +173,13 @@ vectorized! {
         found: &mut LocationRing,
         first: usize,
     ) {
-        let lines = part.pool.lines(floats);
+        // Two short loops: of the processor's window each request then fills little, and the
+        // misses of its page table, which hold it up, overlap.
         for (n, item) in items.iter().enumerate() {
-            let location = part.probe_one(item);
-            if let Some(Ok(at)) = location.map(Location::resolve) {
-                part.pool.prefetch(at, lines);
-            }
-            found.set(first + n, location);
+            found.set(first + n, part.probe_one(item));
         }
+        let rows = (first..first + items.len()).filter_map(|n| found.get(n)?.resolve().ok());
+        part.pool.prefetch(rows, floats);
     }
 }
 
@@ -184,10 +192,7 @@ vectorized! {
         visitor: &mut V,
     ) {
         for (n, item) in items.iter().enumerate() {
-            match part.verified(item, found.get(first + n).into()) {
-                Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
-                place => visitor.miss(n, item, place),
-            }
+            part.visit_one(n, item, found.get(first + n).into(), visitor);
         }
     }
 }
@@ -197,14 +202,10 @@ vectorized! {
         let lines = part.pool.lines(part.table.floats);
         for step in 0..items.len() + AHEAD {
             if let Some(n) = step.checked_sub(AHEAD) {
-                let item = &items[n];
-                match part.verified(item, found[n]) {
-                    Found::Dram(at) => visitor.hit(&mut part.pool, at, item),
-                    place => visitor.miss(n, item, place),
-                }
+                part.visit_one(n, &items[n], found[n], visitor);
             }
-            if let (Some(item), Some(Found::Dram(at))) = (items.get(step), found.get(step)) {
-                part.pool.prefetch(*at, lines);
+            if let (Some(item), Some(&Found::Dram(at))) = (items.get(step), found.get(step)) {
+                part.pool.prefetch_lines(at, lines);
                 visitor.prefetch(item);
             }
         }

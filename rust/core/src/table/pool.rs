@@ -26,6 +26,9 @@ pub(crate) struct Header {
 
 const _: () = assert!(size_of::<Header>() == 32);
 
+/// Header and numbers.
+pub(crate) type RowMut<'a> = (&'a mut Header, &'a mut [f32]);
+
 /// Packed state of a row in DRAM: bits 0-39 are the place of its record on NVMe (0: it has none);
 /// that record is live, even while the row here is newer, for recovery begins with it. 40-47 are
 /// the heat, then flags, then the low bits of the generation of the oldest journal file that the
@@ -271,9 +274,27 @@ impl Pool {
         (LINE - step + HEADER + 4 * floats).div_ceil(LINE)
     }
 
-    /// Asks for so many lines from the beginning of a row ahead of their use. Any `at` is allowed.
+    /// Asks for the header and the first `floats` numbers of rows ahead of their use.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, at: u64, lines: usize) {
+    pub(crate) fn prefetch(&self, rows: impl Iterator<Item = u64>, floats: usize) {
+        // Counts that the compiler knows save a third of the instructions.
+        match self.lines(floats) {
+            2 => self.prefetch_each::<2>(rows, 2),
+            5 => self.prefetch_each::<5>(rows, 5),
+            lines => self.prefetch_each::<0>(rows, lines),
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_each<const N: usize>(&self, rows: impl Iterator<Item = u64>, lines: usize) {
+        for at in rows {
+            self.prefetch_lines(at, if N > 0 { N } else { lines });
+        }
+    }
+
+    /// Asks for so many lines from the beginning of a row. Any `at` is allowed.
+    #[inline(always)]
+    pub(crate) fn prefetch_lines(&self, at: u64, lines: usize) {
         crate::prefetch::lines(self.arena.hint(at as usize * UNIT), lines);
     }
 
@@ -294,21 +315,9 @@ impl Pool {
 
     #[inline(always)]
     #[allow(unsafe_code, reason = "rows are laid out by hand")]
-    pub(crate) fn row(&self, at: u64) -> (&Header, &[f32]) {
-        // SAFETY: as `header`; the numbers follow the header inside the row, and memory that is
-        // mapped and was never written reads as zeros, which are numbers too.
-        unsafe {
-            let start = self.pointer(at);
-            let numbers = start.add(HEADER).cast::<f32>();
-            let numbers = std::slice::from_raw_parts(numbers.as_ptr(), self.floats);
-            (start.cast::<Header>().as_ref(), numbers)
-        }
-    }
-
-    #[inline(always)]
-    #[allow(unsafe_code, reason = "rows are laid out by hand")]
-    pub(crate) fn row_mut(&mut self, at: u64) -> (&mut Header, &mut [f32]) {
-        // SAFETY: as `row`; `&mut self` excludes all others, header and numbers do not overlap.
+    pub(crate) fn row_mut(&mut self, at: u64) -> RowMut<'_> {
+        // SAFETY: as `header_mut`; the numbers follow the header inside the row and do not overlap
+        // it, and memory that is mapped and was never written reads as zeros, which are numbers too.
         unsafe {
             let start = self.pointer(at);
             let numbers = start.add(HEADER).cast::<f32>();
@@ -349,7 +358,7 @@ mod tests {
             header.key = at;
             numbers.fill(at as f32);
         }
-        assert!(rows.iter().all(|&at| pool.row(at).1 == [at as f32; 5]));
+        assert!(rows.iter().all(|&at| pool.row_mut(at).1 == [at as f32; 5]));
         pool.give(rows[3]);
         assert_eq!(pool.take(), Some(rows[3]));
         assert!(pool.grow());
