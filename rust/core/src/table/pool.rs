@@ -317,7 +317,7 @@ impl Pool {
     #[allow(unsafe_code, reason = "rows are laid out by hand")]
     pub(crate) fn row_mut(&mut self, at: u64) -> RowMut<'_> {
         // SAFETY: as `header_mut`; the numbers follow the header inside the row and do not overlap
-        // it, and memory that is mapped and was never written reads as zeros, which are numbers too.
+        // it, and memory that is mapped and was never written reads as zeros, which are numbers.
         unsafe {
             let start = self.pointer(at);
             let numbers = start.add(HEADER).cast::<f32>();
