@@ -1,6 +1,6 @@
 """The tiers: training with DRAM for the index and a share of the rows, beside all in DRAM.
 
-    python benchmarks/tiers.py [--ids 2000000] [--samples 200000] [--share 0.15] [--look-ahead 0]
+    python benchmarks/tiers.py [--ids 2000000] [--samples 200000] [--share 0.15] [--look-ahead 2]
 
 Two servers, one planted log, DeepFM in alternating segments. Then the counters are held against
 what the operating system knows: bytes read and written of /proc/PID/io, resident memory, and the
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--share", type=float, default=0.15)
     parser.add_argument("--dim", type=int, default=16)
-    parser.add_argument("--look-ahead", type=int, default=0,
-                        help="batches that hybridps_torch.prefetch asks for")  # fmt: skip
+    parser.add_argument("--look-ahead", type=int, default=scale.LOOK_AHEAD,
+                        help="batches that hybridps_torch.prefetch asks for; 0: none")  # fmt: skip
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()),
                         help="where the stores go: the device to measure")  # fmt: skip
     flags = parser.parse_args()

@@ -28,7 +28,9 @@ from hybridps.demo.server import MIB, Server
 from hybridps.demo.training import Positions, Trainer, alternate, batches, signed, specs
 
 BATCH = 4096
-SEGMENT_STEPS = 4
+# Long beside the look-ahead, which begins anew with every segment.
+SEGMENT_STEPS = 12
+LOOK_AHEAD = 2
 FILL_BATCH = 65_536
 TEST_SAMPLES = 50_000
 QUERY_SECONDS = 8.0
@@ -66,7 +68,7 @@ class Scale:
     nvme_bytes: int
     hit_ratio: float
     device_reads: int
-    device_reads_per_miss: float
+    reads_ahead: int
     fill_rows_s: float
     queries: Latencies
     samples_s_while_queried: float
@@ -138,7 +140,9 @@ def enter(
     ps = stack.enter_context(hps.connect(server.url, timeout=60.0))
     model = models.build(options.model, dataset, options.dim, options.seed)
     layers = hybridps_torch.EmbeddingCollection(ps, {t.spec.name: t.spec for t in tables})
-    return Side(server, ps, Trainer(model, layers, signed(dataset.keys), dataset))
+    trainer = Trainer(model, layers, signed(dataset.keys), dataset)
+    trainer.look_ahead = LOOK_AHEAD
+    return Side(server, ps, trainer)
 
 
 def fill(side: Side, log: PlantedLog, options: Options) -> float:
@@ -193,6 +197,6 @@ def _result(
     return Scale(
         options.model, stats["keys"], samples, float("nan") if bayes is None else bayes,
         arms[0], arms[1], ratio, stats["rows_dram"], stats["rows_nvme"], stats["nvme_bytes"],
-        hits / max(1, hits + misses), counts["device_reads"],
-        counts["device_reads"] / max(1, misses), fill_rows_s, latencies, rate,
+        hits / max(1, hits + misses), counts["device_reads"], counts["background_reads"],
+        fill_rows_s, latencies, rate,
     )  # fmt: skip
