@@ -385,6 +385,37 @@ mod tests {
     }
 
     #[test]
+    fn the_hand_passes_every_row_once_a_round() {
+        let arena = Arc::new(Arena::new(1 << 20).unwrap());
+        let mut pool = Pool::new(arena, 5);
+        let mut hand = Hand::default();
+        assert_eq!(pool.next(&mut hand), None);
+        assert!(pool.grow() && pool.grow() && pool.grow());
+        let all: Vec<u64> = (0..pool.capacity()).map(|n| pool.nth(n)).collect();
+        for _ in 0..2 {
+            let round: Vec<u64> = all.iter().filter_map(|_| pool.next(&mut hand)).collect();
+            assert_eq!(round, all);
+        }
+        // It stands in the last extent when that one goes.
+        for _ in 1..all.len() {
+            pool.next(&mut hand);
+        }
+        pool.shrink();
+        assert_eq!(pool.next(&mut hand), Some(all[0]));
+    }
+
+    #[test]
+    fn the_lines_of_a_row_are_enough_wherever_it_begins() {
+        let arena = Arc::new(Arena::new(1 << 20).unwrap());
+        for floats in 1..300 {
+            let pool = Pool::new(arena.clone(), floats);
+            let bytes = HEADER + 4 * floats;
+            let touched = |n: usize| (n * pool.row_bytes % LINE + bytes).div_ceil(LINE);
+            assert_eq!((0..LINE).map(touched).max(), Some(pool.lines(floats)), "{floats}");
+        }
+    }
+
+    #[test]
     fn extents_waste_little() {
         for floats in 1..4096 {
             let row = (HEADER + 4 * floats).next_multiple_of(UNIT);

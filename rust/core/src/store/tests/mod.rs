@@ -3,6 +3,7 @@
 
 mod full;
 mod panic;
+mod pass;
 mod rows;
 
 use crate::scratch::Scratch;
