@@ -1,61 +1,59 @@
 //! The prefetch instruction, and dispatch to code compiled for AVX2.
 
-/// Asks for the cache line at `address`. Any address is allowed: a hint cannot fault.
-#[inline(always)]
-pub(crate) fn read(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    #[allow(unsafe_code, reason = "the intrinsic is declared unsafe")]
-    // SAFETY: prefetching is a hint; the processor ignores addresses it cannot read.
-    unsafe {
-        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-/// Asks for the cache line at `address`, to be written. Any address is allowed.
-#[inline(always)]
-pub(crate) fn write(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    #[allow(unsafe_code, reason = "the intrinsic is declared unsafe")]
-    // SAFETY: as `read`; processors without the instruction take it for none.
-    unsafe {
-        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_ET0};
-        _mm_prefetch::<_MM_HINT_ET0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
+/// What an address is asked for, as the instruction takes it: to be read, to be written.
+const READ: i32 = 3;
+const WRITE: i32 = 7;
 
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 /// Most lines asked for at one address: for the rest of a long run the processor sees a stream.
 const LINES_MAX: usize = 8;
 
+#[inline(always)]
+fn ask<const FOR: i32>(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code, reason = "the intrinsic is declared unsafe")]
+    // SAFETY: prefetching is a hint; the processor ignores addresses it cannot read, and processors
+    // without the form for writing take it for no instruction.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<FOR>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+#[inline(always)]
+fn ask_lines<const FOR: i32>(start: *const u8, lines: usize) {
+    for line in 0..lines.min(LINES_MAX) {
+        ask::<FOR>(start.wrapping_add(line * LINE));
+    }
+}
+
+/// Asks for the cache line at `address`. Any address is allowed: a hint cannot fault.
+#[inline(always)]
+pub(crate) fn read(address: *const u8) {
+    ask::<READ>(address);
+}
+
 /// Asks for so many cache lines from that of `start` on, of many for the first. The number should
 /// not vary from call to call: a branch that is guessed wrong costs more than a line too many.
 #[inline(always)]
 pub(crate) fn lines(start: *const u8, lines: usize) {
-    for line in 0..lines.min(LINES_MAX) {
-        read(start.wrapping_add(line * LINE));
-    }
+    ask_lines::<READ>(start, lines);
 }
 
 /// Asks for row `index` of `rows`, which have `dim` columns.
 #[inline(always)]
 pub(crate) fn row(rows: &[f32], dim: usize, index: u32) {
-    let (start, count) = row_lines(rows, dim, index);
-    lines(start, count);
+    let (start, lines) = row_lines(rows, dim, index);
+    ask_lines::<READ>(start, lines);
 }
 
 /// The same, to be written.
 #[inline(always)]
 pub(crate) fn row_to_write(rows: &[f32], dim: usize, index: u32) {
-    let (start, count) = row_lines(rows, dim, index);
-    for line in 0..count.min(LINES_MAX) {
-        write(start.wrapping_add(line * LINE));
-    }
+    let (start, lines) = row_lines(rows, dim, index);
+    ask_lines::<WRITE>(start, lines);
 }
 
 /// Where a row begins, and how many lines it touches.
