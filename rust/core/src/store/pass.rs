@@ -18,6 +18,9 @@ const AHEAD: usize = 32;
 /// Keys that take one step together.
 const STRIDE: usize = 16;
 
+/// Why a key's stripe is found among the locked ones.
+const LOCKED: &str = "a stripe is locked from its first key's request to its last key's visit";
+
 const _: () = assert!(2 * AHEAD + STRIDE <= LocationRing::LEN);
 
 /// What is done with the keys of a pass.
@@ -119,8 +122,8 @@ impl<'a> Pass<'a> {
     fn probe(&mut self, probed: &mut Cursor, end: usize) {
         while let Some((s, range)) = probed.advance(self.plan, end) {
             let (items, first) = (&self.plan.items[range.clone()], range.start);
-            let guard = self.locked.iter().find(|locked| locked.0 == s);
-            match guard.and_then(|locked| locked.1.parts.get(&self.table.id)) {
+            let (_, state) = self.locked.iter().find(|locked| locked.0 == s).expect(LOCKED);
+            match state.parts.get(&self.table.id) {
                 Some(part) => part.probe_ahead(items, self.table.dim, &mut self.found, first),
                 None => range.for_each(|n| self.found.set(n, None)),
             }
@@ -130,7 +133,7 @@ impl<'a> Pass<'a> {
     fn visit(&mut self, visited: &mut Cursor, end: usize, visits: &mut impl Visits) -> Result<()> {
         while let Some((s, range)) = visited.advance(self.plan, end) {
             let items: &[Item] = &self.plan.items[range.clone()];
-            let Some((_, state)) = self.locked.front_mut() else { break };
+            let (_, state) = self.locked.front_mut().expect(LOCKED);
             match state.parts.get_mut(&self.table.id) {
                 Some(part) => {
                     visits.visit(part, items, &self.found, range.start);
