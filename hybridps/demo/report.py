@@ -53,7 +53,7 @@ def scale_table(result: Scale) -> str:
         ("AUC", f"{full.auc:.5f}", f"{tiered.auc:.5f}", f"best possible {result.bayes_auc:.5f}"),
         ("hit ratio", "", f"{result.hit_ratio:.1%}", ""),
         ("device reads", "", f"{result.device_reads:,}",
-         f"and {result.reads_ahead:,} ahead of the training"),
+         f"and {result.background_reads:,} by look-ahead, compaction"),
         ("queries/s while training", "", f"{asked.queries_s:,.0f}",
          f"{asked.ids_per_query} ids each"),
         ("query latency", "", f"{asked.p50_ms:.1f} ms", f"p99 {asked.p99_ms:.1f} ms"),

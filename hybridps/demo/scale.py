@@ -68,7 +68,7 @@ class Scale:
     nvme_bytes: int
     hit_ratio: float
     device_reads: int
-    reads_ahead: int
+    background_reads: int
     fill_rows_s: float
     queries: Latencies
     samples_s_while_queried: float
