@@ -76,7 +76,7 @@ pub(super) trait Verb {
     const IS_BACKGROUND: bool = false;
 }
 
-/// What a verb does with the rows of one table that are in DRAM. Inlined into the visits: mark it.
+/// What a verb does with the rows of one table that are in DRAM. Inlined: mark it so.
 pub(super) trait Hits {
     /// Asks for the caller's memory that a hit will need.
     fn ask(&self, item: &Item);

@@ -26,7 +26,7 @@ pub(crate) struct Policy {
     sweep_hand: Hand,
     ageing_hand: Hand,
     /// Heat is kept only once DRAM runs short: until then it decides nothing, and to write it into
-    /// every row that is read would cost a fifth of a lookup.
+    /// every row that is read, and to age it, would cost a fifth of a lookup.
     is_watching: bool,
     accesses: usize,
     /// Heat of the hottest row in the last batch of victims: below it a row does not earn a place.

@@ -277,7 +277,7 @@ impl Pool {
     /// Asks for the header and the first `floats` numbers of rows ahead of their use.
     #[inline(always)]
     pub(crate) fn prefetch(&self, rows: impl Iterator<Item = u64>, floats: usize) {
-        // Counts that the compiler knows save a third of the instructions.
+        // Counts that the compiler knows become straight code: 4 % of a lookup at dim 16.
         match self.lines(floats) {
             2 => self.prefetch_each::<2>(rows, 2),
             5 => self.prefetch_each::<5>(rows, 5),
