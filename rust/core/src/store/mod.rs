@@ -7,6 +7,7 @@ mod catalog;
 mod change;
 mod config;
 mod engine;
+mod fetch;
 mod maintenance;
 mod mutate;
 mod pass;

@@ -1,16 +1,15 @@
 //! Reading verbs: what each does with a row, with an absent key and with a record. `walk` brings
 //! them there.
 
-use std::sync::Arc;
-
 use super::engine::{now, Engine};
+use super::fetch::Wanted;
 use super::walk::{check_length, Hits, Verb, Walk};
 use super::{InsertBatch, LookupBatch};
 use crate::batch::copy_row;
 use crate::error::{Error, Result};
 use crate::log::RecordView;
-use crate::table::{Found, Item, RowMut, State, Table};
-use crate::types::{Place, TableId};
+use crate::table::{Found, Item, RowMut, State};
+use crate::types::TableId;
 
 impl Engine {
     pub(super) fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
@@ -57,8 +56,7 @@ impl Engine {
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
         let walk = self.walk(table, keys)?;
-        let table = walk.table.clone();
-        self.read(&[walk], &mut Prefetch { table })
+        self.read(&[walk], &mut Prefetch)
     }
 }
 
@@ -141,18 +139,15 @@ impl Verb for Lookup<'_, '_> {
         &mut self,
         engine: &Engine,
         state: &mut State,
-        batch: usize,
-        item: &Item,
-        place: Place,
+        wanted: &Wanted<'_>,
         record: &RecordView<'_>,
     ) -> Result<bool> {
-        self.hits(batch).write::<0>(item, record.row);
-        let id = self.batches[batch].table;
-        let Some(part) = state.parts.get_mut(&id) else { return Ok(true) };
+        let &Wanted { source, table, item, place } = wanted;
+        self.hits(source).write::<0>(&item, record.row);
+        let Some(part) = state.parts.get_mut(&table.id) else { return Ok(true) };
         // The row answers as of the probe; it is offered to the cache, which may refuse.
         if part.policy.is_admitted(item.hash) || part.pool.has_free() {
-            let table = part.table.clone();
-            state.offer(&engine.tier, &table, item, place, record)?;
+            state.offer(&engine.tier, table, &item, place, record)?;
         }
         Ok(true)
     }
@@ -239,27 +234,20 @@ impl Verb for Insert<'_, '_> {
         &mut self,
         engine: &Engine,
         state: &mut State,
-        batch: usize,
-        item: &Item,
-        place: Place,
+        wanted: &Wanted<'_>,
         record: &RecordView<'_>,
     ) -> Result<bool> {
-        let id = self.batches[batch].table;
-        let Some(table) = state.parts.get(&id).map(|part| part.table.clone()) else {
+        let &Wanted { source, table, item, place } = wanted;
+        let Some(at) = state.install(&engine.tier, table, &item, place, record)? else {
             return Ok(false);
         };
-        let Some(at) = state.install(&engine.tier, &table, item, place, record)? else {
-            return Ok(false);
-        };
-        let part = state.part(&engine.tier, &table);
-        self.hits(batch).hit::<0>(part.pool.row_mut(at), item);
+        let part = state.part(&engine.tier, table);
+        self.hits(source).hit::<0>(part.pool.row_mut(at), &item);
         Ok(true)
     }
 }
 
-struct Prefetch {
-    table: Arc<Table>,
-}
+struct Prefetch;
 
 impl Hits for () {
     #[inline(always)]
@@ -284,12 +272,10 @@ impl Verb for Prefetch {
         &mut self,
         engine: &Engine,
         state: &mut State,
-        _: usize,
-        item: &Item,
-        place: Place,
+        wanted: &Wanted<'_>,
         record: &RecordView<'_>,
     ) -> Result<bool> {
-        state.offer(&engine.tier, &self.table, item, place, record)?;
+        state.offer(&engine.tier, wanted.table, &wanted.item, wanted.place, record)?;
         Ok(true)
     }
 }

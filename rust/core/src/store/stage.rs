@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::engine::Engine;
+use super::fetch::count_reads;
 use super::mutate::{Change, Effect, Target};
-use super::walk::count_reads;
 use crate::error::{ErrorKind, Result};
 use crate::log::{Pin, Read, RecordView};
 use crate::table::{stripe_of, Counters, Found, Item, Table};

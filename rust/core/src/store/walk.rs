@@ -1,24 +1,28 @@
-//! The walk of the reading verbs: the keys of each table pass over the stripes, and what was not in
-//! DRAM is read in one batch.
+//! The walk of the reading verbs: the keys of each table pass over the stripes, a window of some
+//! thousand at a time, and what was not in DRAM is fetched.
 //!
 //! The verbs differ in what they do with a row, with an absent key and with a record; the walk is
-//! the same. A record that proves to be another key's (a fingerprint said yes), or that moved while
-//! it was read, is looked up again, alone.
+//! the same. A call of any size holds the memory of a few windows.
 
 use std::sync::Arc;
 
 use super::engine::Engine;
+use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
 use super::pass::{Pass, Visits};
 use crate::batch::by_width;
 use crate::error::{Error, Result};
 use crate::index::LocationRing;
-use crate::log::{Pin, Read, RecordView};
-use crate::table::{stripe_of, Counters, Found, Item, Part, Plan, RowMut, State, Table, Visitor};
-use crate::types::{Place, TableId};
+use crate::log::RecordView;
+use crate::table::{Counters, Found, Item, Part, Plan, RowMut, State, Table, Visitor};
+use crate::types::TableId;
 
 /// Most bytes of answers that are written in one pass over the stripes. They are written in the
 /// order of the stripes, at random places: so few stay in the cache, and in its page table.
 const WINDOW_BYTES: usize = 1 << 20;
+/// Most keys of a window: a call has memory for so many at a time, however many it names.
+const WINDOW_KEYS: usize = 16 << 10;
+/// Misses of several windows, and tables, are fetched together until they are so many.
+const MISSES_MIN: usize = 4 << 10;
 
 /// One table's keys in a call.
 pub(super) struct Walk<'a> {
@@ -27,20 +31,16 @@ pub(super) struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    fn source(&self) -> Source<'_> {
+        Source { table: &self.table, keys: self.keys }
+    }
+
     /// Plans of its windows, one after the other.
     fn windows(&self, stripes: usize) -> impl Iterator<Item = Plan> + '_ {
-        let width = (WINDOW_BYTES / (4 * self.table.dim)).max(1);
+        let width = (WINDOW_BYTES / (4 * self.table.dim)).clamp(1, WINDOW_KEYS);
         let window = move |(n, keys)| Plan::window(keys, n * width, stripes);
         self.keys.chunks(width).enumerate().map(window)
     }
-}
-
-/// A key whose row may be on NVMe.
-struct Miss {
-    batch: usize,
-    item: Item,
-    place: Place,
-    rejected: Vec<Place>,
 }
 
 /// What a verb does. `batch` counts the tables of the call.
@@ -66,9 +66,7 @@ pub(super) trait Verb {
         &mut self,
         engine: &Engine,
         state: &mut State,
-        batch: usize,
-        item: &Item,
-        place: Place,
+        wanted: &Wanted<'_>,
         record: &RecordView<'_>,
     ) -> Result<bool>;
 
@@ -118,8 +116,7 @@ impl<H: Hits, const N: usize> Visitor for Sort<'_, H, N> {
     fn miss(&mut self, _: usize, item: &Item, found: Found) {
         match found {
             Found::Nvme(place) => {
-                let (batch, rejected) = (self.batch, Vec::new());
-                self.misses.push(Miss { batch, item: *item, place, rejected });
+                self.misses.push(Miss { source: self.batch as u32, index: item.index, place });
             }
             _ => self.absent.push(*item),
         }
@@ -178,14 +175,26 @@ impl Engine {
     }
 
     pub(super) fn read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<()> {
-        let pin = self.tier.log.pin();
+        let sources: Vec<Source<'_>> = walks.iter().map(Walk::source).collect();
+        let mut windows = walks.iter().enumerate().flat_map(|(batch, walk)| {
+            walk.windows(self.stripes.len()).map(move |plan| (batch, walk, plan))
+        });
         let mut misses = Vec::new();
-        for (batch, walk) in walks.iter().enumerate() {
-            for plan in walk.windows(self.stripes.len()) {
-                self.read_window(batch, walk, &plan, verb, &mut misses)?;
+        let mut is_done = false;
+        while !is_done {
+            // Before the places are looked up, until they were read; not for longer, for as long
+            // no slot of the log that is freed is filled again.
+            let pin = self.tier.log.pin();
+            while misses.len() < MISSES_MIN && !is_done {
+                match windows.next() {
+                    Some((n, walk, plan)) => self.read_window(n, walk, &plan, verb, &mut misses)?,
+                    None => is_done = true,
+                }
             }
+            self.fetch(&pin, &sources, &misses, &mut Fetching { engine: self, verb })?;
+            misses.clear();
         }
-        self.read_misses(&pin, walks, misses, verb)
+        Ok(())
     }
 
     fn read_window<V: Verb>(
@@ -212,134 +221,39 @@ impl Engine {
         Counters::add(&counters.cache_misses, missed);
         Ok(())
     }
-
-    fn read_misses<V: Verb>(
-        &self,
-        pin: &Pin<'_>,
-        walks: &[Walk<'_>],
-        mut misses: Vec<Miss>,
-        verb: &mut V,
-    ) -> Result<()> {
-        let mut is_first = true;
-        while !misses.is_empty() {
-            let again = self.read_records(pin, walks, &misses, verb, is_first)?;
-            misses = self.look_again(walks, again, verb)?;
-            is_first = false;
-        }
-        Ok(())
-    }
-
-    /// Reads all of `misses` in one batch; returns those to be looked up again.
-    fn read_records<V: Verb>(
-        &self,
-        pin: &Pin<'_>,
-        walks: &[Walk<'_>],
-        misses: &[Miss],
-        verb: &mut V,
-        is_first: bool,
-    ) -> Result<Vec<Miss>> {
-        let read = |(tag, miss): (usize, &Miss)| Read {
-            place: miss.place,
-            row_floats: walks[miss.batch].table.floats,
-            table: walks[miss.batch].table.id,
-            tag: tag as u32,
-        };
-        let mut reads: Vec<Read> = misses.iter().enumerate().map(read).collect();
-        let mut again = Vec::new();
-        let mut outcome = Ok(());
-        let counts = self.tier.log.read(pin, &mut reads, &mut |tag, record| {
-            let miss = &misses[tag as usize];
-            let result = self.use_record(walks, miss, record, verb, &mut again);
-            if outcome.is_ok() {
-                outcome = result;
-            }
-        });
-        let tables = misses.iter().map(|miss| &*walks[miss.batch].table);
-        count_reads(tables, counts.device_reads, counts.bytes, V::IS_BACKGROUND || !is_first);
-        outcome?;
-        Ok(again)
-    }
-
-    fn use_record<V: Verb>(
-        &self,
-        walks: &[Walk<'_>],
-        miss: &Miss,
-        record: Result<RecordView<'_>>,
-        verb: &mut V,
-        again: &mut Vec<Miss>,
-    ) -> Result<()> {
-        let table = &walks[miss.batch].table;
-        let record = record.inspect_err(|_| Counters::add(&table.counters.corrupt_records, 1))?;
-        let mut rejected = miss.rejected.clone();
-        if record.key == miss.item.key {
-            let mut state = self.stripe_of(&miss.item).lock();
-            if verb.record(self, &mut state, miss.batch, &miss.item, miss.place, &record)? {
-                return Ok(());
-            }
-        } else {
-            rejected.push(miss.place);
-        }
-        again.push(Miss { batch: miss.batch, item: miss.item, place: miss.place, rejected });
-        Ok(())
-    }
-
-    /// Looks single keys up again, passing over the records that were found to be other keys'.
-    fn look_again<V: Verb>(
-        &self,
-        walks: &[Walk<'_>],
-        again: Vec<Miss>,
-        verb: &mut V,
-    ) -> Result<Vec<Miss>> {
-        let mut misses = Vec::new();
-        for mut miss in again {
-            let mut state = self.stripe_of(&miss.item).lock();
-            let part = state.parts.get_mut(&walks[miss.batch].table.id);
-            let found = part.as_ref().map_or(Found::Absent, |part| {
-                part.find(&miss.item, |place| miss.rejected.contains(&place))
-            });
-            match (found, part) {
-                (Found::Nvme(place), _) => {
-                    miss.place = place;
-                    misses.push(miss);
-                }
-                (Found::Dram(at), Some(part)) => {
-                    verb.hits(miss.batch).hit::<0>(part.pool.row_mut(at), &miss.item);
-                }
-                _ => verb.absent(self, &mut state, miss.batch, &[miss.item])?,
-            }
-        }
-        Ok(misses)
-    }
-
-    fn stripe_of(&self, item: &Item) -> &crate::table::Stripe {
-        &self.stripes[stripe_of(item.hash, self.stripes.len())]
-    }
 }
 
-/// Attributes the device reads of a batch to its tables, in proportion to their misses.
-pub(super) fn count_reads<'a>(
-    tables: impl Iterator<Item = &'a Table>,
-    device_reads: u64,
-    bytes: u64,
-    is_background: bool,
-) {
-    let mut shares: Vec<(&Table, u64)> = Vec::new();
-    for table in tables {
-        match shares.last_mut() {
-            Some((last, n)) if last.id == table.id => *n += 1,
-            _ => shares.push((table, 1)),
-        }
+/// A verb, as the fetch sees it.
+struct Fetching<'a, V> {
+    engine: &'a Engine,
+    verb: &'a mut V,
+}
+
+impl<V: Verb> Receiver for Fetching<'_, V> {
+    const IS_BACKGROUND: bool = V::IS_BACKGROUND;
+
+    fn record(
+        &mut self,
+        state: &mut State,
+        wanted: &Wanted<'_>,
+        record: &RecordView<'_>,
+    ) -> Result<bool> {
+        self.verb.record(self.engine, state, wanted, record)
     }
-    let mut total: u64 = shares.iter().map(|share| share.1).sum();
-    let (mut reads, mut bytes) = (device_reads, bytes);
-    for (table, n) in shares {
-        let (own_reads, own_bytes) = (reads * n / total, bytes * n / total);
-        (reads, bytes, total) = (reads - own_reads, bytes - own_bytes, total - n);
-        let counters = &table.counters;
-        let counter =
-            if is_background { &counters.background_reads } else { &counters.device_reads };
-        Counters::add(counter, own_reads as usize);
-        Counters::add(&counters.device_bytes_read, own_bytes as usize);
+
+    fn resident(&mut self, state: &mut State, wanted: &Wanted<'_>, at: u64) -> Result<()> {
+        if let Some(part) = state.parts.get_mut(&wanted.table.id) {
+            self.verb.hits(wanted.source).hit::<0>(part.pool.row_mut(at), &wanted.item);
+        }
+        Ok(())
+    }
+
+    fn absent(&mut self, state: &mut State, wanted: &Wanted<'_>) -> Result<()> {
+        self.verb.absent(self.engine, state, wanted.source, &[wanted.item])
+    }
+
+    fn damaged(&mut self, _: &mut State, _: &Wanted<'_>, damage: Damage) -> Result<()> {
+        Err(damage.error)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Goal: what no caller can see or provoke from outside. Method: the engine's own doors, and looks
 //! at the rows in DRAM.
 
+mod fetch;
 mod full;
 mod panic;
 mod pass;
@@ -42,4 +43,14 @@ pub(super) fn spec(name: &str, dim: u32) -> TableSpec {
 
 pub(super) fn push(number: u64) -> Push {
     Push { session: 1, number, step: None }
+}
+
+/// The inverse of the documented hash: tests choose where their keys land.
+pub(super) fn unhash(hash: u64) -> u64 {
+    let mut key = hash;
+    key ^= key >> 33;
+    key = key.wrapping_mul(0x9cb4_b2f8_1293_37db);
+    key ^= key >> 33;
+    key = key.wrapping_mul(0x4f74_430c_22a5_4005);
+    key ^ (key >> 33)
 }

@@ -1,0 +1,354 @@
+//! The one fetch: keys whose rows lie on NVMe go in, with the places that the index named; the
+//! record of each comes out, checked, under the lock of its stripe.
+//!
+//! All ways in which a record can fail to be what was wanted end here. A fingerprint named another
+//! key's: the key is looked up again, passing over that place. The row moved while it was read: it
+//! is looked up again. The record is damaged: it is read once more, for what is taken for damaged
+//! once and for sound later would be a change lost; then the footer of its segment says whose it
+//! is. The device goes on reading while records are handed out, some hundred at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::log::{Pin, Read, RecordView};
+use crate::table::{stripe_of, Counters, Found, Guard, Item, State, Table};
+use crate::types::{bucket, hash, Place, Sequence};
+
+/// A table and keys of a call, of which a fetch names some.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) table: &'a Arc<Table>,
+    pub(super) keys: &'a [u64],
+}
+
+/// Key `index` of source `source`: the index names `place` for it.
+#[derive(Clone, Copy)]
+pub(super) struct Miss {
+    pub(super) source: u32,
+    pub(super) index: u32,
+    pub(super) place: Place,
+}
+
+/// A key that is told to a receiver.
+pub(super) struct Wanted<'a> {
+    pub(super) source: usize,
+    pub(super) table: &'a Arc<Table>,
+    pub(super) item: Item,
+    pub(super) place: Place,
+}
+
+/// A record that was read twice and is no record.
+#[derive(Clone)]
+pub(super) struct Damage {
+    pub(super) error: Error,
+    /// What the footer says of it; `None` if nothing says whose record it is.
+    #[allow(dead_code, reason = "a change of the row will ask for it")]
+    pub(super) sequence: Option<Sequence>,
+}
+
+/// What becomes of the keys of a fetch. Each is told once, with its stripe locked, unless the fetch
+/// fails.
+pub(super) trait Receiver {
+    /// True if no caller waits for these reads.
+    const IS_BACKGROUND: bool = false;
+
+    /// The record of the key as it was at `wanted.place`. Returns false if the row is no longer
+    /// there and that matters: it is looked up again.
+    fn record(
+        &mut self,
+        state: &mut State,
+        wanted: &Wanted<'_>,
+        record: &RecordView<'_>,
+    ) -> Result<bool>;
+
+    /// The row came to DRAM meanwhile, `at` these units of the arena.
+    fn resident(&mut self, state: &mut State, wanted: &Wanted<'_>, at: u64) -> Result<()>;
+
+    /// The key has no row: it was removed meanwhile, or only another's record was named.
+    fn absent(&mut self, state: &mut State, wanted: &Wanted<'_>) -> Result<()>;
+
+    /// The row is still at `wanted.place`, and cannot be read.
+    fn damaged(&mut self, state: &mut State, wanted: &Wanted<'_>, damage: Damage) -> Result<()>;
+}
+
+/// Records that wait to be handed out together: most of them, and most of their numbers.
+const BATCH: usize = 256;
+const BATCH_FLOATS: usize = 32 << 10;
+
+/// What was learnt of a key that is looked up again.
+#[derive(Default)]
+struct History {
+    rejected: Vec<Place>,
+    /// Damaged when it was read once.
+    doubted: Option<Place>,
+    /// Damaged when it was read again.
+    damage: Option<(Place, Damage)>,
+}
+
+type Histories = HashMap<(u32, u32), History>;
+
+impl Engine {
+    /// Fetches the rows of `misses`, in the order of their places. `pin` was taken before the
+    /// places were looked up. After an error some keys were not told.
+    ///
+    /// # Errors
+    /// `Unavailable` if the device fails, and what the receiver returns.
+    pub(super) fn fetch(
+        &self,
+        pin: &Pin<'_>,
+        sources: &[Source<'_>],
+        misses: &[Miss],
+        receiver: &mut impl Receiver,
+    ) -> Result<()> {
+        let fetch = Fetch { engine: self, pin, sources };
+        let mut histories = Histories::new();
+        let mut again = fetch.read(misses, receiver, &mut histories, true)?;
+        while !again.is_empty() {
+            let misses = fetch.look_again(again, receiver, &mut histories)?;
+            again = fetch.read(&misses, receiver, &mut histories, false)?;
+        }
+        Ok(())
+    }
+}
+
+struct Fetch<'a> {
+    engine: &'a Engine,
+    pin: &'a Pin<'a>,
+    sources: &'a [Source<'a>],
+}
+
+impl<'a> Fetch<'a> {
+    fn item(&self, miss: &Miss) -> Item {
+        let key = self.sources[miss.source as usize].keys[miss.index as usize];
+        Item { key, hash: hash(key), index: miss.index }
+    }
+
+    fn wanted(&self, miss: &Miss, item: Item) -> Wanted<'a> {
+        let source = miss.source as usize;
+        Wanted { source, table: self.sources[source].table, item, place: miss.place }
+    }
+
+    fn stripe(&self, item: &Item) -> usize {
+        stripe_of(item.hash, self.engine.stripes.len())
+    }
+
+    fn lock(&self, item: &Item) -> Guard<'a> {
+        self.engine.stripes[self.stripe(item)].lock()
+    }
+
+    /// Reads all of `misses` in one batch; returns those to be looked up again.
+    fn read<R: Receiver>(
+        &self,
+        misses: &[Miss],
+        receiver: &mut R,
+        histories: &mut Histories,
+        is_first: bool,
+    ) -> Result<Vec<Miss>> {
+        let read = |(tag, miss): (usize, &Miss)| {
+            let table = self.sources[miss.source as usize].table;
+            let (row_floats, tag, table) = (table.floats, tag as u32, table.id);
+            Read { place: miss.place, row_floats, tag, table }
+        };
+        let mut reads: Vec<Read> = misses.iter().enumerate().map(read).collect();
+        let mut batch = Batch::default();
+        let (mut again, mut damaged) = (Vec::new(), Vec::new());
+        let mut outcome = Ok(());
+        let counts = self.engine.tier.log.read(self.pin, &mut reads, &mut |tag, record| {
+            let miss = &misses[tag as usize];
+            match record {
+                Ok(record) => {
+                    let item = self.item(miss);
+                    if record.key == item.key {
+                        batch.add(tag, self.stripe(&item), &item, &record);
+                    } else {
+                        let history = histories.entry((miss.source, miss.index)).or_default();
+                        history.rejected.push(miss.place);
+                        again.push(*miss);
+                    }
+                }
+                Err(error) if error.kind == ErrorKind::Corruption => damaged.push((*miss, error)),
+                Err(error) => outcome = Err(error),
+            }
+            if batch.is_full() && outcome.is_ok() {
+                outcome = self.hand_out(&mut batch, misses, receiver, &mut again);
+            }
+        });
+        let tables = misses.iter().map(|miss| &**self.sources[miss.source as usize].table);
+        let is_background = R::IS_BACKGROUND || !is_first;
+        count_reads(tables, counts.device_reads, counts.bytes, is_background);
+        outcome?;
+        self.hand_out(&mut batch, misses, receiver, &mut again)?;
+        for (miss, error) in damaged {
+            self.doubt(&miss, error, histories)?;
+            again.push(miss);
+        }
+        Ok(again)
+    }
+
+    /// Tells the receiver what was read, stripe after stripe.
+    fn hand_out(
+        &self,
+        batch: &mut Batch,
+        misses: &[Miss],
+        receiver: &mut impl Receiver,
+        again: &mut Vec<Miss>,
+    ) -> Result<()> {
+        batch.heads.sort_unstable_by_key(|head| head.stripe);
+        for heads in batch.heads.chunk_by(|a, b| a.stripe == b.stripe) {
+            let mut state = self.engine.stripes[heads[0].stripe].lock();
+            for head in heads {
+                let source = misses[head.miss as usize].source as usize;
+                if let Some(part) = state.parts.get(&self.sources[source].table.id) {
+                    part.ask(std::slice::from_ref(&head.item));
+                }
+            }
+            for head in heads {
+                let miss = &misses[head.miss as usize];
+                let wanted = self.wanted(miss, head.item);
+                if !receiver.record(&mut state, &wanted, &head.view(&batch.floats))? {
+                    again.push(*miss);
+                }
+            }
+        }
+        batch.clear();
+        Ok(())
+    }
+
+    /// The record of a key cannot be read. At the second time the footer says whose it is.
+    fn doubt(&self, miss: &Miss, error: Error, histories: &mut Histories) -> Result<()> {
+        let history = histories.entry((miss.source, miss.index)).or_default();
+        if history.doubted != Some(miss.place) {
+            history.doubted = Some(miss.place);
+            return Ok(());
+        }
+        let (item, table) = (self.item(miss), self.sources[miss.source as usize].table);
+        let entry = self.engine.tier.log.entry_at(miss.place, bucket(item.hash))?;
+        let entry = entry.filter(|entry| entry.table == table.id && !entry.tombstone);
+        if entry.as_ref().is_some_and(|entry| entry.key != item.key) {
+            history.rejected.push(miss.place);
+        } else {
+            let sequence = entry.map(|entry| entry.sequence);
+            history.damage = Some((miss.place, Damage { error, sequence }));
+        }
+        Ok(())
+    }
+
+    /// Looks keys up again, each alone: few are. Returns those whose rows are still on NVMe.
+    fn look_again(
+        &self,
+        again: Vec<Miss>,
+        receiver: &mut impl Receiver,
+        histories: &mut Histories,
+    ) -> Result<Vec<Miss>> {
+        let mut misses = Vec::new();
+        for mut miss in again {
+            let item = self.item(&miss);
+            let history = histories.get_mut(&(miss.source, miss.index));
+            let (rejected, damage) = match history {
+                Some(history) => (&history.rejected[..], history.damage.take()),
+                None => (&[][..], None),
+            };
+            let mut state = self.lock(&item);
+            let part = state.parts.get(&self.sources[miss.source as usize].table.id);
+            let found = part
+                .map_or(Found::Absent, |part| part.find(&item, |place| rejected.contains(&place)));
+            match (found, damage) {
+                (Found::Nvme(place), Some((damaged, damage))) if place == damaged => {
+                    let wanted = self.wanted(&miss, item);
+                    Counters::add(&wanted.table.counters.corrupt_records, 1);
+                    receiver.damaged(&mut state, &wanted, damage)?;
+                }
+                (Found::Nvme(place), _) => {
+                    miss.place = place;
+                    misses.push(miss);
+                }
+                (Found::Dram(at), _) => {
+                    receiver.resident(&mut state, &self.wanted(&miss, item), at)?;
+                }
+                (Found::Absent, _) => receiver.absent(&mut state, &self.wanted(&miss, item))?,
+            }
+        }
+        Ok(misses)
+    }
+}
+
+/// Attributes the device reads of a batch to its tables, in proportion to their misses.
+pub(super) fn count_reads<'a>(
+    tables: impl Iterator<Item = &'a Table>,
+    device_reads: u64,
+    bytes: u64,
+    is_background: bool,
+) {
+    let mut shares: Vec<(&Table, u64)> = Vec::new();
+    for table in tables {
+        match shares.last_mut() {
+            Some((last, n)) if last.id == table.id => *n += 1,
+            _ => shares.push((table, 1)),
+        }
+    }
+    let mut total: u64 = shares.iter().map(|share| share.1).sum();
+    let (mut reads, mut bytes) = (device_reads, bytes);
+    for (table, n) in shares {
+        let (own_reads, own_bytes) = (reads * n / total, bytes * n / total);
+        (reads, bytes, total) = (reads - own_reads, bytes - own_bytes, total - n);
+        let counters = &table.counters;
+        let counter =
+            if is_background { &counters.background_reads } else { &counters.device_reads };
+        Counters::add(counter, own_reads as usize);
+        Counters::add(&counters.device_bytes_read, own_bytes as usize);
+    }
+}
+
+/// Records that were read, copied out of the device's buffers.
+#[derive(Default)]
+struct Batch {
+    heads: Vec<Head>,
+    floats: Vec<f32>,
+}
+
+struct Head {
+    stripe: usize,
+    item: Item,
+    /// Position in the misses.
+    miss: u32,
+    last_seen: u32,
+    frequency: u32,
+    sequence: Sequence,
+    /// First of its numbers, and how many.
+    first: u32,
+    length: u32,
+}
+
+impl Batch {
+    fn add(&mut self, miss: u32, stripe: usize, item: &Item, record: &RecordView<'_>) {
+        let (first, length) = (self.floats.len() as u32, record.row.len() as u32);
+        self.floats.extend_from_slice(record.row);
+        let RecordView { sequence, last_seen, frequency, .. } = *record;
+        let item = *item;
+        self.heads.push(Head { stripe, item, miss, last_seen, frequency, sequence, first, length });
+    }
+
+    fn is_full(&self) -> bool {
+        self.heads.len() >= BATCH || self.floats.len() >= BATCH_FLOATS
+    }
+
+    fn clear(&mut self) {
+        self.heads.clear();
+        self.floats.clear();
+    }
+}
+
+impl Head {
+    fn view<'a>(&self, floats: &'a [f32]) -> RecordView<'a> {
+        RecordView {
+            key: self.item.key,
+            sequence: self.sequence,
+            last_seen: self.last_seen,
+            frequency: self.frequency,
+            tombstone: false,
+            row: &floats[self.first as usize..(self.first + self.length) as usize],
+        }
+    }
+}
