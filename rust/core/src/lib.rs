@@ -3,7 +3,7 @@
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
 //! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `error`, `failure`,
-//! `spec`, `init`, `optimizer`, `batch` are leaves that any room may use.
+//! `ledger`, `spec`, `init`, `optimizer`, `batch` are leaves that any room may use.
 
 mod batch;
 mod device;
@@ -13,6 +13,7 @@ mod failure;
 mod index;
 mod init;
 mod journal;
+mod ledger;
 mod log;
 mod manifest;
 mod optimizer;

@@ -266,13 +266,14 @@ impl Log {
         self.shared.bytes_written.load(Ordering::Relaxed)
     }
 
-    /// Memory held now: segment buffers, page buffers of readers, the table of slots.
-    pub(crate) fn buffer_bytes(&self) -> u64 {
-        let shared = &*self.shared;
-        let made = shared.state.lock().made as u64;
-        made * shared.config.segment_bytes
-            + shared.device.buffer_bytes()
-            + shared.slots.memory_bytes()
+    /// Memory that readers hold now: rings and page buffers.
+    pub(crate) fn reader_bytes(&self) -> u64 {
+        self.shared.device.buffer_bytes()
+    }
+
+    /// Memory of the account of segments.
+    pub(crate) fn account_bytes(&self) -> u64 {
+        self.shared.slots.memory_bytes()
     }
 
     /// How reads are done, with a warning where that is not the best way.

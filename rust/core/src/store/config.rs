@@ -86,18 +86,18 @@ impl StoreConfig {
         }
     }
 
-    /// What is left of the DRAM budget for rows, index and statistics.
-    pub(super) fn rows_bytes(&self, buffers: u64) -> Result<u64> {
-        let left = self.dram_bytes.saturating_sub(buffers);
+    /// Refuses a budget of which buffers and accounts leave little for rows, index, statistics.
+    pub(super) fn check_rows(&self, left: u64) -> Result<()> {
         if left < self.dram_bytes / 2 {
+            let taken = self.dram_bytes - left;
             return Err(Error::config(format!(
-                "dram is {} bytes, of which the buffers of this store take {buffers}; give at \
+                "dram is {} bytes, of which the buffers of this store take {taken}; give at \
                  least {}",
                 self.dram_bytes,
-                2 * buffers
+                2 * taken
             )));
         }
-        Ok(left)
+        Ok(())
     }
 }
 

@@ -9,10 +9,12 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::config::StoreConfig;
 use super::session::Sessions;
+use super::stats::Holds;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::failure::Failure;
 use crate::journal::{Journal, Position};
+use crate::ledger::Ledger;
 use crate::superblock::SuperblockFile;
 use crate::table::{Stripe, Table, Tier};
 use crate::types::{Durability, Sequence, TableId};
@@ -32,7 +34,9 @@ pub(super) struct Engine {
     /// Bytes of the records of all rows, in any tier; bounded by `record_bytes_max`.
     pub(super) record_bytes: AtomicU64,
     pub(super) record_bytes_max: u64,
-    pub(super) buffer_bytes: u64,
+    /// All memory that the store holds.
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) holds: Mutex<Holds>,
     /// Held by every verb while it runs, so that `close` waits for those that are on their way.
     pub(super) is_open: RwLock<bool>,
     pub(super) failure: Arc<Failure>,

@@ -68,6 +68,7 @@ impl Engine {
         if self.failure.check().is_err() {
             return Ok(());
         }
+        self.account();
         self.compact()?;
         if self.is_journaled() && self.journal().bytes() > self.config.journal_bytes() / 2 {
             self.checkpoint(false)?;
@@ -153,7 +154,9 @@ impl Engine {
             old
         };
         let bound = (!all).then_some(generation);
-        self.for_each_stripe_in_turn(|state| state.write_back(&self.tier, bound).map(drop))?;
+        self.for_each_stripe_in_turn(|state| {
+            state.write_back(&self.tier, bound, usize::MAX).map(drop)
+        })?;
         self.write_superblock(false)?;
         self.journal().drop_through(generation)
     }
@@ -178,7 +181,9 @@ impl Engine {
 
     pub(super) fn flush(&self) -> Result<()> {
         if !self.is_journaled() {
-            self.for_each_stripe_in_turn(|state| state.write_back(&self.tier, None).map(drop))?;
+            self.for_each_stripe_in_turn(|state| {
+                state.write_back(&self.tier, None, usize::MAX).map(drop)
+            })?;
         }
         self.write_superblock(false)
     }

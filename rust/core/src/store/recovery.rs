@@ -13,11 +13,13 @@ use super::config::SEGMENT_BUFFERS;
 use super::engine::{now, Catalog, Engine, Sequencer, Wake};
 use super::mutate::Change;
 use super::session::Sessions;
+use super::stats::Holds;
 use super::StoreConfig;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::failure::Failure;
 use crate::journal::{Entry, Journal, JournalConfig};
+use crate::ledger::Ledger;
 use crate::log::{FooterEntry, Log, LogConfig, LogEnd};
 use crate::manifest::Manifest;
 use crate::superblock::{Superblock, SuperblockFile};
@@ -26,8 +28,6 @@ use crate::types::{Push, Sequence, TableId, BUCKETS};
 
 /// Reads in flight; more gains nothing (measured up to 256).
 const QUEUE_DEPTH: u32 = 128;
-/// The journal's tail and small things.
-const SMALL_BUFFERS: u64 = 256 << 10;
 
 impl Engine {
     pub(super) fn open(config: StoreConfig) -> Result<Self> {
@@ -66,11 +66,12 @@ impl Engine {
         journal: Arc<OnceLock<Journal>>,
     ) -> Result<Self> {
         let segment_bytes = superblock.current().segment_bytes;
-        let buffer_bytes = SEGMENT_BUFFERS * segment_bytes + log.buffer_bytes() + SMALL_BUFFERS;
-        let rows_bytes = config.rows_bytes(buffer_bytes)?;
+        let ledger = Ledger::new(config.dram_bytes);
+        let holds = Holds::new(&ledger, &log, SEGMENT_BUFFERS * segment_bytes);
+        config.check_rows(ledger.rows_max())?;
         let stripes = config.stripes();
         let tier = Tier {
-            arena: Arc::new(Arena::new(rows_bytes)?),
+            arena: Arc::new(Arena::new(ledger.rows_max())?),
             log: Arc::new(log),
             buckets_per_stripe: BUCKETS / stripes as u32,
         };
@@ -83,9 +84,7 @@ impl Engine {
         };
         Ok(Self {
             record_bytes_max: config.record_bytes_max(segment_bytes),
-            stripes: (0..stripes)
-                .map(|_| Stripe::new(rows_bytes / stripes as u64, failure.clone()))
-                .collect(),
+            stripes: (0..stripes).map(|_| Stripe::new(&ledger, stripes, failure.clone())).collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
             directory: Mutex::new(Some(directory)),
@@ -98,7 +97,8 @@ impl Engine {
             config,
             tier,
             journal,
-            buffer_bytes,
+            ledger,
+            holds: Mutex::new(holds),
         })
     }
 

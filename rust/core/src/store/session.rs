@@ -56,6 +56,15 @@ pub(super) enum Verdict {
 }
 
 impl Sessions {
+    /// Memory that they hold, about.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let steps = |session: &Session| session.steps.capacity() * size_of::<(TableId, i64)>();
+        let steps: usize = self.sessions.values().map(steps).sum();
+        let sessions = self.sessions.capacity() * size_of::<(u64, Session)>();
+        let clients = self.clients.capacity() * size_of::<(String, Client)>();
+        (steps + sessions + clients) as u64
+    }
+
     /// Registers a session; returns its last push.
     pub(super) fn attach(&mut self, session: u64, client_id: &str, now: u64) -> Result<u64> {
         self.check_owner(session)?;

@@ -1,7 +1,11 @@
 //! Counters by the names of the public API.
 
+use std::sync::Arc;
+
 use super::engine::Engine;
 use crate::error::Result;
+use crate::ledger::{Hold, Kind, Ledger};
+use crate::log::Log;
 use crate::table::{Counters, Table};
 use crate::types::TableId;
 
@@ -14,7 +18,41 @@ pub(super) struct Rows {
     index_bytes: u64,
 }
 
+/// Memory that lives as long as the store.
+pub(super) struct Holds {
+    buffers: Hold,
+    accounts: Hold,
+    sessions: Hold,
+    _segments: Hold,
+    _journal: Hold,
+}
+
+/// The journal's tail, and entries on their way to it.
+const JOURNAL_BYTES: u64 = 128 << 10;
+
+impl Holds {
+    pub(super) fn new(ledger: &Arc<Ledger>, log: &Log, segments: u64) -> Self {
+        Self {
+            buffers: ledger.hold(Kind::Buffers, log.reader_bytes()),
+            accounts: ledger.hold(Kind::Accounts, log.account_bytes()),
+            sessions: ledger.hold(Kind::Sessions, 0),
+            _segments: ledger.hold(Kind::Segments, segments),
+            _journal: ledger.hold(Kind::Journal, JOURNAL_BYTES),
+        }
+    }
+}
+
 impl Engine {
+    /// Books what grows slowly and is bounded elsewhere: accounts of segments, buffers of readers,
+    /// sessions.
+    pub(super) fn account(&self) {
+        let sessions = self.sequencer.lock().sessions.memory_bytes();
+        let mut holds = self.holds.lock();
+        holds.buffers.resize(self.tier.log.reader_bytes());
+        holds.accounts.resize(self.tier.log.account_bytes());
+        holds.sessions.resize(sessions);
+    }
+
     pub(super) fn rows(&self, table: &Table) -> Rows {
         let mut rows = Rows::default();
         for stripe in &self.stripes {
@@ -62,6 +100,8 @@ impl Engine {
                 sum.1 += value;
             }
         }
+        self.account();
+        sums.extend(self.ledger.list());
         self.use_files(&mut sums);
         sums.push(("tables", tables.len() as u64));
         sums.push(("dram_limit", self.config.dram_bytes));
@@ -73,10 +113,9 @@ impl Engine {
     fn use_files(&self, sums: &mut [(&'static str, u64)]) {
         let log = &self.tier.log;
         let journal = self.journal();
-        let stripes: u64 = self.stripes.iter().map(|stripe| stripe.lock().used()).sum();
         for (name, value) in sums {
             match *name {
-                "dram_bytes" => *value = stripes + self.buffer_bytes,
+                "dram_bytes" => *value = self.ledger.total(),
                 "nvme_bytes" => *value = log.allocated_bytes() + journal.bytes(),
                 "journal_bytes" => *value = journal.bytes_written(),
                 "device_bytes_read" => *value = log.bytes_read(),

@@ -10,6 +10,7 @@ mod plan;
 mod policy;
 mod pool;
 mod shape;
+mod share;
 mod sketch;
 mod stripe;
 mod turn;

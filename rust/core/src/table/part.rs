@@ -26,6 +26,14 @@ pub(crate) enum Found {
     Absent,
 }
 
+/// Bytes that a part holds.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) rows: u64,
+    pub(super) index: u64,
+    pub(super) statistics: u64,
+}
+
 pub(crate) struct Part {
     pub(crate) table: Arc<Table>,
     pub(crate) index: Index,
@@ -52,8 +60,17 @@ impl Part {
 
     /// What the part would take with such an index and such a pool.
     pub(crate) fn bytes_with(&self, index: u64, pool: u64) -> u64 {
-        let rows = pool as usize / self.pool.row_bytes();
-        size_of::<Self>() as u64 + index + pool + Policy::bytes(rows)
+        index + pool + self.statistics_bytes(pool)
+    }
+
+    fn statistics_bytes(&self, pool: u64) -> u64 {
+        size_of::<Self>() as u64 + Policy::bytes(pool as usize / self.pool.row_bytes())
+    }
+
+    /// The same, by what it is held for.
+    pub(super) fn held(&self) -> Held {
+        let (rows, index) = (self.pool.bytes(), self.index.bytes());
+        Held { rows, index, statistics: self.statistics_bytes(rows) }
     }
 
     /// Asks for the lines of the index that `items` will be probed in.

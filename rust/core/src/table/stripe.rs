@@ -7,12 +7,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 use super::arena::Arena;
-use super::part::{Found, Part};
+use super::part::{Found, Held, Part};
 use super::plan::Item;
 use super::pool::Pool;
 use super::shape::{Counters, Table};
+use super::share::Share;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Location, Slot};
+use crate::ledger::Ledger;
 use crate::log::{Log, Record, RecordView, Stream};
 use crate::types::{hash, Place, Sequence, TableId};
 
@@ -45,8 +47,7 @@ impl Hasher for IdHasher {
 /// What the lock protects.
 pub(crate) struct State {
     pub(crate) parts: HashMap<TableId, Part, BuildHasherDefault<IdHasher>>,
-    budget: u64,
-    used: u64,
+    memory: Share,
     /// The ticket whose turn it is.
     pub(super) serving: u64,
     /// All mutating calls up to here that touch this stripe have been applied.
@@ -54,20 +55,22 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(super) fn new(budget: u64) -> Self {
-        Self { parts: HashMap::default(), budget, used: 0, serving: 0, applied: 0 }
+    /// One of `stripes` equal ones.
+    pub(super) fn new(ledger: &Arc<Ledger>, stripes: usize) -> Self {
+        let memory = Share::new(ledger, stripes);
+        Self { parts: HashMap::default(), memory, serving: 0, applied: 0 }
     }
 
     pub(crate) fn used(&self) -> u64 {
-        self.used
+        self.memory.used()
     }
 
     /// The part of `table`, made if there is none yet.
     pub(crate) fn part(&mut self, tier: &Tier, table: &Arc<Table>) -> &mut Part {
-        let Self { parts, used, .. } = self;
+        let Self { parts, memory, .. } = self;
         parts.entry(table.id).or_insert_with(|| {
             let part = Part::new(table.clone(), tier.arena.clone(), tier.buckets_per_stripe);
-            *used += part.bytes();
+            memory.change(&Held::default(), &part.held());
             part
         })
     }
@@ -75,7 +78,7 @@ impl State {
     /// Drops a table's part; its records on NVMe are dead.
     pub(crate) fn drop_part(&mut self, tier: &Tier, id: TableId) {
         let Some(part) = self.parts.remove(&id) else { return };
-        self.used -= part.bytes();
+        self.memory.change(&part.held(), &Held::default());
         for location in part.index.locations() {
             let place = match location.resolve() {
                 Err(place) => Some(place),
@@ -103,7 +106,7 @@ impl State {
         };
         let (index, keys) = (&part.index, part.index.len() + hashes.len());
         let others: u64 = self.parts.values().map(|part| part.index.bytes()).sum();
-        let left = (self.budget + index.bytes()).saturating_sub(others);
+        let left = (self.memory.budget() + index.bytes()).saturating_sub(others);
         let extent = part.pool.extent_bytes();
         let bound = left.min(table.stripe_cap()).saturating_sub(part.bytes_with(0, extent));
         // The step that follows may be a quarter more.
@@ -221,16 +224,16 @@ impl State {
             let Some(part) = self.parts.get(&id) else { return Ok(()) };
             let grown = part.bytes_with(part.index.bytes_grown(), part.pool.bytes());
             let is_capped = grown > part.table.stripe_cap();
-            let is_full = self.used + grown > self.budget + part.bytes();
+            let is_full = self.used() + grown > self.memory.budget() + part.bytes();
             let gave = (is_capped && self.shrink_part(tier, id)?)
                 || (is_full && self.shrink_largest(tier)?);
             if !gave {
                 break;
             }
         }
-        let Self { parts, used, .. } = self;
+        let Self { parts, memory, .. } = self;
         if let Some(part) = parts.get_mut(&id) {
-            accounted(used, part, |part| part.index.grow());
+            accounted(memory, part, |part| part.index.grow());
         }
         self.watch_when_short(id);
         Ok(())
@@ -239,7 +242,7 @@ impl State {
     /// A free row of the table's pool, by a new extent, or by evicting.
     fn allocate(&mut self, tier: &Tier, table: &Arc<Table>) -> Result<u64> {
         loop {
-            let (budget, used) = (self.budget, self.used);
+            let (budget, used) = (self.memory.budget(), self.used());
             let part = self.part(tier, table);
             if let Some(at) = part.pool.take() {
                 return Ok(at);
@@ -261,8 +264,8 @@ impl State {
     }
 
     fn grow_pool(&mut self, id: TableId) -> bool {
-        let Self { parts, used, .. } = self;
-        let grow = |part: &mut Part| accounted(used, part, |part| part.pool.grow());
+        let Self { parts, memory, .. } = self;
+        let grow = |part: &mut Part| accounted(memory, part, |part| part.pool.grow());
         let has_grown = parts.get_mut(&id).is_some_and(grow);
         self.watch_when_short(id);
         has_grown
@@ -270,7 +273,7 @@ impl State {
 
     /// Heat is kept when three quarters of the stripe's share are in use, or of the table's cap.
     fn watch_when_short(&mut self, id: TableId) {
-        if self.used >= self.budget / 4 * 3 {
+        if self.used() >= self.memory.budget() / 4 * 3 {
             self.parts.values_mut().for_each(|part| part.policy.watch());
         }
         let Some(part) = self.parts.get_mut(&id) else { return };
@@ -309,16 +312,16 @@ impl State {
 
     /// Takes the last extent of the largest pool away. False if no pool can give one.
     fn shrink_largest(&mut self, tier: &Tier) -> Result<bool> {
-        let Self { parts, used, .. } = self;
+        let Self { parts, memory, .. } = self;
         let can_give = |part: &&mut Part| part.pool.bytes() > part.pool.extent_bytes();
         let largest = parts.values_mut().filter(can_give).max_by_key(|part| part.pool.bytes());
-        largest.map_or(Ok(false), |part| accounted(used, part, |part| shrink(tier, part)))
+        largest.map_or(Ok(false), |part| accounted(memory, part, |part| shrink(tier, part)))
     }
 
     fn shrink_part(&mut self, tier: &Tier, id: TableId) -> Result<bool> {
-        let Self { parts, used, .. } = self;
+        let Self { parts, memory, .. } = self;
         let part = parts.get_mut(&id);
-        part.map_or(Ok(false), |part| accounted(used, part, |part| shrink(tier, part)))
+        part.map_or(Ok(false), |part| accounted(memory, part, |part| shrink(tier, part)))
     }
 
     /// Evicts until the table is within its own cap again. Returns the bytes that are still above
@@ -376,22 +379,30 @@ impl State {
         }
     }
 
-    /// Writes back every row that needs a journal file up to `generation` (all dirty rows for
-    /// `None`), keeping them in DRAM. Returns how many.
-    pub(crate) fn write_back(&mut self, tier: &Tier, generation: Option<u32>) -> Result<usize> {
-        let mut written = 0;
+    /// Writes rows back that need a journal file up to `generation` (dirty rows for `None`),
+    /// keeping them in DRAM: `rows_max` at most. True when none is left.
+    pub(crate) fn write_back(
+        &mut self,
+        tier: &Tier,
+        generation: Option<u32>,
+        rows_max: usize,
+    ) -> Result<bool> {
+        let mut left = rows_max;
         for part in self.parts.values_mut() {
             for n in 0..part.pool.capacity() {
                 let at = part.pool.nth(n);
                 let state = part.pool.header(at).state;
                 let is_due = generation.is_none_or(|bound| state.needs_journal(bound));
                 if state.is_live() && state.is_dirty() && is_due {
+                    if left == 0 {
+                        return Ok(false);
+                    }
                     write_row(tier, Stream::Rows, &part.table, &mut part.pool, at)?;
-                    written += 1;
+                    left -= 1;
                 }
             }
         }
-        Ok(written)
+        Ok(true)
     }
 }
 
@@ -414,10 +425,10 @@ fn shrink(tier: &Tier, part: &mut Part) -> Result<bool> {
 
 /// Does `work` on a part and keeps the stripe's account of its bytes.
 #[inline(always)]
-fn accounted<T>(used: &mut u64, part: &mut Part, work: impl FnOnce(&mut Part) -> T) -> T {
-    let before = part.bytes();
+fn accounted<T>(memory: &mut Share, part: &mut Part, work: impl FnOnce(&mut Part) -> T) -> T {
+    let before = part.held();
     let result = work(part);
-    *used = *used + part.bytes() - before;
+    memory.change(&before, &part.held());
     result
 }
 

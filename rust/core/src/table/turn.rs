@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::stripe::State;
 use crate::failure::{Failure, Watch};
+use crate::ledger::Ledger;
 use crate::types::Sequence;
 
 /// A stripe and the queue before it.
@@ -38,8 +39,10 @@ pub(crate) struct Tickets<'a> {
 }
 
 impl Stripe {
-    pub(crate) fn new(budget: u64, failure: Arc<Failure>) -> Self {
-        Self { state: Mutex::new(State::new(budget)), queue: Condvar::new(), failure }
+    /// One of `stripes` equal ones, whose memory `ledger` accounts for.
+    pub(crate) fn new(ledger: &Arc<Ledger>, stripes: usize, failure: Arc<Failure>) -> Self {
+        let state = Mutex::new(State::new(ledger, stripes));
+        Self { state, queue: Condvar::new(), failure }
     }
 
     pub(crate) fn lock(&self) -> Guard<'_> {

@@ -88,7 +88,7 @@ fn heat_is_kept_once_dram_runs_short() {
     let budget = store.config().dram_bytes;
     let mut next = 1000_u64;
     let dram = || store.stats().iter().find(|stat| stat.0 == "dram_bytes").map_or(0, |s| s.1);
-    while dram() < budget / 10 * 9 {
+    while dram() < budget / 10 * 8 {
         insert(&store, table, &(next..next + 500).collect::<Vec<_>>(), 64);
         next += 500;
     }

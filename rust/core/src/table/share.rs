@@ -1,0 +1,50 @@
+//! A stripe's share of the store's DRAM: what its rows, indexes and statistics hold of it.
+
+use std::sync::Arc;
+
+use super::part::Held;
+use crate::ledger::{Hold, Kind, Ledger};
+
+/// An equal part of what others leave of the store's DRAM, so it shrinks when they grow.
+pub(crate) struct Share {
+    ledger: Arc<Ledger>,
+    stripes: u64,
+    rows: Hold,
+    index: Hold,
+    statistics: Hold,
+}
+
+impl Share {
+    /// One of `stripes` equal shares; nothing is held yet.
+    pub(super) fn new(ledger: &Arc<Ledger>, stripes: usize) -> Self {
+        Self {
+            ledger: ledger.clone(),
+            stripes: stripes as u64,
+            rows: ledger.hold(Kind::Rows, 0),
+            index: ledger.hold(Kind::Index, 0),
+            statistics: ledger.hold(Kind::Statistics, 0),
+        }
+    }
+
+    /// Bytes that the stripe may hold.
+    pub(super) fn budget(&self) -> u64 {
+        self.ledger.rows_max() / self.stripes
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn used(&self) -> u64 {
+        self.rows.bytes() + self.index.bytes() + self.statistics.bytes()
+    }
+
+    /// A part of the stripe that held `before` holds `after`.
+    pub(super) fn change(&mut self, before: &Held, after: &Held) {
+        let change = |hold: &mut Hold, before: u64, after: u64| {
+            if before != after {
+                hold.resize(hold.bytes() + after - before);
+            }
+        };
+        change(&mut self.rows, before.rows, after.rows);
+        change(&mut self.index, before.index, after.index);
+        change(&mut self.statistics, before.statistics, after.statistics);
+    }
+}
