@@ -11,21 +11,25 @@ import difflib
 import ipaddress
 import os
 import re
-import shutil
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hybridps.budgets import (
+    DRAM_MIN_BYTES,
+    NVME_MIN_BYTES,
+    cores,
+    default_dram,
+    default_nvme,
+    free_disk_bytes,
+    ram_bytes,
+)
 from hybridps.errors import BadInputError, ConfigError
 from hybridps.sizes import format_size, parse_size
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-# Below this the index, one page per stream and the statistics do not fit.
-DRAM_MIN_BYTES = 8 * MIB
-# Below this a journal, one open segment per stream and room for compaction do not fit.
-NVME_MIN_BYTES = 64 * MIB
 # Headers and pointers of a call take a few hundred bytes: a smaller limit could refuse hello.
 FRAME_MIN_BYTES = 4 * KIB
 # A message is framed by 32-bit counts of 8-byte words and held whole in memory.
@@ -38,6 +42,14 @@ DRAIN_MAX_S = 3600
 ENV_PREFIX = "HYBRIDPS_"
 # Of the command line, of the tests and of `make`: ours, but no settings of a server.
 ENV_OTHERS = frozenset({"HYBRIDPS_URL", "HYBRIDPS_SHARED", "HYBRIDPS_LONG", "HYBRIDPS_TORCH_SITE"})
+# What Kubernetes puts into the environment of a container for each Service of its namespace, under
+# names that begin with the Service's: addresses, nobody's settings. A Service `hybridps-ops` gives
+# HYBRIDPS_OPS_SERVICE_HOST and so on.
+_INJECTED = re.compile(
+    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)"
+)
+_INJECTED_PORT = re.compile(r"(?:\w+_)?PORT")
+_INJECTED_URL = re.compile(r"(?:tcp|udp|sctp)://\S*")
 DURABILITY_MODES = ("none", "process", "interval", "always")
 
 
@@ -118,39 +130,6 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Serve
                 raise ConfigError(f"{origin} is {text!r}; {error}") from None
     origins = {name: origin for name, (origin, _) in texts.items()}
     return _complete(values, origins)
-
-
-def ram_bytes() -> int:
-    """Memory this process may use: the machine's, or the control group's limit if smaller."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            continue
-    return total
-
-
-def cores() -> int:
-    """Processor cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def free_disk_bytes(directory: Path) -> int:
-    """Bytes free where `directory` is or would be, plus what it holds already."""
-    parent = directory.absolute()
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    try:
-        held = sum(f.stat().st_blocks * 512 for f in directory.rglob("*") if f.is_file())
-        return shutil.disk_usage(parent).free + held
-    except OSError as error:
-        raise ConfigError(
-            f"cannot measure the free disk of {parent}: {error.strerror};"
-            " give --nvme, or another --data"
-        ) from None
 
 
 def _parse_address(value: Any) -> Address | None:
@@ -341,11 +320,20 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
         if not variable.startswith(ENV_PREFIX) or variable in ENV_OTHERS:
             continue
         if variable not in known:
+            if _is_injected(variable.removeprefix(ENV_PREFIX), text):
+                continue
             raise ConfigError(
                 f"unknown environment variable {variable}{_nearest(variable, list(known))}"
             )
         found[known[variable]] = (variable, text)
     return found
+
+
+def _is_injected(name: str, text: str) -> bool:
+    """Whether a container platform set the variable; HYBRIDPS_PORT=7440 is a person's mistake."""
+    if _INJECTED.fullmatch(name):
+        return True
+    return bool(_INJECTED_PORT.fullmatch(name) and _INJECTED_URL.fullmatch(text))
 
 
 def _read_toml(path: Path) -> dict[str, tuple[str, Any]]:
@@ -374,9 +362,10 @@ def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfi
     values.setdefault("listen", Address("127.0.0.1", 7440))
     values.setdefault("unix", None)
     values.setdefault("ops", Address("127.0.0.1", 7441))
-    values.setdefault("dram_bytes", max(ram_bytes() // 4 // MIB * MIB, DRAM_MIN_BYTES))
+    values.setdefault("dram_bytes", default_dram(ram_bytes()))
     if "nvme_bytes" not in values:
-        values["nvme_bytes"] = _default_nvme(data)
+        free = free_disk_bytes(data)
+        values["nvme_bytes"] = default_nvme(free, str(data), "give --nvme, or another --data")
     values.setdefault("durability", "interval")
     values.setdefault("shard", (0, 1))
     values.setdefault("threads", min(cores(), THREADS_MAX))
@@ -392,16 +381,6 @@ def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfi
     config = ServerConfig(**values)
     _check_together(config, origins)
     return config
-
-
-def _default_nvme(data: Path) -> int:
-    free = free_disk_bytes(data)
-    if free * 3 // 4 < NVME_MIN_BYTES:
-        raise ConfigError(
-            f"three quarters of the {format_size(free)} free at {data} are less than the"
-            f" {format_size(NVME_MIN_BYTES)} that a store needs; free some, or give another --data"
-        )
-    return free * 3 // 4 // MIB * MIB
 
 
 def _check_together(config: ServerConfig, origins: Mapping[str, str]) -> None:

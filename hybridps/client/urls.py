@@ -1,25 +1,25 @@
 """URLs of `connect`: which servers, or which directory, and with which settings. Pure but for the
 defaults of a store in this process, which look at the machine.
 
-    hps://HOST:PORT[,HOST:PORT...]     hps+unix://PATH[,PATH...]     local:PATH
+    hps://HOST[:PORT][,HOST[:PORT]...]     hps+unix://PATH[,PATH...]     local:PATH
 """
 
-import os
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hybridps.budgets import cores, default_dram, default_nvme, free_disk_bytes, ram_bytes
 from hybridps.errors import BadInputError, ConfigError
-from hybridps.sizes import format_size, parse_size
+from hybridps.sizes import parse_size
 
 _FORMS: Final = (
-    '"hps://HOST:PORT" (several by commas, shards in order), "hps+unix://PATH" or "local:PATH"'
+    '"hps://HOST" or "hps://HOST:PORT" (several by commas, shards in order), "hps+unix://PATH" or'
+    ' "local:PATH"'
 )
+PORT: Final = 7440
 _PORT_MAX: Final = 65535
-DRAM_MIN: Final = 8 << 20
-NVME_MIN: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,15 @@ def _unix(path: str, url: str) -> Address:
 
 
 def _tcp(part: str, url: str) -> Address:
-    host, separator, port = part.strip().rstrip("/").rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isdecimal() or not 0 < int(port) <= _PORT_MAX:
-        raise ConfigError(f"url {url!r} holds {part!r}; give HOST:PORT with a port of 1 to 65535")
-    return Address(host, int(port))
+    """HOST, HOST:PORT, [IPV6] or [IPV6]:PORT."""
+    match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]/\s]+)(?::(\d+))?", part.strip().rstrip("/"))
+    port = int(match[2] or PORT) if match is not None else 0
+    if match is None or not 0 < port <= _PORT_MAX:
+        raise ConfigError(
+            f"url {url!r} holds {part!r}; give HOST, HOST:PORT with a port of 1 to {_PORT_MAX}, or"
+            " [IPV6]:PORT"
+        )
+    return Address(match[1].strip("[]"), port)
 
 
 def local_settings(
@@ -94,14 +98,14 @@ def local_settings(
         raise ConfigError(f"cold is {cold!r}; this version has no cold tier: give None")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ConfigError(f"threads is {threads!r}; give an int of at least 1")
-    dram_bytes = max(_memory() // 4, DRAM_MIN) if dram is None else _size(dram, "dram")
+    dram_bytes = default_dram(ram_bytes()) if dram is None else _size(dram, "dram")
     nvme_bytes = _default_nvme(path) if nvme is None else _size(nvme, "nvme")
     return LocalSettings(
         path=path,
         dram=dram_bytes,
         nvme=nvme_bytes,
         durability=durability or "none",
-        threads=threads or _cores(),
+        threads=threads or cores(),
     )
 
 
@@ -122,27 +126,5 @@ def _size(size: int | str, name: str) -> int:
 
 
 def _default_nvme(path: str) -> int:
-    size = _free(path) * 3 // 4
-    if size < NVME_MIN:
-        raise ConfigError(
-            f"three quarters of the free disk at {path!r} are {format_size(size)}, and a store"
-            f" needs {format_size(NVME_MIN)}; give a directory on another file system, or free some"
-        )
-    return size
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _free(path: str) -> int:
-    place = Path(path).absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    free = free_disk_bytes(Path(path))
+    return default_nvme(free, repr(path), "give nvme=, or a directory on another file system")

@@ -37,16 +37,11 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert settings.insecure is False
 
 
-def test_default_nvme_is_three_quarters_of_the_free_disk_counting_what_the_store_holds(
+def test_default_nvme_counts_what_the_store_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "segment").write_bytes(b"x" * (8 * MIB))
-    free = config.free_disk_bytes(tmp_path)
-    monkeypatch.setattr(config, "free_disk_bytes", lambda _: free)
-    assert load(["--data", str(tmp_path)], {}).nvme_bytes == free * 3 // 4 // MIB * MIB
-    monkeypatch.undo()
-    plain = config.shutil.disk_usage(tmp_path).free
-    assert config.free_disk_bytes(tmp_path) >= plain + 7 * MIB
+    monkeypatch.setattr(config, "free_disk_bytes", lambda place: (place == tmp_path) * 800 * MIB)
+    assert load(["--data", str(tmp_path)], {}).nvme_bytes == 600 * MIB
 
 
 def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
@@ -158,6 +153,30 @@ def test_unknown_environment_names_are_refused_with_the_nearest() -> None:
     assert "HYBRIDPS_DRAMM" in text
     assert text.endswith("HYBRIDPS_DRAM")
     assert "HYBRIDPS_THREADS is 'many'" in refused([], {"HYBRIDPS_THREADS": "many"})
+
+
+@pytest.mark.parametrize("service", ["", "OPS_", "SHARD_0_"])
+def test_addresses_of_services_are_no_settings(service: str) -> None:
+    environ = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "7440",
+        "SERVICE_PORT_HPS": "7440",
+        "PORT": "tcp://10.0.0.1:7440",
+        "PORT_7440_TCP": "tcp://10.0.0.1:7440",
+        "PORT_7440_TCP_PROTO": "tcp",
+        "PORT_7440_TCP_PORT": "7440",
+        "PORT_53_UDP_ADDR": "10.0.0.1",
+    }
+    injected = {f"HYBRIDPS_{service}{name}": value for name, value in environ.items()}
+    assert load(["--dram", "8MiB"], injected) == load(["--dram", "8MiB"], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("HYBRIDPS_PORT", "7440"), ("HYBRIDPS_SERVICE", "x"), ("HYBRIDPS_LISTEN_PORT", "1")],
+)
+def test_what_a_person_meant_as_a_setting_is_refused(name: str, text: str) -> None:
+    assert name in refused([], {name: text})
 
 
 def test_names_of_limits_are_no_flags() -> None:

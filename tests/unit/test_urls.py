@@ -19,6 +19,8 @@ NONE: dict[str, Any] = {
         ("hps://127.0.0.1:7440", [Address("127.0.0.1", 7440)]),
         ("hps://a:1,b:2/", [Address("a", 1), Address("b", 2)]),
         ("hps://[::1]:7440", [Address("::1", 7440)]),
+        ("hps://a", [Address("a", 7440)]),
+        ("hps://a/,b:1,[::1]", [Address("a", 7440), Address("b", 1), Address("::1", 7440)]),
         ("hps+unix:///run/hps.sock", [Address("/run/hps.sock", None)]),
         ("hps+unix:///a,/b", [Address("/a", None), Address("/b", None)]),
         ("local:./store", None),
@@ -36,9 +38,9 @@ def test_shown_addresses_read_back(address: Address) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "", "127.0.0.1:7440", "http://a:1", "hps://", "hps://a", "hps://a:0", "hps://a:70000",
-        "hps://a:x", "hps://:7440", "hps://a:1,", "hps://a:1,a:1", "hps+unix://", 7440, None,
-        "local:",
+        "", "127.0.0.1:7440", "http://a:1", "hps://", "hps://a:", "hps://a:0", "hps://a:70000",
+        "hps://a:x", "hps://:7440", "hps://::1", "hps://a:1,", "hps://a:1,a:1", "hps+unix://",
+        7440, None, "local:",
     ],
 )  # fmt: skip
 def test_bad_urls(url: Any) -> None:
