@@ -53,6 +53,10 @@ class Store:
         shard: int = 0,
         shards: int = 1,
     ) -> None: ...
+    @staticmethod
+    def exists(path: str) -> bool:
+        """Whether the directory holds a store, open or not. Changes nothing."""
+
     def attach(self, session: int, client_id: str) -> int: ...
     def create_table(self, spec: str) -> tuple[int, str, list[str]]:
         """(id, stored spec, live settings that differ)."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridps import _core
-from hybridps.client import aio
+from hybridps.client import aio, leave
 from hybridps.client.blocking import ParameterServer
 from hybridps.client.local import LocalTransport
 from hybridps.client.retry import check_settings
@@ -25,8 +25,8 @@ def connect(
 ) -> ParameterServer:
     """A client of the servers of `url`, or a store in this process.
 
-    Args:    url: "hps://HOST:PORT", several by commas with the shards in order;
-             "hps+unix://PATH"; "local:PATH".
+    Args:    url: "hps://HOST:PORT" (7440 unless given), several by commas with the shards in order;
+             "hps+unix://PATH"; "local:PATH", which is closed when the program ends.
              client_id: names a trainer across restarts; a new session takes over from the old one.
              timeout: seconds for connecting, and for each call that does not say otherwise.
              dram, nvme, cold, durability, threads: of `local:` alone; a quarter of the memory,
@@ -74,6 +74,7 @@ async def _open_async(
 ) -> aio.Transport:
     addresses = _checked(url, client_id, timeout, own)
     if addresses is None:
+        leave.handle_signals()  # The thread that opens it may not.
         opened = await asyncio.to_thread(_open_local, url, client_id, own)
         return aio.ThreadedTransport(opened, timeout)
     from hybridps.client.streams import StreamTransport  # noqa: PLC0415 - as above

@@ -1,7 +1,8 @@
 """The store in this process as a transport: calls go straight to the engine.
 
 Calls are not interrupted, so a deadline does not apply to them. After a fork the engine's threads
-are gone: a child is refused.
+are gone: a child is refused. A program that ends without `close` loses nothing: `leave` closes what
+is open.
 """
 
 import concurrent.futures
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from hybridps import _core
-from hybridps.client import calls
+from hybridps.client import calls, leave
 from hybridps.client.calls import Call, Opened
 from hybridps.client.retry import check_timeout
 from hybridps.client.verbs import Addressed
@@ -43,6 +44,7 @@ class LocalTransport:
         self._warmer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hybridps")
         self._warming: set[concurrent.futures.Future[None]] = set()
         self._is_closed = False
+        leave.watch(store)
 
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order. `timeout` does not apply, but must be one."""

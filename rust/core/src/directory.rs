@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -65,6 +65,11 @@ impl Drop for Directory {
             os::unlock(&self.lock);
         }
     }
+}
+
+/// Whether the directory holds a store, open or not; looks at nothing but names.
+pub(crate) fn holds_store(path: &Path) -> bool {
+    path.join(SUPERBLOCK).is_file()
 }
 
 /// Replaces the file `path` whole: after a crash it holds the old bytes or the new ones. Durable
@@ -167,11 +172,14 @@ fn check_is_ours(path: &Path) -> Result<()> {
     let entries = fs::read_dir(path).map_err(|cause| unusable("read", path, &cause))?;
     let mut foreign = None;
     for entry in entries {
-        let name = entry.map_err(|cause| unusable("read", path, &cause))?.file_name();
+        let entry = entry.map_err(|cause| unusable("read", path, &cause))?;
+        let name = entry.file_name();
         if name == SUPERBLOCK {
             return Ok(());
         }
-        if !BEFORE_SUPERBLOCK.iter().any(|&known| name == known) {
+        // A server's socket may lie here, and is bound before the store is opened.
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        if !is_socket && !BEFORE_SUPERBLOCK.iter().any(|&known| name == known) {
             foreign = Some(name);
         }
     }

@@ -81,6 +81,15 @@ fn a_lost_superblock_is_not_taken_for_a_new_store() {
 }
 
 #[test]
+fn a_socket_is_no_foreign_file() {
+    let scratch = Scratch::new();
+    let path = scratch.path().join("hps.sock");
+    let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    Directory::open(scratch.path()).unwrap();
+    drop(socket);
+}
+
+#[test]
 fn the_rest_of_a_cut_creation_is_no_foreign_file() {
     let scratch = Scratch::new();
     for name in BEFORE_SUPERBLOCK {

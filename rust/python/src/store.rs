@@ -17,7 +17,7 @@ type Found<'py> = (Bound<'py, PyArray2<f32>>, Option<Bound<'py, PyAny>>);
 
 /// The engine in this process. `process` is the one that opened it: after a fork the engine
 /// threads are gone, so a child must not run its destructor.
-#[pyclass(name = "Store", module = "hybridps._core", frozen)]
+#[pyclass(name = "Store", module = "hybridps._core", frozen, weakref)]
 pub(crate) struct PyStore {
     store: Arc<Store>,
     process: u32,
@@ -136,6 +136,11 @@ impl PyStore {
         };
         let store = py.detach(|| Store::open(config)).map_err(raise)?;
         Ok(Self { store: Arc::new(store), process: std::process::id() })
+    }
+
+    #[staticmethod]
+    fn exists(path: std::path::PathBuf) -> bool {
+        Store::exists(&path)
     }
 
     fn attach(&self, py: Python<'_>, session: u64, client_id: &str) -> PyResult<u64> {

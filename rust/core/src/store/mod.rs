@@ -115,6 +115,11 @@ impl Store {
         Ok(Self { engine, maintenance })
     }
 
+    /// Whether the directory holds a store, open or not. Changes nothing.
+    pub fn exists(path: &std::path::Path) -> bool {
+        crate::directory::holds_store(path)
+    }
+
     /// The configuration it was opened with.
     pub fn config(&self) -> &StoreConfig {
         &self.engine.config
