@@ -3,10 +3,11 @@
 The text comes from the compiled module, so the two codecs of one process cannot disagree.
 """
 
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import capnp
@@ -20,22 +21,39 @@ _TRAVERSAL_LIMIT_WORDS = 1 << 27
 
 def _load() -> tuple[Any, Any]:
     # Its own parser: a program may load the same file from elsewhere, and one parser refuses two
-    # files of one id. pycapnp reads schemas from files only.
+    # files of one id.
     parser = capnp.SchemaParser()
-    with TemporaryDirectory(prefix="hybridps-") as folder:
-        path = Path(folder) / "hybridps.capnp"
-        path.write_text(_core.schema(), encoding="utf-8")
-        return parser, parser.load(str(path))
+    with _schema_file() as path:
+        file = parser._parse_disk_file("hybridps.capnp", path, [])  # noqa: SLF001 - as `load` does
+        return parser, file.get_nested("Session").as_interface()
+
+
+@contextmanager
+def _schema_file() -> Iterator[str]:
+    """The text as a file, which is all that pycapnp reads: in memory where the system has such
+    files, since a container may have no place to write to.
+    """
+    text = _core.schema().encode()
+    if hasattr(os, "memfd_create"):
+        with os.fdopen(os.memfd_create("hybridps.capnp"), "wb", buffering=0) as file:
+            file.write(text)
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    with NamedTemporaryFile(prefix="hybridps-", suffix=".capnp") as file:
+        file.write(text)
+        file.flush()
+        yield file.name
 
 
 # `capnp` looks for schemas among all later imports of the program unless told not to.
 capnp.remove_import_hook()
-_PARSER, SCHEMA = _load()
+_PARSER, SESSION = _load()
+VERBS = frozenset(SESSION.method_names)
 
 
 @cache
 def _structs(verb: str) -> tuple[Any, Any]:
-    method = SCHEMA.Session.schema.methods[verb]
+    method = SESSION.methods[verb]
     return (
         _StructModule(method.param_type, f"{verb}Params"),
         _StructModule(method.result_type, f"{verb}Results"),
