@@ -10,8 +10,13 @@ DRAM while hot, on NVMe while warm.
     rows = item.lookup_or_insert([1, 2, 3])
 """
 
+try:
+    from hybridps._core import __version__
+except ImportError as error:
+    from hybridps.unbuilt import explain
+
+    explain(error)
 from hybridps import aio
-from hybridps._core import __version__
 from hybridps.client.blocking import ParameterServer, Table
 from hybridps.client.connect import connect
 from hybridps.errors import (
@@ -25,6 +30,7 @@ from hybridps.errors import (
     TableNotFoundError,
     UnavailableError,
 )
+from hybridps.keys import key_of, keys_of
 from hybridps.types import (
     SGD,
     Adagrad,
@@ -63,4 +69,6 @@ __all__ = [
     "__version__",
     "aio",
     "connect",
+    "key_of",
+    "keys_of",
 ]

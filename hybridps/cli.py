@@ -1,4 +1,4 @@
-"""The command `hybridps`: tables of a server or a local store, the demonstration, benchmarks.
+"""The command `hybridps`: a server, tables of it or of a local store, demonstration, benchmarks.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage, a bad setting or bad input; 3 no such table; 4 the
 table exists with another shape; 5 no server, or not in time. Errors are one line on stderr, or with
@@ -37,6 +37,7 @@ from hybridps import (
     __version__,
     connect,
 )
+from hybridps._core import Store
 from hybridps.sizes import format_size
 
 DEFAULT_URL: Final = "hps://127.0.0.1:7440"
@@ -73,8 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _demo(given[1:])
     if given[:1] == ["bench"]:
         return _bench(given[1:])
+    if given[:1] == ["serve"]:
+        return _serve(given[1:])
     flags = _parser().parse_args(given)
     try:
+        if not flags.may_make_store:
+            _check_store(flags.url)
         with connect(flags.url, timeout=flags.timeout) as ps, warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", UserWarning)
@@ -96,13 +101,14 @@ def _print(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hybridps",
-        description="Tables of a hybridps server, the demonstration, and benchmarks.",
+        description="A hybridps server, its tables, the demonstration, and benchmarks.",
         epilog="exit codes: 0 done, 1 failed, 2 usage or bad input, 3 no such table,"
         " 4 table of another shape, 5 no server or not in time",
     )
     parser.add_argument("--version", action="version", version=f"hybridps {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     table = commands.add_parser("table", help="list, create, inspect and drop tables")
+    commands.add_parser("serve", help="run a server; as python -m hybridps.server", add_help=False)
     commands.add_parser("demo", help="train a real click model through a server", add_help=False)
     commands.add_parser("bench", help="run a script of benchmarks/", add_help=False)
     actions = table.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -113,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("name", nargs="?", help="table; all tables together when left out")
     drop.add_argument("name", help="table")
     _add_spec(create)
+    create.set_defaults(may_make_store=True)
     return parser
 
 
@@ -124,8 +131,17 @@ def _add(
     parser.add_argument("--url", default=url, help="server, or local:PATH (%(default)s)")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
-    parser.set_defaults(run=run, show=show)
+    parser.set_defaults(run=run, show=show, may_make_store=False)
     return parser
+
+
+def _check_store(url: str) -> None:
+    """A command that looks makes no empty store where a path was mistyped."""
+    path = url.removeprefix("local:")
+    if path != url and path and not Store.exists(path):
+        raise ConfigError(
+            f"there is no store at {path!r}; correct --url, or make one with hybridps table create"
+        )
 
 
 def _add_spec(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +249,13 @@ def _refuse(code: int, name: str, text: str, *, as_json: bool) -> int:
     told = json.dumps({"error": name, "message": text}) if as_json else f"hybridps: {text}"
     print(told, file=sys.stderr)
     return code
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    # The wire and the ops port come with the server alone.
+    from hybridps.server.__main__ import main as serve  # noqa: PLC0415
+
+    return serve(arguments)
 
 
 def _demo(arguments: Sequence[str]) -> int:

@@ -64,6 +64,33 @@ def as_keys(keys: KeysLike, table: str = "") -> tuple[Keys, Shape]:
     raise _refused(str(array.dtype), table)
 
 
+def key_of(text: str) -> int:
+    """The key that a str stands for, in every client: XXH64, seed 0, of its UTF-8; 0 to 2^64 - 1.
+
+    Raises: BadInputError for what is no str, or has lone surrogates.
+    """
+    if not isinstance(text, str):
+        raise BadInputError(f"key_of takes a str, got a {type(text).__name__}; give one text")
+    return int(keys_of(text))
+
+
+def keys_of(texts: str | Sequence[str] | NDArray[np.str_]) -> Keys:
+    """The keys that texts stand for: uint64 of their shape.
+
+    Args:   texts: a sequence of str, nested or not, or an array of them.
+    Raises: BadInputError for what is no str, or has lone surrogates.
+    """
+    array = np.asarray(texts, dtype=object)
+    strays = [item for item in array.reshape(-1).tolist() if not isinstance(item, str)]
+    if strays:
+        raise BadInputError(
+            f"keys_of takes texts, got a {type(strays[0]).__name__}; give str, integers are keys"
+            " already"
+        )
+    keys, shape = _from_objects(array, "")
+    return keys.reshape(shape)
+
+
 def hash_texts(texts: Sequence[str]) -> Keys:
     """uint64[n]: XXH64, seed 0, of the UTF-8 of each text."""
     digest = xxhash.xxh64_intdigest

@@ -263,9 +263,11 @@ class ParameterServer:
         """Names of all tables, sorted."""
         return await self._driver.run(verbs.list_tables(self._catalog), timeout)
 
-    async def drop_table(self, name: str, *, timeout: float | None = None) -> None:
+    async def drop_table(
+        self, name: str, *, missing_ok: bool = False, timeout: float | None = None
+    ) -> None:
         """See `hybridps.ParameterServer.drop_table`."""
-        await self._driver.run(verbs.drop_table(self._catalog, name), timeout)
+        await self._driver.run(verbs.drop_table(self._catalog, name, missing_ok), timeout)
 
     async def lookup(
         self,

@@ -298,9 +298,17 @@ class ParameterServer:
         """Names of all tables, sorted."""
         return self._driver.run(verbs.list_tables(self._catalog), timeout)
 
-    def drop_table(self, name: str, *, timeout: float | None = None) -> None:
-        """Drops a table and all its rows. Raises TableNotFoundError when absent."""
-        self._driver.run(verbs.drop_table(self._catalog, name), timeout)
+    def __contains__(self, name: object) -> bool:
+        """`"item" in ps`: whether there is a table of that name, now."""
+        return isinstance(name, str) and self._driver.run(verbs.contains(self._catalog, name))
+
+    def drop_table(
+        self, name: str, *, missing_ok: bool = False, timeout: float | None = None
+    ) -> None:
+        """Drops a table and all its rows. Raises TableNotFoundError when absent, unless
+        `missing_ok`.
+        """
+        self._driver.run(verbs.drop_table(self._catalog, name, missing_ok), timeout)
 
     def lookup(
         self,

@@ -5,6 +5,7 @@ server applies it once.
 """
 
 import random
+import socket
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -51,16 +52,24 @@ class Deadline:
         )
 
     def unavailable(self, address: Address, cause: object) -> UnavailableError:
-        """The call's time is over and no server was there."""
-        listen = (
-            f"--unix {address.host}"
-            if address.port is None
-            else (f"--listen {address.host}:{address.port}")
-        )
+        """The call's time is over and no server answered."""
         return UnavailableError(
-            f"no server answers at {address} within {self.timeout:g} s: {cause}; start it"
-            f" (python -m hybridps.server {listen}), or correct the URL"
+            f"no server answers at {address} within {self.timeout:g} s: {cause};"
+            f" {_remedy(address, cause)}"
         )
+
+
+def _remedy(address: Address, cause: object) -> str:
+    """What to do about a server that does not answer: start one only where none is there."""
+    if isinstance(cause, (ConnectionRefusedError, FileNotFoundError)):
+        place = f"--listen {address.host}:{address.port}" if address.port else ""
+        place = place or f"--unix {address.host}"
+        return f"start it (python -m hybridps.server {place}), or correct the URL"
+    if isinstance(cause, PermissionError):
+        return "let this user write to the socket, or correct the URL"
+    if isinstance(cause, socket.gaierror):
+        return "no such host is known: correct the URL"
+    return "something is there that does not answer as a server: see its log, or correct the URL"
 
 
 def check_timeout(timeout: float | None, default: float) -> float:

@@ -329,7 +329,13 @@ def list_tables(catalog: Catalog) -> Steps[list[str]]:
     return sorted(set().union(*names))
 
 
-def drop_table(catalog: Catalog, name: object) -> Steps[None]:
+def contains(catalog: Catalog, name: str) -> Steps[bool]:
+    """Whether every server has a table of that name."""
+    names: list[list[str]] = yield catalog.everywhere(calls.ListTables())
+    return all(name in part for part in names)
+
+
+def drop_table(catalog: Catalog, name: object, missing_ok: bool) -> Steps[None]:
     """Drops a table on every server; one that a cut-off create left on some is dropped there."""
     text = catalog.handle(name).name
     catalog.forget(text)
@@ -339,7 +345,7 @@ def drop_table(catalog: Catalog, name: object) -> Steps[None]:
             yield [addressed]
         except TableNotFoundError as error:
             missing.append(error)
-    if len(missing) == catalog.shards:
+    if len(missing) == catalog.shards and not missing_ok:
         raise missing[0]
 
 

@@ -108,7 +108,7 @@ class Server:
         if self._config.listen is not None:
             self._tcp = bind_tcp(self._config.listen)
         if self._config.unix is not None:
-            self._unix = bind_unix(self._config.unix)
+            self._unix = bind_unix(self._config.unix, self._config.data)
 
     async def _start_ops(self) -> None:
         address = self._config.ops

@@ -55,22 +55,26 @@ def bind_tcp(address: Address) -> socket.socket:
     return bound
 
 
-def bind_unix(path: Path) -> UnixSocket:
+def bind_unix(path: Path, data: Path) -> UnixSocket:
     """A bound, not yet listening, unix socket; a file left by a dead server is replaced.
 
+    It may lie in the data directory, which is made for it: the store is opened only later.
     Raises: StartError when a live server answers there, or something else has the name.
     """
     if len(os.fsencode(path)) > UNIX_PATH_MAX:
         raise StartError(
             f"unix socket path {path} is longer than {UNIX_PATH_MAX} bytes; give a shorter --unix"
         )
+    if path.absolute().parent == data.absolute():
+        with contextlib.suppress(OSError):  # The store says better what is wrong with it.
+            _make_directory(data.absolute())
     _remove_stale(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bound.bind(str(path))
     except OSError as error:
         bound.close()
-        raise StartError(f"cannot make unix socket {path}: {error.strerror}") from None
+        raise StartError(_cannot_make(path, error)) from None
     return UnixSocket(path, bound)
 
 
@@ -85,13 +89,32 @@ def cannot_listen(address: str, error: OSError) -> str:
     return f"cannot listen on {address}: {cause}; give an address of this machine and a free port"
 
 
+def _make_directory(path: Path) -> None:
+    """Makes it and those above it; what was made survives a power cut."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        parent = os.open(place.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+
+def _cannot_make(path: Path, error: OSError) -> str:
+    return (
+        f"cannot make unix socket {path}: {(error.strerror or str(error)).lower()};"
+        " give --unix in a directory that is there and that this user may write"
+    )
+
+
 def _remove_stale(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     except OSError as error:
-        raise StartError(f"cannot make unix socket {path}: {error.strerror}") from None
+        raise StartError(_cannot_make(path, error)) from None
     if not stat.S_ISSOCK(mode):
         raise StartError(f"{path} exists and is not a socket; remove it, or give another --unix")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

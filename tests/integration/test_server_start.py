@@ -3,14 +3,19 @@ the exit code of the contract. Method: real processes; ports, files and locks ta
 
 import os
 import re
+import shutil
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import capnp
 import pytest
-from support.server import ServerProcess, run_to_end
+from support.server import ServerProcess, environment, run_to_end
 from support.stock import stock_session
+
+import hybridps as hps
 
 
 def assert_refused(code: int, parts: list[str], *arguments: str, **environ: str) -> None:
@@ -168,3 +173,53 @@ def test_a_stale_unix_socket_is_replaced_and_a_live_one_refused(tmp_path: Path) 
 def test_a_unix_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 120)
     assert_refused(1, ["107 bytes"], *quiet(tmp_path / "d", "--unix", str(path)))
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+def test_the_socket_may_lie_in_the_data_directory(tmp_path: Path, is_made: bool) -> None:
+    data = tmp_path / "deep" / "d"
+    if is_made:
+        data.mkdir(parents=True)
+    for _ in range(2):
+        unix = ("--unix", str(data / "hps.sock"), "--listen", "off")
+        with ServerProcess(data, *unix) as server, hps.connect(server.url) as ps:
+            assert ps.tables() == []
+            assert server.stop() == 0
+        assert not (data / "hps.sock").exists()
+
+
+def test_a_socket_whose_directory_is_absent_is_refused(tmp_path: Path) -> None:
+    unix = str(tmp_path / "absent" / "hps.sock")
+    assert_refused(1, [unix, "give --unix in a directory"], *quiet(tmp_path / "d", "--unix", unix))
+
+
+@pytest.mark.parametrize("module", ["server", "cli", "demo"])
+def test_an_unbuilt_checkout_says_so_in_one_sentence(tmp_path: Path, module: str) -> None:
+    copy = tmp_path / "checkout" / "hybridps"
+    ignore = shutil.ignore_patterns("_core*", "__pycache__")
+    shutil.copytree(Path(hps.__file__).parent, copy, ignore=ignore)
+    environ = environment(PYTHONPATH=str(copy.parent))
+    line = [sys.executable, "-m", f"hybridps.{module}"]
+    done = subprocess.run(
+        line, cwd=copy.parent, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (told,) = done.stderr.splitlines()
+    assert f"not built in {copy.parent} " in told
+    assert "`make setup`" in told
+    line = [sys.executable, "-c", "import hybridps"]
+    done = subprocess.run(
+        line, cwd=copy.parent, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.splitlines()[-1].startswith("ImportError: hybridps: the engine is not built")
+
+
+def test_serve_is_the_same_program(tmp_path: Path) -> None:
+    arguments = quiet(tmp_path / "d", "--drm", "8MiB")
+    line = [sys.executable, "-m", "hybridps.cli", "serve", *arguments]
+    done = subprocess.run(
+        line, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == run_to_end(*arguments).stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.clients import fresh_name
+from support.clients import AsyncClient, fresh_name
 
 import hybridps as hps
 
@@ -169,3 +169,20 @@ def test_flush_and_close(ps: Any, table: Any) -> None:
     if not hasattr(ps, "loop"):
         with pytest.raises(hps.UnavailableError, match="closed"):
             table.lookup(1)
+
+
+def test_dropping_what_is_not_there(ps: Any, table: Any) -> None:
+    ps.drop_table(table.name)
+    with pytest.raises(hps.TableNotFoundError):
+        ps.drop_table(table.name)
+    ps.drop_table(table.name, missing_ok=True)
+
+
+def test_in_asks_for_the_name(ps: Any, table: Any) -> None:
+    if isinstance(ps, AsyncClient):
+        pytest.skip("`in` cannot be awaited")
+    assert table.name in ps
+    assert "absent" not in ps
+    assert 7 not in ps
+    ps.drop_table(table.name)
+    assert table.name not in ps

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hybridps import cli, connect
+from hybridps._core import Store
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     url = f"local:{tmp_path / 'store'}"
     ps = connect(url, dram="8MiB", nvme="64MiB")
     monkeypatch.setattr(ps, "close", lambda: None)
+    assert Store.exists(url.removeprefix("local:"))
     monkeypatch.setattr(cli, "connect", lambda *_args, **_settings: ps)
     return url
 
@@ -91,6 +93,27 @@ def test_without_a_store(
 ) -> None:
     assert cli.main(arguments) == code
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["list"], ["stats"], ["stats", "item"], ["drop", "item"]])
+def test_a_command_that_looks_makes_no_store(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, is_made in ((tmp_path / "absent", False), (tmp_path / "empty", True)):
+        if is_made:
+            place.mkdir()
+        assert cli.main(["table", *words, "--url", f"local:{place}"]) == 2
+        (told,) = capsys.readouterr().err.splitlines()
+        assert f"no store at {str(place)!r}" in told
+        assert place.exists() == is_made
+        assert not is_made or not list(place.iterdir())
+
+
+def test_create_makes_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"local:{tmp_path / 'store'}"
+    assert cli.main(["table", "create", "item", "--dim", "4", "--url", url]) == 0
+    capsys.readouterr()
+    assert run(capsys, "table", "list", "--url", url)[:2] == (0, ["item"])
 
 
 def test_usage() -> None:

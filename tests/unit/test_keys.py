@@ -72,3 +72,19 @@ def test_lists_and_single_texts_agree(texts: list[str]) -> None:
 def test_what_is_no_key(keys: Any) -> None:
     with pytest.raises(hps.BadInputError, match="table 'item': keys are"):
         as_keys(keys, "item")
+
+
+def test_the_keys_that_texts_stand_for() -> None:
+    assert hps.key_of("shoes") == int(as_keys("shoes")[0][0])
+    texts = [["shoes", "hats"], ["", "x"]]
+    keys = hps.keys_of(texts)
+    assert (keys.dtype, keys.shape) == (np.uint64, (2, 2))
+    assert keys.tolist() == [[hps.key_of(text) for text in row] for row in texts]
+    np.testing.assert_array_equal(hps.keys_of(np.array(texts)), keys)
+    assert hps.keys_of([]).shape == (0,)
+    for wrong in ([1], ["a", 1], ["\ud800"], [b"x"], None):
+        with pytest.raises(hps.BadInputError):
+            hps.keys_of(wrong)  # type: ignore[arg-type]
+    for wrong in (["a"], 1, None):
+        with pytest.raises(hps.BadInputError):
+            hps.key_of(wrong)  # type: ignore[arg-type]

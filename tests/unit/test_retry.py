@@ -1,6 +1,7 @@
 """Goal: waits grow, stay bounded and differ; deadlines end."""
 
 import itertools
+import socket
 
 import pytest
 
@@ -24,9 +25,29 @@ def test_deadlines() -> None:
     assert over.left == 0
     assert over.is_over
     assert "lookup at hps://a:1" in str(over.error("lookup", Address("a", 1)))
-    assert "--listen a:1" in str(over.unavailable(Address("a", 1), "refused"))
-    assert "--unix /s" in str(over.unavailable(Address("/s", None), "refused"))
     assert check_timeout(None, 3) == 3
     assert check_timeout(2, 3) == 2
     with pytest.raises(hps.BadInputError):
         check_timeout(-1, 3)
+
+
+@pytest.mark.parametrize(
+    ("address", "cause", "remedy"),
+    [
+        (Address("a", 1), ConnectionRefusedError("refused"), "hybridps.server --listen a:1"),
+        (Address("/s", None), FileNotFoundError("no file"), "hybridps.server --unix /s"),
+        (Address("/s", None), PermissionError("denied"), "write to the socket"),
+        (Address("a", 1), socket.gaierror(-2, "unknown"), "correct the URL"),
+        (Address("a", 1), TimeoutError("timed out"), "see its log"),
+        (Address("a", 1), ConnectionResetError("reset"), "see its log"),
+        (Address("a", 1), "it closed the connection", "see its log"),
+    ],
+)
+def test_only_where_none_is_there_a_server_is_to_be_started(
+    address: Address, cause: object, remedy: str
+) -> None:
+    text = str(Deadline(1).unavailable(address, cause))
+    assert f"{address} within 1 s: {cause}; " in text
+    assert remedy in text
+    is_absent = isinstance(cause, (ConnectionRefusedError, FileNotFoundError))
+    assert ("start it" in text) == is_absent
