@@ -1,0 +1,1 @@
+"""Other stores, each behind the same four calls, for the benchmarks to stand beside."""
