@@ -5,7 +5,10 @@ import socket
 import time
 
 from hybridps import _core
-from hybridps.rpc.transport import Host, Limits, Metrics, Service, Transport, Workers
+from hybridps.rpc.host import Host, Metrics, Service, Workers
+from hybridps.rpc.limits import Limits
+from hybridps.rpc.runner import Runner
+from hybridps.rpc.transport import Transport
 
 __all__ = ["Limits", "Listener"]
 
@@ -26,6 +29,7 @@ class Listener:
         limits: Limits,
     ) -> None:
         self._host = Host(store, service, workers, metrics, limits)
+        self._runner = Runner(self._host)
         self._servers: list[asyncio.Server] = []
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -59,7 +63,7 @@ class Listener:
         for server in self._servers:
             server.close()
         for transport in list(self._host.transports):
-            transport.drain()
+            transport.connection.drain()
         deadline = time.monotonic() + timeout_s
         # Busy is the sum of many small states, and this happens once in a server's life.
         while self._is_busy() and time.monotonic() < deadline:  # noqa: ASYNC110
@@ -67,15 +71,15 @@ class Listener:
         if self._sweep is not None:
             self._sweep.cancel()
         for transport in list(self._host.transports):
-            transport.end("UnavailableError: this server is shutting down")
+            transport.connection.end("UnavailableError: this server is shutting down")
         # Let the loop deliver the last bytes and the closes.
         await asyncio.sleep(0)
 
     def _is_busy(self) -> bool:
-        return bool(self._host.tasks) or any(not t.is_idle for t in self._host.transports)
+        return self._runner.is_busy or any(not t.is_idle for t in self._host.transports)
 
     def _connection(self) -> Transport:
-        return Transport(self._host)
+        return Transport(self._host, self._runner)
 
     def _check(self) -> None:
         now = time.monotonic()

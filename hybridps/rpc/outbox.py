@@ -1,4 +1,4 @@
-"""What one connection has to send: frames in order, and their budget.
+"""What one connection has to send: frames in order, and the bytes that are held for them.
 
 Frames are sent in the order in which they were put or begun, and none interrupts another: while
 somebody sends the first in line past the outbox, those behind it wait. Never here: sockets.
@@ -6,9 +6,10 @@ somebody sends the first in line past the outbox, those behind it wait. Never he
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from hybridps.rpc.budget import Grant
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Frame:
     """A frame on its way. `rest` is what the outbox sends of it, None while others do."""
 
-    budgeted: int
+    grant: Grant | None
     rest: memoryview | None = None
     # Set when all frames before it have left: True, or False when nothing is sent any more.
     turn: asyncio.Future[bool] | None = None
@@ -30,12 +31,12 @@ class Frame:
 
 
 class Outbox:
-    """Frames of one connection. `release` gives budgeted bytes back when they were sent."""
+    """Frames of one connection. What is held for a frame is given back when it was sent."""
 
-    def __init__(self, release: Callable[[int], None]) -> None:
-        self._release = release
+    def __init__(self) -> None:
         self._frames: deque[Frame] = deque()
-        self._handed_bytes = 0
+        # Of frames that were taken to their end, and may not have left yet.
+        self._handed: list[Grant] = []
         self._is_closed = False
         self.unsent_bytes = 0
 
@@ -43,15 +44,15 @@ class Outbox:
         """True while a frame was not taken to its end."""
         return bool(self._frames)
 
-    def put(self, whole: "ReadableBuffer", budgeted: int) -> None:
-        """A whole frame, for which `budgeted` bytes were taken."""
-        self.end(self.begin(budgeted), whole)
+    def put(self, whole: "ReadableBuffer", grant: Grant | None) -> None:
+        """A whole frame, and what is held for it."""
+        self.end(self.begin(grant), whole)
 
-    def begin(self, budgeted: int) -> Frame:
+    def begin(self, grant: Grant | None) -> Frame:
         """A frame that somebody else sends when its turn comes."""
-        frame = Frame(budgeted)
+        frame = Frame(grant)
         if self._is_closed:
-            self._release(budgeted)
+            _release(grant)
         else:
             self._frames.append(frame)
         return frame
@@ -82,22 +83,29 @@ class Outbox:
         return None
 
     def handed_over(self) -> None:
-        """All that was taken has left, or nearly: the budget of ended frames is given back."""
-        handed, self._handed_bytes = self._handed_bytes, 0
-        if handed:
-            self._release(handed)
+        """All that was taken has left, or nearly: what ended frames held is given back."""
+        handed, self._handed = self._handed, []
+        for grant in handed:
+            grant.release()
 
     def close(self) -> None:
         """Forgets all frames; who waits for a turn is told."""
         self._is_closed = True
         self.handed_over()
         for frame in self._frames:
-            self._release(frame.budgeted)
+            _release(frame.grant)
             frame.wake(is_open=False)
         self._frames.clear()
         self.unsent_bytes = 0
 
     def _end_first(self) -> None:
-        self._handed_bytes += self._frames.popleft().budgeted
+        grant = self._frames.popleft().grant
+        if grant is not None:
+            self._handed.append(grant)
         if self._frames:
             self._frames[0].wake(is_open=True)
+
+
+def _release(grant: Grant | None) -> None:
+    if grant is not None:
+        grant.release()

@@ -1,0 +1,326 @@
+"""The server's side of one connection as a state machine: bytes and time in, actions out.
+
+No socket, no clock, no event loop. `received`, `room`, `full`, `eof`, `lost`, `check` say what has
+happened; what is to be done is told to the `Port`. What a call holds is in its `Booking`; the
+connection keeps all of them, so that none outlives it but those that somebody runs.
+Bounds: bytes of frames and replies (with all other connections), calls in flight, unsent bytes; at
+a bound the socket is not read, which pushes back to the peer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hybridps import _core
+from hybridps.rpc.booking import Booking
+from hybridps.rpc.budget import Grant
+from hybridps.rpc.host import Host
+from hybridps.rpc.limits import CALLS_MAX, SMALL_REPLY_BYTES
+from hybridps.rpc.outbox import Outbox
+from hybridps.rpc.sequencer import Order, Place, Sequencer, order_of
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+log = logging.getLogger("hybridps.rpc")
+
+# A large frame has to arrive at this rate, or its sender is cut.
+_SLOWEST_BYTES_S = 64 << 10
+
+
+class Port(Protocol):
+    """What a connection has done: its socket, and whoever runs its calls."""
+
+    def start(self, booking: Booking) -> None:
+        """Runs a call whose turn it is, and tells `answered` or `ended`, perhaps at once."""
+
+    def write(self, chunk: memoryview) -> None:
+        """Hands bytes to the socket, which may say `full` in here."""
+
+    def read(self, *, on: bool) -> None:
+        """Reads from the socket, or stops to."""
+
+    def close(self) -> None:
+        """Closes the socket once it has sent what it was handed."""
+
+    def abort(self) -> None:
+        """Closes the socket now."""
+
+
+class Connection:
+    """One connection. `session` is set by whoever answers hello.
+
+    `chunk_bytes`: what the socket is handed at once.
+    """
+
+    def __init__(self, host: Host, port: Port, now_s: float, chunk_bytes: int = 1 << 62) -> None:
+        limits = host.limits
+        self.wire = _core.Connection(
+            host.store, frame_limit=limits.frame_bytes, keys_limit=limits.keys
+        )
+        self.outbox = Outbox()
+        self.is_open = True
+        self._host = host
+        self._port = port
+        self._limits = limits
+        self._chunk_bytes = chunk_bytes
+        self._sequencer = Sequencer()
+        self._bookings: set[Booking] = set()
+        # For the frame on its way, if it is large.
+        self._incoming: Grant | None = None
+        self._is_logged_in = False
+        self._is_reading = True
+        self._is_full = False
+        self._is_ending = False
+        # None: from the next look at the clock on.
+        self._heard_s: float | None = now_s
+        self._frame_since_s: float | None = None
+        self._written_s = now_s
+        self._backlog_bytes = 0
+
+    @property
+    def session(self) -> int:
+        """Session of this connection's pushes; 0: hello was not said."""
+        return self.wire.session
+
+    @session.setter
+    def session(self, session: int) -> None:
+        self.wire.session = session
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nothing was asked that is not answered, and all answers were handed over."""
+        return not self.is_open or not (self._sequencer.calls or self.outbox)
+
+    # What the socket says.
+
+    def received(self, count: int, now_s: float) -> None:
+        """So many bytes came into the buffer of `wire`."""
+        events = self.wire.received(count)
+        self._heard_s = now_s
+        wanted = self.wire.frame_wanted
+        whole = None
+        if not wanted:
+            # The frame is whole; the call in it takes over what was granted for it.
+            whole, self._incoming = self._incoming, None
+            self._frame_since_s = None
+        self._take(events, whole)
+        if wanted and self._incoming is None and self.is_open:
+            self._incoming = Grant(self._host.frames, wanted)
+            self._incoming.take(self._frame_granted)
+            if self._incoming.is_held:
+                self._heard_s = self._frame_since_s = now_s
+        self._check_reading()
+
+    def eof(self) -> bool:
+        """The peer sends no more, but may still read: what it asked is answered first.
+
+        True if the socket must stay open for that.
+        """
+        self._is_reading = False
+        self._is_ending = True
+        return not self._end_if_done()
+
+    def full(self) -> None:
+        """The socket takes no more."""
+        self._is_full = True
+
+    def room(self, now_s: float) -> None:
+        """The socket takes bytes again."""
+        self._is_full = False
+        self._written_s = now_s
+        self.outbox.handed_over()
+        self.flush()
+
+    def lost(self) -> None:
+        """The socket is gone. Calls that somebody runs go on, their answers are dropped."""
+        self.is_open = False
+        self.outbox.close()
+        if self._incoming is not None:
+            self._incoming.release()
+            self._incoming = None
+        for booking in [b for b in self._bookings if not b.is_started]:
+            self._release(booking)
+
+    # What the server says.
+
+    def end(self, reason: str) -> None:
+        """Tells the peer why, and closes now; what the socket was handed is still sent."""
+        self.wire.abort(reason)
+        self._write_outgoing()
+        self._is_ending = True
+        self._port.close()
+
+    def drain(self) -> None:
+        """Takes no further call; closes when those in flight are answered."""
+        self._is_ending = True
+        self._check_reading()
+        self._end_if_done()
+
+    def check(self, now_s: float, socket_bytes: int) -> None:
+        """Ends the connection if it holds what others wait for, or holds on to nothing.
+
+        `socket_bytes`: what the socket was handed and has not sent.
+        """
+        limits, host = self._limits, self._host
+        backlog = self._look(now_s, socket_bytes)
+        silent_s = 0.0 if self._heard_s is None else now_s - self._heard_s
+        is_pressed = host.replies.is_short and backlog > SMALL_REPLY_BYTES
+        unread_s = limits.pressed_s if is_pressed else limits.unread_s
+        frame_s = limits.pressed_s if host.frames.is_short else limits.frame_s
+        if now_s - self._written_s > unread_s:
+            self._abandon("unread", "replies were not read")
+        elif self._owes_bytes() and silent_s > frame_s:
+            self._abandon("frame", "a message was begun and not finished")
+        elif self._is_slow(now_s):
+            self._abandon("frame", "a message took too long to arrive")
+        elif not self._is_logged_in and silent_s > limits.login_s:
+            self._abandon("login", "nobody logged in")
+        elif backlog == 0 and not self._sequencer.calls and silent_s > limits.idle_s:
+            self._abandon("idle", "nothing was asked for long")
+
+    # What those say who run calls.
+
+    def answered(self, booking: Booking, reply: ReadableBuffer) -> None:
+        """A call has ended with this reply; it is sent, and calls behind it may start."""
+        if self.is_open:
+            grant, booking.reply = booking.reply, None
+            self.outbox.put(reply, grant)
+            self.flush()
+        self.ended(booking)
+
+    def ended(self, booking: Booking) -> None:
+        """A call has ended; of its reply nothing is left to send."""
+        self._release(booking)
+        self._check_reading()
+        if self._is_ending:
+            self._end_if_done()
+
+    def flush(self) -> None:
+        """Hands replies to the socket as far as it takes them."""
+        if not self.is_open:
+            return
+        while not self._is_full and (chunk := self.outbox.take(self._chunk_bytes)):
+            self._port.write(chunk)
+        if not self._is_full:
+            self.outbox.handed_over()
+        self._check_reading()
+        if self._is_ending:
+            self._end_if_done()
+
+    # Inside.
+
+    def _owes_bytes(self) -> bool:
+        """True while the peer owes the rest of a frame, and we read it."""
+        return self._is_reading and self.wire.is_inside_frame
+
+    def _is_slow(self, now_s: float) -> bool:
+        """A peer that trickles: over a whole frame, after the first while."""
+        since, incoming = self._frame_since_s, self._incoming
+        if since is None or incoming is None or not incoming.is_held:
+            return False
+        return now_s - since > 2 * self._limits.frame_s + incoming.count / _SLOWEST_BYTES_S
+
+    def _abandon(self, limit: str, reason: str) -> None:
+        self._host.metrics.reject(limit)
+        log.info("connection closed: %s", reason)
+        # Not close(), which would wait for the peer to read.
+        self._port.abort()
+
+    def _frame_granted(self) -> None:
+        # The peer owed nothing while we did not read: its time begins at the next look.
+        self._heard_s = self._frame_since_s = None
+        self._check_reading()
+
+    def _look(self, now_s: float, socket_bytes: int) -> int:
+        """Begins what is timed from now on; bytes that wait for the peer to read."""
+        if self._heard_s is None:
+            self._heard_s = now_s
+        if self._incoming is not None and self._incoming.is_held and self._frame_since_s is None:
+            self._frame_since_s = now_s
+        backlog = socket_bytes + self.outbox.unsent_bytes
+        if backlog == 0 or backlog != self._backlog_bytes:
+            self._written_s = now_s
+        self._backlog_bytes = backlog
+        return backlog
+
+    def _take(self, events: Sequence[Any], whole: Grant | None) -> None:
+        for event in events:
+            if isinstance(event, _core.Login):
+                # Every peer that reaches the socket may enter; tokens are not checked yet. A
+                # login is always the last event: what came behind it is decoded now.
+                self._is_logged_in = True
+                self._take(self.wire.accept(event.question), whole)
+                return
+            frame = whole or self._host.frames.hold(event.frame_bytes)
+            whole = None
+            self._enter(Booking(event, frame, self._sequencer))
+        if whole is not None:
+            whole.release()
+        self._write_outgoing()
+        if self.wire.closing is not None:
+            # The reason is on its way; what was asked before is still answered.
+            self._is_ending = True
+            self._check_reading()
+            self._end_if_done()
+
+    def _enter(self, booking: Booking) -> None:
+        self._bookings.add(booking)
+        booking.place = Place(order_of(booking.call.verb), partial(self._begin, booking))
+        self._sequencer.enter(booking.place)
+
+    def _begin(self, booking: Booking) -> None:
+        """It is the call's turn in the order."""
+        call = booking.call
+        if not self.is_open:
+            # The client will ask again over a new connection; pushes too, by number.
+            self._release(booking)
+        elif isinstance(call, _core.ColdCall):
+            self._start(booking)
+        elif order_of(call.verb) is Order.READ and self.wire.cancelled(call.question):
+            self.answered(booking, self.wire.fails(call.question, "failed", "canceled"))
+        elif call.reply_bytes <= SMALL_REPLY_BYTES:
+            booking.reply = self._host.replies.hold(call.reply_bytes)
+            self._start(booking)
+        else:
+            booking.reply = Grant(self._host.replies, call.reply_bytes)
+            booking.reply.take(partial(self._start, booking))
+
+    def _start(self, booking: Booking) -> None:
+        booking.is_started = True
+        self._port.start(booking)
+
+    def _release(self, booking: Booking) -> None:
+        self._bookings.discard(booking)
+        booking.release()
+
+    def _write_outgoing(self) -> None:
+        frames = self.wire.outgoing()
+        if frames and self.is_open:
+            self.outbox.put(frames, None)
+            self.flush()
+
+    def _check_reading(self) -> None:
+        """Reads if, and only if, nothing stands against more calls."""
+        if not self.is_open:
+            return
+        wanted = not (
+            self._is_ending
+            or (self._incoming is not None and not self._incoming.is_held)
+            or self.outbox.unsent_bytes >= self._limits.unsent_bytes
+            or self._sequencer.calls >= CALLS_MAX
+        )
+        if wanted is not self._is_reading:
+            self._is_reading = wanted
+            self._port.read(on=wanted)
+
+    def _end_if_done(self) -> bool:
+        """Closes the socket if no answer is owed any more; it still sends what it holds."""
+        if self._sequencer.calls or self.outbox:
+            return False
+        if self.is_open:
+            self._port.close()
+        return True

@@ -1,0 +1,361 @@
+"""Goal: a connection does what was asked, in order, and gives back all that was held for it, in
+whatever state it is lost; time ends what stalls and nothing else. Method: the state machine without
+sockets, with a clock that the test turns: bytes by hand, a port that only notes what it is told."""
+
+import gc
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.wired import DIM, SPEC, Counts, limits
+
+from hybridps import _core
+from hybridps.rpc import schemas
+from hybridps.rpc.booking import Booking
+from hybridps.rpc.budget import Grant
+from hybridps.rpc.connection import Connection
+from hybridps.rpc.host import Host
+
+KEYS = 4096
+LARGE = np.arange(KEYS, dtype=np.uint64)
+BACKLOG = KEYS * DIM * 4 + 100
+ROWS = np.ones((KEYS, DIM), np.float32)
+
+
+class Peer:
+    """A connection, the client that speaks to it, and the port, which runs nothing by itself."""
+
+    def __init__(self, host: Host, table: int, now_s: float = 0.0) -> None:
+        self.told: list[str] = []
+        self.written = b""
+        self.running: list[Booking] = []
+        self.client = _core.ClientConnection()
+        self.table = table
+        self.connection = Connection(host, self, now_s)
+        self.unsent = b""
+        self.is_reading = True
+        self.takes_all = True
+
+    # The port.
+
+    def start(self, booking: Booking) -> None:
+        self.running.append(booking)
+
+    def write(self, chunk: memoryview) -> None:
+        self.written += chunk
+        if not self.takes_all:
+            self.connection.full()
+
+    def read(self, *, on: bool) -> None:
+        assert on is not self.is_reading
+        self.is_reading = on
+
+    def close(self) -> None:
+        self.told.append("close")
+
+    def abort(self) -> None:
+        self.told.append("abort")
+
+    # The peer.
+
+    def say(self, buffers: Any) -> None:
+        """Bytes of a call, which wait in `unsent` for `deliver`."""
+        self.unsent += b"".join(bytes(buffer) for buffer in buffers)
+
+    def greet(self) -> None:
+        self.say([self.client.start(5, "")[1]])
+        self.deliver()
+        self.run()
+
+    def lookup(self) -> None:
+        self.say(self.client.lookup([(self.table, LARGE)], False)[1])
+
+    def push(self, number: int) -> None:
+        self.say(self.client.apply_gradients(number, None, [(self.table, LARGE, ROWS)])[1])
+
+    def deliver(self, count: int = 1 << 62, now_s: float = 0.0) -> int:
+        """Hands bytes to the connection while it reads; how many."""
+        delivered = 0
+        while self.unsent and self.is_reading and delivered < count:
+            with memoryview(self.connection.wire.get_buffer(-1)) as room:
+                piece = self.unsent[: min(len(room), count - delivered)]
+                room[: len(piece)] = piece
+            self.unsent = self.unsent[len(piece) :]
+            delivered += len(piece)
+            self.connection.received(len(piece), now_s)
+        return delivered
+
+    def run(self, n: int = 0) -> str:
+        """Runs one of the calls that were started, to its answer."""
+        booking = self.running.pop(n)
+        call, wire = booking.call, self.connection.wire
+        if isinstance(call, _core.ColdCall):
+            if call.verb == "hello":
+                self.connection.session = 5
+            results = schemas.new_results(call.verb)
+            self.connection.answered(booking, wire.returns(call.question, results.to_bytes()))
+        else:
+            self.connection.answered(booking, wire.answer(call.question) or call.run())
+        return call.verb
+
+
+class Shared(Host):
+    """A host of peers; no workers, nothing runs."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        store = _core.Store(str(folder), dram=16 << 20, nvme=64 << 20, durability="none", threads=1)
+        self.counts = Counts()
+        nobody: Any = None
+        super().__init__(store, nobody, nobody, self.counts, limits(**changes))
+        self.table = store.create_table(SPEC)[0]
+
+    def peer(self, now_s: float = 0.0) -> Peer:
+        return Peer(self, self.table, now_s)
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of frames and of replies."""
+        return self.frames.used, self.replies.used
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Shared]:
+    shared = Shared(tmp_path / "data", inflight_bytes=1 << 20)
+    yield shared
+    shared.store.close()
+
+
+def test_calls_are_answered_in_order_and_nothing_stays_held(host: Shared) -> None:
+    peer = host.peer()
+    peer.greet()
+    peer.lookup()
+    peer.push(1)
+    peer.lookup()
+    peer.deliver()
+    assert [b.call.verb for b in peer.running] == ["lookup"], "a push waits for reads before it"
+    assert peer.run() == "lookup"
+    assert [b.call.verb for b in peer.running] == ["applyGradients"]
+    assert host.held[0] > 0
+    assert [peer.run(), peer.run()] == ["applyGradients", "lookup"]
+    assert (peer.running, host.held, peer.connection.is_idle) == ([], (0, 0), True)
+
+
+def lose(peer: Peer) -> None:
+    """The socket goes; then those who run calls are done."""
+    peer.connection.lost()
+    peer.is_reading = False
+    while peer.running:
+        peer.run()
+
+
+def reach_arriving(_host: Shared, peer: Peer) -> list[Grant]:
+    peer.push(1)
+    peer.deliver(50_000)
+    assert peer.connection.wire.is_inside_frame
+    return []
+
+
+def reach_announced(host: Shared, peer: Peer) -> list[Grant]:
+    filler = host.frames.hold(1 << 19)
+    peer.push(1)
+    peer.deliver()
+    assert (bool(peer.unsent), peer.is_reading, host.frames.is_short) == (True, False, True)
+    return [filler]
+
+
+def reach_in_line(_host: Shared, peer: Peer) -> list[Grant]:
+    peer.push(1)
+    peer.lookup()
+    peer.lookup()
+    peer.deliver()
+    assert [booking.call.verb for booking in peer.running] == ["applyGradients"]
+    return []
+
+
+def reach_running(host: Shared, peer: Peer) -> list[Grant]:
+    reach_in_line(host, peer)
+    peer.run()
+    return []
+
+
+def reach_for_a_reply(host: Shared, peer: Peer) -> list[Grant]:
+    filler = host.replies.hold(1 << 19)
+    reach_in_line(host, peer)
+    peer.run()
+    assert (peer.running, host.replies.is_short) == ([], True)
+    return [filler]
+
+
+def reach_handed(host: Shared, peer: Peer) -> list[Grant]:
+    reach_running(host, peer)
+    peer.takes_all = False
+    peer.run()
+    assert not peer.connection.outbox
+    return []
+
+
+def reach_unsent(host: Shared, peer: Peer) -> list[Grant]:
+    reach_handed(host, peer)
+    peer.run()
+    assert peer.connection.outbox
+    return []
+
+
+def reach_half_closed(host: Shared, peer: Peer) -> list[Grant]:
+    reach_running(host, peer)
+    assert peer.connection.eof()
+    return []
+
+
+STATES = [reach_arriving, reach_announced, reach_in_line, reach_running, reach_for_a_reply,
+          reach_handed, reach_unsent, reach_half_closed]  # fmt: skip
+
+
+@pytest.mark.parametrize("reach", STATES, ids=lambda reach: reach.__name__)
+def test_a_connection_lost_in_any_state_holds_nothing(host: Shared, reach: Any) -> None:
+    other, peer = host.peer(), host.peer()
+    for each in (other, peer):
+        each.greet()
+    fillers = reach(host, peer)
+    assert sum(host.held) > 0
+    lose(peer)
+    for filler in fillers:
+        filler.release()
+    assert (host.held, host.frames.is_short, host.replies.is_short) == ((0, 0), False, False)
+    # And the next large call gets through.
+    other.lookup()
+    other.deliver()
+    other.run()
+    assert (other.running, host.held) == ([], (0, 0))
+
+
+def test_a_call_that_its_runner_forgot_is_given_back_with_the_connection(host: Shared) -> None:
+    peer = host.peer()
+    peer.greet()
+    peer.lookup()
+    peer.push(1)
+    peer.deliver()
+    peer.connection.lost()
+    assert sum(host.held) > 0
+    del peer
+    gc.collect()
+    assert host.held == (0, 0)
+
+
+def step(rnd: random.Random, host: Shared, peers: list[Peer], now_s: float) -> None:
+    peer = rnd.choice(peers)
+    match rnd.randrange(9):
+        case 0 if len(peer.unsent) < 1 << 20:
+            peer.lookup()
+        case 1 if len(peer.unsent) < 1 << 20:
+            peer.push(rnd.randint(1, 1000))
+        case 2 | 3:
+            peer.deliver(rnd.choice([1, 100, 10_000, 200_000]), now_s)
+        case 4 | 5 if peer.running:
+            peer.run(rnd.randrange(len(peer.running)))
+        case 6:
+            peer.takes_all = not peer.takes_all
+            if peer.takes_all:
+                peer.connection.room(now_s)
+        case 7:
+            peer.connection.check(now_s, 0)
+        case 8 if rnd.random() < 0.2:
+            peers.remove(peer)
+            lose(peer)
+            peers.append(host.peer(now_s))
+            peers[-1].greet()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_steps_end_with_nothing_held(host: Shared, seed: int) -> None:
+    rnd, peers = random.Random(seed), [host.peer() for _ in range(3)]
+    for peer in peers:
+        peer.greet()
+    for n in range(400):
+        step(rnd, host, peers, n / 1000)
+    for peer in peers:
+        lose(peer)
+    assert (host.held, host.frames.is_short, host.replies.is_short) == ((0, 0), False, False)
+
+
+def test_time_ends_what_stalls(host: Shared) -> None:
+    silent, halfway, idle, slow = (host.peer() for _ in range(4))
+    for peer in (halfway, idle, slow):
+        peer.greet()
+    halfway.push(1)
+    halfway.deliver(1000, now_s=10.0)
+    slow.push(1)
+    at = 0.0
+    while slow.deliver(20, now_s=at):
+        at += 1.0
+        slow.connection.check(at, 0)
+        if slow.told:
+            break
+    assert at == pytest.approx(61 + 8 * len(LARGE) * (1 + DIM / 2) / (64 << 10), abs=3)
+    for at, told in ((39.0, []), (41.0, ["abort"])):
+        halfway.connection.check(at, 0)
+        assert halfway.told == told
+    for at, told in ((59.0, []), (61.0, ["abort"])):
+        silent.connection.check(at, 0)
+        assert silent.told == told
+    idle.connection.check(3599.0, 0)
+    assert idle.told == []
+    idle.connection.check(3601.0, 0)
+    assert idle.told == ["abort"]
+    assert host.counts.rejected == ["frame", "frame", "login", "idle"]
+
+
+def test_who_reads_nothing_is_cut_sooner_when_others_wait(host: Shared) -> None:
+    deaf, waits = host.peer(), host.peer()
+    for peer in (deaf, waits):
+        peer.greet()
+    filling = host.replies.hold(400 << 10)
+    deaf.lookup()
+    deaf.deliver()
+    deaf.run()
+    deaf.connection.check(0.0, BACKLOG)
+    deaf.connection.check(20.0, BACKLOG)
+    assert deaf.told == []
+    taken = host.replies.hold(200 << 10)
+    waits.lookup()
+    waits.deliver()
+    assert host.replies.is_short
+    deaf.connection.check(22.0, BACKLOG)
+    assert deaf.told == ["abort"]
+    del filling, taken
+
+
+def test_a_frame_that_waits_for_its_grant_is_not_blamed_for_the_time(host: Shared) -> None:
+    peer = host.peer()
+    peer.greet()
+    filler = host.frames.hold(1 << 19)
+    peer.push(1)
+    peer.deliver(now_s=0.0)
+    peer.connection.check(300.0, 0)
+    assert peer.told == []
+    filler.release()
+    assert peer.is_reading
+    peer.connection.check(301.0, 0)
+    peer.connection.check(330.0, 0)
+    assert peer.told == []
+    peer.connection.check(332.0, 0)
+    assert peer.told == ["abort"]
+    lose(peer)
+    assert host.held == (0, 0)
+
+
+def test_a_connection_that_drains_answers_what_was_asked_and_closes(host: Shared) -> None:
+    peer = host.peer()
+    peer.greet()
+    peer.push(1)
+    peer.lookup()
+    peer.deliver()
+    peer.connection.drain()
+    assert (peer.told, peer.is_reading) == ([], False)
+    peer.run()
+    assert peer.told == []
+    peer.run()
+    assert peer.told[:1] == ["close"]
