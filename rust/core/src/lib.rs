@@ -3,9 +3,10 @@
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
 //! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `error`, `failure`,
-//! `ledger`, `spec`, `init`, `optimizer`, `batch` are leaves that any room may use.
+//! `ledger`, `spec`, `init`, `optimizer`, `batch`, `clock` are leaves that any room may use.
 
 mod batch;
+mod clock;
 mod device;
 mod directory;
 mod error;

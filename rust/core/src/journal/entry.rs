@@ -2,13 +2,21 @@
 
 use crate::types::{Push, Sequence, TableId};
 
+/// Where an entry stands: told by its header, not by its body, so that the body can be laid out and
+/// its checksum computed before the call has its place in the order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Of its file.
+    pub(crate) generation: u32,
+    /// In the store's order.
+    pub(crate) sequence: Sequence,
+}
+
 /// One mutating call. Written from the caller's slices, read into slices of the reader's buffer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Entry<'a> {
     /// `apply_gradients`.
     Gradients {
-        /// Its place in the store's order.
-        sequence: Sequence,
         /// Who, and which push.
         push: Push,
         /// All tables of the call.
@@ -16,8 +24,6 @@ pub(crate) enum Entry<'a> {
     },
     /// `assign`.
     Assign {
-        /// Its place in the store's order.
-        sequence: Sequence,
         /// Who, and which push.
         push: Push,
         /// Table.
@@ -29,8 +35,6 @@ pub(crate) enum Entry<'a> {
     },
     /// `remove`.
     Remove {
-        /// Its place in the store's order.
-        sequence: Sequence,
         /// Who, and which push.
         push: Push,
         /// Table.
@@ -38,17 +42,14 @@ pub(crate) enum Entry<'a> {
         /// Keys; absent ones are no error.
         keys: &'a [u64],
     },
-    /// All sessions at the start of a file, in place of what older files say about them.
+    /// All sessions at the start of a file, in place of what older files say about them. Its
+    /// sequence is the last one given out.
     Sessions {
-        /// The last sequence given out.
-        sequence: Sequence,
         /// Every live session.
         sessions: Vec<SessionRecord>,
     },
     /// `attach`: from here on the session is the one of its client.
     Attach {
-        /// Its place in the store's order.
-        sequence: Sequence,
         /// The new session.
         session: u64,
         /// Empty if the client gave none.
@@ -78,21 +79,8 @@ pub(crate) struct SessionRecord {
     pub(crate) client_id: String,
     /// Last applied push, 0 if none.
     pub(crate) number: u64,
-    /// Unix seconds.
+    /// Seconds by the clock of sessions, which runs while the store is open.
     pub(crate) last_used: u64,
     /// Last step of each table that has one.
     pub(crate) steps: Vec<(TableId, i64)>,
-}
-
-impl Entry<'_> {
-    /// Its place in the store's order.
-    pub(crate) fn sequence(&self) -> Sequence {
-        match *self {
-            Self::Gradients { sequence, .. }
-            | Self::Assign { sequence, .. }
-            | Self::Remove { sequence, .. }
-            | Self::Sessions { sequence, .. }
-            | Self::Attach { sequence, .. } => sequence,
-        }
-    }
 }

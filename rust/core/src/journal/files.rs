@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::directory;
 use crate::error::{Error, Result};
-use crate::journal::entry::Entry;
+use crate::journal::entry::{Entry, Stamp};
 use crate::journal::format::{file_header, Frame, FILE_HEADER};
 
 const FIRST: &str = "FIRST";
@@ -63,14 +63,15 @@ impl Files {
 
     /// Makes a file that holds its header and `opening`, whole or not at all, and durable. The
     /// file bears its name only after `publish`.
-    pub(crate) fn prepare(&self, generation: u32, opening: &Entry<'_>) -> Result<NewFile> {
+    pub(crate) fn prepare(&self, stamp: Stamp, opening: &Entry<'_>) -> Result<NewFile> {
+        let generation = stamp.generation;
         let path = self.path(generation);
         let mut frame = Frame::new(opening)?;
         let length = FILE_HEADER as u64 + frame.length();
         let header = file_header(self.uuid, generation);
         let (file, temporary) = directory::write_temporary(&path, |file| {
             file.write_all(&header)?;
-            let slices = frame.seal(generation, FILE_HEADER as u64);
+            let slices = frame.seal(stamp, FILE_HEADER as u64);
             slices.into_iter().try_for_each(|slice| file.write_all(slice))
         })?;
         Ok(NewFile { file, temporary, path, length })

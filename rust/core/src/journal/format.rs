@@ -4,7 +4,7 @@
 //! count: parts must fill the body exactly before a slice is made.
 
 use crate::error::{Error, Result};
-use crate::journal::entry::{Entry, GradientPart, SessionRecord};
+use crate::journal::entry::{Entry, GradientPart, SessionRecord, Stamp};
 use crate::types::{Push, TableId};
 
 #[cfg(target_endian = "big")]
@@ -58,7 +58,8 @@ pub(crate) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// Lays out `entry` and computes the crc of its body.
+    /// Lays out `entry` and computes the crc of its body: all that takes time, and needs no place
+    /// in the order yet.
     ///
     /// # Errors
     /// `BadInput` when an array's length is no multiple of its number of keys.
@@ -76,7 +77,6 @@ impl<'a> Frame<'a> {
         header[..4].copy_from_slice(ENTRY_MAGIC);
         header[4..8].copy_from_slice(&kind.to_le_bytes());
         header[8..16].copy_from_slice(&(body as u64).to_le_bytes());
-        header[16..24].copy_from_slice(&entry.sequence().to_le_bytes());
         header[24..28].copy_from_slice(&crc.to_le_bytes());
         Ok(frame)
     }
@@ -86,9 +86,10 @@ impl<'a> Frame<'a> {
         self.length
     }
 
-    /// Binds the entry to its place, and returns its bytes in order.
-    pub(crate) fn seal(&mut self, generation: u32, offset: u64) -> Vec<&[u8]> {
-        let crc = header_crc(&self.prefix, generation, offset);
+    /// Binds the entry to its place in the order and in its file; returns its bytes in order.
+    pub(crate) fn seal(&mut self, stamp: Stamp, offset: u64) -> Vec<&[u8]> {
+        self.prefix[16..24].copy_from_slice(&stamp.sequence.to_le_bytes());
+        let crc = header_crc(&self.prefix, stamp.generation, offset);
         self.prefix[28..32].copy_from_slice(&crc.to_le_bytes());
         let mut slices = Vec::with_capacity(self.arrays.len() + 1);
         slices.push(self.prefix.as_slice());
@@ -98,26 +99,26 @@ impl<'a> Frame<'a> {
 
     fn put_body(&mut self, entry: &Entry<'a>) -> Result<u32> {
         match entry {
-            Entry::Gradients { push, tables, .. } => {
+            Entry::Gradients { push, tables } => {
                 self.put_push(push, tables)?;
                 Ok(GRADIENTS)
             }
-            &Entry::Assign { push, table, keys, rows, .. } => {
+            &Entry::Assign { push, table, keys, rows } => {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
                 self.put_push(&push, &[part])?;
                 Ok(ASSIGN)
             }
-            &Entry::Remove { push, table, keys, .. } => {
+            &Entry::Remove { push, table, keys } => {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: &[] };
                 self.put_push(&push, &[part])?;
                 Ok(REMOVE)
             }
-            Entry::Sessions { sessions, .. } => {
+            Entry::Sessions { sessions } => {
                 self.put_u64(sessions.len() as u64);
                 sessions.iter().for_each(|session| self.put_session(session));
                 Ok(SESSIONS)
             }
-            Entry::Attach { session, client_id, .. } => {
+            Entry::Attach { session, client_id } => {
                 self.put_u64(*session);
                 self.put_u32(client_id.len() as u32);
                 self.put_u32(0);
@@ -217,33 +218,32 @@ impl Header {
 
     /// The entry in a body that matches.
     pub(crate) fn decode<'a>(&self, body: &'a [u64]) -> std::result::Result<Entry<'a>, Malformed> {
-        let sequence = self.sequence;
         let mut rest = Reader(bytemuck::cast_slice(body));
         match self.kind {
             GRADIENTS => {
                 let (push, tables) = read_push(body)?;
-                Ok(Entry::Gradients { sequence, push, tables })
+                Ok(Entry::Gradients { push, tables })
             }
             ASSIGN => {
                 let (push, part) = read_single(body)?;
                 let GradientPart { table, keys, gradients: rows, .. } = part;
-                Ok(Entry::Assign { sequence, push, table, keys, rows })
+                Ok(Entry::Assign { push, table, keys, rows })
             }
             REMOVE => {
                 let (push, part) = read_single(body)?;
                 if !part.gradients.is_empty() {
                     return Err("a remove holds floats");
                 }
-                Ok(Entry::Remove { sequence, push, table: part.table, keys: part.keys })
+                Ok(Entry::Remove { push, table: part.table, keys: part.keys })
             }
-            SESSIONS => Ok(Entry::Sessions { sequence, sessions: read_sessions(rest)? }),
+            SESSIONS => Ok(Entry::Sessions { sessions: read_sessions(rest)? }),
             ATTACH => {
                 let session = rest.u64().ok_or(SHORT)?;
                 let length = rest.u32().ok_or(SHORT)?;
                 let _ = rest.u32();
                 let client_id = rest.text(length as usize)?;
                 rest.end()?;
-                Ok(Entry::Attach { sequence, session, client_id })
+                Ok(Entry::Attach { session, client_id })
             }
             _ => Err("the kind of the entry is unknown"),
         }

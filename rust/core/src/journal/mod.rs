@@ -24,9 +24,9 @@ use crate::error::{Error, Result};
 use crate::os;
 use crate::types::{Durability, Sequence};
 
-pub(crate) use entry::{Entry, GradientPart, SessionRecord};
+pub(crate) use entry::{Entry, GradientPart, SessionRecord, Stamp};
 use files::{Files, Listed, NewFile};
-use format::Frame;
+pub(crate) use format::Frame;
 use tail::Tail;
 use timer::Timer;
 use turn::{Synced, Turns};
@@ -93,14 +93,14 @@ impl Journal {
         Ok(Self { config, known, listed, files: Arc::new(files), open: None, timer: None })
     }
 
-    /// Shows every entry once, in order, with the generation of its file; cuts the torn tail of a
-    /// crash; then opens the journal for appending.
+    /// Shows every entry once, in order, with where it stands; cuts the torn tail of a crash; then
+    /// opens the journal for appending.
     ///
     /// # Errors
     /// `Corruption` naming file and offset, `Config` for a newer format, and what `visit` returns.
     pub(crate) fn replay(
         &mut self,
-        visit: &mut dyn FnMut(u32, Entry<'_>) -> Result<()>,
+        visit: &mut dyn FnMut(Stamp, Entry<'_>) -> Result<()>,
     ) -> Result<()> {
         if self.open.is_some() {
             return Err(Error::unavailable("the journal was replayed already"));
@@ -129,15 +129,15 @@ impl Journal {
     }
 
     /// Appends one entry, in one gathered write from the caller's arrays. Calls and their
-    /// sequences come in order: the caller holds its own lock.
+    /// sequences come in order: the caller holds its own lock, under which only this is done; the
+    /// frame with its checksum was made before.
     ///
     /// # Errors
     /// `StoreFull` when no space is left: nothing was appended then. `Unavailable` after a
     /// failure, for ever.
-    pub(crate) fn append(&self, entry: &Entry<'_>) -> Result<Position> {
-        let mut frame = Frame::new(entry)?;
+    pub(crate) fn append(&self, frame: &mut Frame<'_>, sequence: Sequence) -> Result<Position> {
         let open = self.opened()?;
-        let position = open.append(&mut frame, entry.sequence())?;
+        let position = open.append(frame, sequence)?;
         if let Some(timer) = &self.timer {
             timer.appended(frame.length());
         }
@@ -261,7 +261,7 @@ impl Journal {
         sessions: Vec<SessionRecord>,
         sequence: Sequence,
     ) -> Result<NewFile> {
-        self.files.prepare(generation, &Entry::Sessions { sequence, sessions })
+        self.files.prepare(Stamp { generation, sequence }, &Entry::Sessions { sessions })
     }
 
     /// What a killed process appended may be in the page cache only. Rows that are replayed from

@@ -7,7 +7,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::journal::entry::Entry;
+use crate::journal::entry::{Entry, Stamp};
 use crate::journal::files::{Files, Listed};
 use crate::journal::format::{read_file_header, Header, ENTRY_HEADER, FILE_HEADER, VERSION};
 use crate::journal::JournalEnd;
@@ -17,8 +17,8 @@ use crate::types::Sequence;
 /// Small entries are read many at a time.
 const BUFFER: usize = 1 << 20;
 
-/// Who is shown the entries, with the generation of their file.
-pub(crate) type Visit<'a> = &'a mut dyn FnMut(u32, Entry<'_>) -> Result<()>;
+/// Who is shown the entries.
+pub(crate) type Visit<'a> = &'a mut dyn FnMut(Stamp, Entry<'_>) -> Result<()>;
 
 /// Where the journal really ends.
 #[derive(Debug, Clone, Copy)]
@@ -156,7 +156,7 @@ impl Scan {
             }
             let entry = header.decode(body).map_err(|what| self.corruption(what))?;
             self.pass(&header)?;
-            visit(self.generation, entry)?;
+            visit(Stamp { generation: self.generation, sequence: self.sequence }, entry)?;
             is_first = false;
         }
         os::forget_pages(self.reader.get_ref(), 0, self.length);

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::journal::entry::Stamp;
 use crate::journal::format::Frame;
 use crate::types::Sequence;
 
@@ -46,7 +47,8 @@ impl Tail {
     /// Writes an entry; returns the bytes of the pages it made dirty. On an error the file may
     /// hold a part of it: see `take_back`.
     pub(crate) fn append(&mut self, frame: &mut Frame<'_>, sequence: Sequence) -> io::Result<u64> {
-        self.file.write_all(&frame.seal(self.generation, self.offset))?;
+        let stamp = Stamp { generation: self.generation, sequence };
+        self.file.write_all(&frame.seal(stamp, self.offset))?;
         let start = self.offset;
         self.offset += frame.length();
         self.position += frame.length();

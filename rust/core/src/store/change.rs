@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use super::engine::Engine;
-use super::mutate::{Change, Effect, Target, Turn};
+use super::mutate::{Change, Effect, Target};
+use super::order::Turn;
 use super::stage::{Probed, Staged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;

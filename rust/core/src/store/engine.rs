@@ -3,21 +3,22 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::config::StoreConfig;
-use super::session::Sessions;
+use super::order::Sequencer;
+use super::running::Running;
 use super::stats::Holds;
+use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::failure::Failure;
-use crate::journal::{Journal, Position};
+use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::superblock::SuperblockFile;
 use crate::table::{Stripe, Table, Tier};
-use crate::types::{Durability, Sequence, TableId};
+use crate::types::{Durability, TableId};
 
 /// An open store.
 pub(super) struct Engine {
@@ -28,6 +29,8 @@ pub(super) struct Engine {
     pub(super) stripes: Vec<Stripe>,
     pub(super) catalog: RwLock<Catalog>,
     pub(super) sequencer: Mutex<Sequencer>,
+    pub(super) running: Running,
+    pub(super) clock: Clock,
     /// Set once recovery has replayed it.
     pub(super) journal: Arc<OnceLock<Journal>>,
     pub(super) superblock: Mutex<SuperblockFile>,
@@ -51,16 +54,6 @@ pub(super) struct Catalog {
     pub(super) by_name: BTreeMap<String, TableId>,
     pub(super) by_id: HashMap<TableId, Arc<Table>>,
     pub(super) next_id: TableId,
-}
-
-/// The one order of mutating calls. Whoever holds its lock decides what comes next.
-pub(super) struct Sequencer {
-    pub(super) last: Sequence,
-    /// Next ticket of each stripe.
-    pub(super) tickets: Vec<u64>,
-    pub(super) sessions: Sessions,
-    /// End of the last journal entry.
-    pub(super) position: Option<Position>,
 }
 
 /// Tells the maintenance thread that there is work, and callers that there is room.
@@ -121,9 +114,4 @@ impl Wake {
         self.state.lock().is_asked = true;
         self.worker.notify_one();
     }
-}
-
-/// Unix seconds.
-pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::engine::{now, Engine};
+use super::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
 use crate::log::{FooterEntry, Read, Record, RecordView, SegmentId, Stream};
@@ -149,7 +149,8 @@ impl Engine {
         let generation = {
             let mut sequencer = self.sequencer.lock();
             let old = self.journal().generation();
-            let (records, last) = (sequencer.sessions.records(now()), sequencer.last);
+            let (records, last) =
+                (sequencer.sessions.records(self.clock.seconds()), sequencer.last);
             self.journal().rotate(records, last)?;
             old
         };

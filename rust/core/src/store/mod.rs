@@ -1,7 +1,8 @@
 //! The verbs of a store, over its tables. The door of the engine: everything below is private.
 //!
-//! `read`, `stage`, `mutate` and `change` hold the walks, `catalog` the tables, `recovery` opening
-//! and closing, `maintenance` the thread that keeps journal and log within their caps.
+//! `read`, `stage`, `mutate` and `change` hold the walks, `order` and `running` their one order,
+//! `fetch` the reads, `catalog` the tables, `recovery` opening and closing, `maintenance` the
+//! thread that keeps journal and log within their caps.
 
 mod catalog;
 mod change;
@@ -10,9 +11,11 @@ mod engine;
 mod fetch;
 mod maintenance;
 mod mutate;
+mod order;
 mod pass;
 mod read;
 mod recovery;
+mod running;
 mod session;
 mod stage;
 mod stats;
@@ -26,9 +29,9 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 
 pub use self::config::StoreConfig;
-use self::engine::{now, Engine};
+use self::engine::Engine;
 use crate::error::Result;
-use crate::journal::Entry;
+use crate::journal::{Entry, Frame};
 use crate::spec::{TableChange, TableSpec};
 use crate::types::{Push, TableId};
 
@@ -92,7 +95,7 @@ pub struct Assign<'a> {
 pub enum PushOutcome {
     /// Applied now.
     Applied,
-    /// Had been applied before; nothing changed.
+    /// Had been applied before, and is whole when this is returned; nothing changed now.
     Duplicate,
 }
 
@@ -133,15 +136,20 @@ impl Store {
     pub fn attach(&self, session: u64, client_id: &str) -> Result<u64> {
         let _call = self.engine.enter()?;
         let mut sequencer = self.engine.sequencer.lock();
-        let last = sequencer.sessions.attach(session, client_id, now())?;
+        let uptime = self.engine.clock.seconds();
+        let last = sequencer.sessions.attach(session, client_id, uptime)?;
         if self.engine.is_journaled() {
             let sequence = sequencer.last + 1;
-            let entry = Entry::Attach { sequence, session, client_id };
-            sequencer.position = Some(self.engine.journal().append(&entry)?);
+            let mut frame = Frame::new(&Entry::Attach { session, client_id })?;
+            sequencer.position = Some(self.engine.journal().append(&mut frame, sequence)?);
             sequencer.last = sequence;
         }
-        let position = sequencer.position;
+        let (position, next) = (sequencer.position, sequencer.last + 1);
         drop(sequencer);
+        if last > 0 {
+            // Of a session that comes back: what it reads next has seen all its pushes.
+            self.engine.running.wait_before(next);
+        }
         self.engine.commit(position)?;
         Ok(last)
     }
@@ -239,7 +247,8 @@ impl Store {
     }
 
     /// Removes rows, slots and statistics; returns how many there were. A repeated push removes
-    /// nothing and returns 0.
+    /// nothing and returns what the first one did, if that is one of its session's last 256
+    /// removals since the store was opened; else 0.
     ///
     /// # Errors
     /// `TableNotFound`, `Unavailable`.

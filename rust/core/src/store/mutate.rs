@@ -3,8 +3,8 @@
 //!
 //! 1. Probe: each key once, index lines only; room for new keys is checked (`stage`).
 //! 2. Read: records of rows on NVMe are staged in memory of this call, without a lock.
-//! 3. Order: under the sequencer's lock the call gets its sequence, its journal entry and a ticket
-//!    for each stripe that it touches.
+//! 3. Order: the call gets its sequence, its journal entry and a ticket for each stripe that it
+//!    touches (`order`). A push that was made before is acknowledged, once that one is applied.
 //! 4. Change: stripe by stripe, in turn (`change`). Rows that stayed in DRAM are found where the
 //!    probe saw them; staged ones are installed; new ones start at their initial row.
 //! 5. Commit: wait for what the durability mode promises.
@@ -13,17 +13,17 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::change::Work;
-use super::engine::{now, Engine, Sequencer};
-use super::session::Verdict;
+use super::engine::Engine;
+use super::order::{Decision, Ordered, Ready, Turn};
 use super::stage::Call;
 use super::walk::check_length;
 use super::PushOutcome;
 use crate::batch::{sum_rows, Unique};
 use crate::error::{Error, Result};
-use crate::journal::{Entry, GradientPart, Position};
+use crate::journal::Stamp;
 use crate::optimizer::is_finite;
-use crate::table::{Counters, Plan, Table, Tickets};
-use crate::types::{Push, Sequence, TableId};
+use crate::table::{Counters, Plan, Table};
+use crate::types::Push;
 
 /// What a call does to the rows of its keys.
 #[derive(Clone, Copy)]
@@ -42,23 +42,6 @@ pub(super) struct Target<'a> {
     pub(super) keys: Cow<'a, [u64]>,
     pub(super) change: Change<'a>,
     pub(super) plan: Plan,
-}
-
-/// A call's place in the order.
-pub(super) struct Turn {
-    pub(super) sequence: Sequence,
-    pub(super) generation: u32,
-    pub(super) position: Option<Position>,
-    /// True at recovery: rows that are already past the sequence are left alone.
-    pub(super) is_replay: bool,
-}
-
-/// A call with its place in the order.
-pub(super) struct Ordered<'a> {
-    turn: Turn,
-    tickets: Tickets<'a>,
-    /// Targets that were not applied before.
-    applies: Vec<bool>,
 }
 
 /// What a call did.
@@ -123,7 +106,7 @@ impl Engine {
         let table = self.table(id)?;
         let unique = Unique::new(keys, 1);
         let target = self.target(table, &unique.keys, Change::Remove);
-        self.push(push, vec![target]).map(|(_, effect)| effect.removed as u64)
+        self.push(push, vec![target]).map(|(_, removed)| removed)
     }
 
     pub(super) fn target<'a>(
@@ -137,36 +120,58 @@ impl Engine {
         Target { table, keys, change, plan }
     }
 
+    /// Returns what became of the push, and how many rows it removed.
     pub(super) fn push<'a>(
         &'a self,
         push: Push,
         targets: Vec<Target<'a>>,
-    ) -> Result<(PushOutcome, Effect)> {
+    ) -> Result<(PushOutcome, u64)> {
         let _watch = self.failure.watch();
+        // A duplicate needs neither room nor rows: what its original met may be gone by now.
+        let applies = match self.decide(push, &targets)? {
+            Decision::Apply(applies) => applies,
+            Decision::Duplicate(before) => return self.acknowledge(push, &targets, before),
+        };
         self.wait_for_space()?;
         let call = Call::probe(self, targets)?;
         call.check_gradients()?;
         let repair = self.repair(&call)?;
-        let Some((first, ordered)) = self.order(push, &call, repair.as_ref())? else {
-            let position = self.sequencer.lock().position;
-            self.commit(position)?;
-            for target in &call.targets {
-                Counters::add(&target.table.counters.duplicate_pushes, 1);
-            }
-            return Ok((PushOutcome::Duplicate, Effect::default()));
+        let first = repair.as_ref().map(|call| Ready::before(self, push, call)).transpose()?;
+        let (first, ordered) = match self.order(first, Ready::new(self, push, &call, applies)?)? {
+            Decision::Apply(places) => places,
+            Decision::Duplicate(before) => return self.acknowledge(push, &call.targets, before),
         };
-        if let (Some(repair), Some(first)) = (repair, first) {
-            let effects = self.change(&repair, first);
+        if let (Some(repair), Some(mut first)) = (repair, first) {
+            let effects = self.change(&repair, &mut first);
             repair.settle(&effects);
         }
-        let position = ordered.turn.position;
-        let effects = self.change(&call, ordered);
+        self.finish(push, call, ordered)
+    }
+
+    /// Steps 4 and 5.
+    fn finish(
+        &self,
+        push: Push,
+        call: Call<'_>,
+        mut ordered: Ordered<'_>,
+    ) -> Result<(PushOutcome, u64)> {
+        let effects = self.change(&call, &mut ordered);
+        let is_removal = call.targets.iter().any(|t| matches!(t.change, Change::Remove));
         call.settle(&effects);
+        let effect = Effect::sum(&effects);
+        if is_removal {
+            self.sequencer.lock().sessions.note_removal(push, effect.removed as u64);
+        }
+        if ordered.applies.contains(&false) {
+            // What a session before has applied of it may be on its way still.
+            self.running.wait_before(ordered.turn.sequence);
+        }
+        let position = ordered.turn.position;
+        // From here on duplicates are acknowledged.
+        drop(ordered);
         self.commit(position)?;
         self.failure.check()?;
-        let mut total = Effect::default();
-        effects.iter().for_each(|effect| total.add(effect));
-        total.lost.take().map_or(Ok((PushOutcome::Applied, total)), Err)
+        effect.lost.map_or(Ok((PushOutcome::Applied, effect.removed as u64)), Err)
     }
 
     /// Rows to assign whose records are damaged are removed first, in an entry of its own: so the
@@ -182,14 +187,14 @@ impl Engine {
         (!targets.is_empty()).then(|| Call::probe(self, targets)).transpose()
     }
 
-    /// Re-applies a journal entry at recovery. Nothing else runs yet. Rows that need a damaged
-    /// record are left as they are: damaged.
+    /// Re-applies a journal entry at recovery; returns how many rows it removed. Nothing else runs
+    /// yet. Rows that need a damaged record are left as they are: damaged.
     pub(super) fn replay_change<'a>(
         &'a self,
-        sequence: Sequence,
-        generation: u32,
+        stamp: Stamp,
         targets: Vec<Target<'a>>,
-    ) -> Result<()> {
+    ) -> Result<u64> {
+        let Stamp { generation, sequence } = stamp;
         let call = Call::probe(self, targets)?;
         let tickets = {
             let mut sequencer = self.sequencer.lock();
@@ -198,72 +203,15 @@ impl Engine {
         };
         let turn = Turn { sequence, generation, position: None, is_replay: true };
         let applies = vec![true; call.targets.len()];
-        let effects = self.change(&call, Ordered { turn, tickets, applies });
+        let mut ordered = Ordered { turn, tickets, applies, _underway: None };
+        let effects = self.change(&call, &mut ordered);
         call.settle(&effects);
-        self.failure.check()
-    }
-
-    /// Step 3. `None` for a duplicate. A repair comes right before its call.
-    fn order<'a>(
-        &'a self,
-        push: Push,
-        call: &Call<'a>,
-        repair: Option<&Call<'a>>,
-    ) -> Result<Option<(Option<Ordered<'a>>, Ordered<'a>)>> {
-        let mut sequencer = self.sequencer.lock();
-        self.check_entry_size(&call.targets)?;
-        self.check_present(&call.targets)?;
-        let name = |id| {
-            let mut tables = call.targets.iter().map(|target| &target.table);
-            tables.find(|table| table.id == id).map_or_else(String::new, |table| table.name())
-        };
-        let applies = match sequencer.sessions.decide(push, &call.ids(), name)? {
-            Verdict::Duplicate => return Ok(None),
-            Verdict::Apply(applies) => applies,
-        };
-        let place = |call: &Call<'a>, push, applies, sequencer: &mut Sequencer| {
-            self.take_place(sequencer, push, call, applies)
-        };
-        let Some(repair) = repair else {
-            return Ok(Some((None, place(call, push, applies, &mut sequencer)?)));
-        };
-        // Number 0 is noted nowhere: the push itself is still to come.
-        let own = Push { number: 0, step: None, ..push };
-        let first = place(repair, own, vec![true; repair.targets.len()], &mut sequencer)?;
-        let ordered = place(call, push, applies, &mut sequencer);
-        // The journal says already that the rows are removed.
-        let ordered = ordered.inspect_err(|error| self.fail(error))?;
-        Ok(Some((Some(first), ordered)))
-    }
-
-    /// The next place in the order, once the journal has it.
-    fn take_place<'a>(
-        &'a self,
-        sequencer: &mut Sequencer,
-        push: Push,
-        call: &Call<'a>,
-        applies: Vec<bool>,
-    ) -> Result<Ordered<'a>> {
-        let sequence = sequencer.last + 1;
-        let mut generation = 0;
-        if self.is_journaled() {
-            let entry = journal_entry(sequence, push, &call.targets, &applies);
-            sequencer.position = Some(self.journal().append(&entry)?);
-            generation = self.journal().generation();
-            for target in &call.targets {
-                Counters::add(&target.table.counters.journal_bytes, target.bytes() as usize);
-            }
-        }
-        sequencer.sessions.note(push, &call.ids(), now());
-        sequencer.last = sequence;
-        let tickets = self.draw_tickets(sequencer, sequence, &call.targets);
-        let position = sequencer.position;
-        let turn = Turn { sequence, generation, position, is_replay: false };
-        Ok(Ordered { turn, tickets, applies })
+        self.failure.check()?;
+        Ok(Effect::sum(&effects).removed as u64)
     }
 
     /// Step 4. A failure from here on fails the store: the journal has what the rows have not.
-    fn change(&self, call: &Call<'_>, mut ordered: Ordered<'_>) -> Vec<Effect> {
+    fn change(&self, call: &Call<'_>, ordered: &mut Ordered<'_>) -> Vec<Effect> {
         let mut effects: Vec<Effect> = call.targets.iter().map(|_| Effect::default()).collect();
         while let Some((s, mut state)) = ordered.tickets.next_turn() {
             let applies = ordered.applies.iter().enumerate();
@@ -280,48 +228,6 @@ impl Engine {
             }
         }
         effects
-    }
-
-    pub(super) fn draw_tickets(
-        &self,
-        sequencer: &mut Sequencer,
-        sequence: Sequence,
-        targets: &[Target<'_>],
-    ) -> Tickets<'_> {
-        let mut drawn = Vec::new();
-        for (s, next) in sequencer.tickets.iter_mut().enumerate() {
-            if targets.iter().any(|target| !target.plan.range(s).is_empty()) {
-                drawn.push((s, *next));
-                *next += 1;
-            }
-        }
-        Tickets::new(&self.stripes, sequence, drawn)
-    }
-
-    pub(super) fn commit(&self, position: Option<Position>) -> Result<()> {
-        let Some(position) = position else { return Ok(()) };
-        self.journal().commit(position)?;
-        if self.journal().bytes() > self.config.journal_bytes() {
-            self.wake.ask();
-        }
-        Ok(())
-    }
-
-    /// A table that was dropped meanwhile: nothing of the call is applied.
-    fn check_present(&self, targets: &[Target<'_>]) -> Result<()> {
-        targets.iter().try_for_each(|target| self.table(target.table.id).map(drop))
-    }
-
-    fn check_entry_size(&self, targets: &[Target<'_>]) -> Result<()> {
-        let bytes: u64 = targets.iter().map(Target::bytes).sum();
-        let most = self.config.journal_bytes() / 2;
-        if self.is_journaled() && bytes > most {
-            return Err(Error::store_full(format!(
-                "one push of {bytes} bytes; with this nvme cap the journal takes {most} at once; \
-                 split the push or raise nvme"
-            )));
-        }
-        Ok(())
     }
 
     /// Charges for `n` records; returns the sums over all tables and of this one.
@@ -363,14 +269,9 @@ impl Engine {
     }
 }
 
-impl Call<'_> {
-    fn ids(&self) -> Vec<TableId> {
-        self.targets.iter().map(|target| target.table.id).collect()
-    }
-}
-
 impl Target<'_> {
-    fn bytes(&self) -> u64 {
+    /// Of its keys and numbers, as the journal will hold them.
+    pub(super) fn bytes(&self) -> u64 {
         let rows = match self.change {
             Change::Gradients(_, rows) | Change::Rows(rows) => rows.len(),
             Change::Remove => 0,
@@ -380,6 +281,12 @@ impl Target<'_> {
 }
 
 impl Effect {
+    fn sum(effects: &[Self]) -> Self {
+        let mut sum = Self::default();
+        effects.iter().for_each(|effect| sum.add(effect));
+        sum
+    }
+
     fn add(&mut self, other: &Self) {
         self.updated += other.updated;
         self.removed += other.removed;
@@ -392,32 +299,6 @@ impl Effect {
         Counters::add(&table.counters.bytes_updated, self.updated * table.floats * 4);
         Counters::add(&table.counters.rows_poisoned, self.poisoned);
     }
-}
-
-fn journal_entry<'a>(
-    sequence: Sequence,
-    push: Push,
-    targets: &'a [Target<'_>],
-    applies: &[bool],
-) -> Entry<'a> {
-    if let [Target { table, keys, change: Change::Rows(rows), .. }] = targets {
-        return Entry::Assign { sequence, push, table: table.id, keys, rows };
-    }
-    if let [Target { table, keys, change: Change::Remove, .. }] = targets {
-        return Entry::Remove { sequence, push, table: table.id, keys };
-    }
-    let part = |target: &'a Target<'_>| match target.change {
-        Change::Gradients(learning_rate, gradients) => Some(GradientPart {
-            table: target.table.id,
-            learning_rate,
-            keys: &target.keys,
-            gradients,
-        }),
-        _ => None,
-    };
-    let applied = targets.iter().zip(applies).filter(|(_, &applies)| applies);
-    let tables = applied.filter_map(|(target, _)| part(target)).collect();
-    Entry::Gradients { sequence, push, tables }
 }
 
 fn check_finite(table: &Table, what: &str, numbers: &[f32]) -> Result<()> {

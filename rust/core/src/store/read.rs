@@ -1,7 +1,7 @@
 //! Reading verbs: what each does with a row, with an absent key and with a record. `walk` brings
 //! them there.
 
-use super::engine::{now, Engine};
+use super::engine::Engine;
 use super::fetch::Wanted;
 use super::walk::{check_length, Hits, Verb, Walk};
 use super::{InsertBatch, LookupBatch};
@@ -48,7 +48,7 @@ impl Engine {
         }
         self.wait_for_space()?;
         let dims = dims(&walks);
-        let now = now() as u32;
+        let now = self.clock.date() as u32;
         self.again_with_log_room(|| {
             self.read(&walks, &mut Insert { batches: &mut *batches, dims: dims.clone(), now })
         })

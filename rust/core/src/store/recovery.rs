@@ -10,15 +10,18 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 
 use super::config::SEGMENT_BUFFERS;
-use super::engine::{now, Catalog, Engine, Sequencer, Wake};
+use super::engine::{Catalog, Engine, Wake};
 use super::mutate::Change;
+use super::order::Sequencer;
+use super::running::Running;
 use super::session::Sessions;
 use super::stats::Holds;
 use super::StoreConfig;
+use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::failure::Failure;
-use crate::journal::{Entry, Journal, JournalConfig};
+use crate::journal::{Entry, Journal, JournalConfig, Stamp};
 use crate::ledger::Ledger;
 use crate::log::{FooterEntry, Log, LogConfig, LogEnd};
 use crate::manifest::Manifest;
@@ -49,7 +52,7 @@ impl Engine {
         let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
         let newest = engine.load_index()?;
         engine.sequencer.lock().last = newest.max(known.next_sequence.saturating_sub(1));
-        pending.replay(&mut |generation, entry| engine.replay(generation, &entry))?;
+        pending.replay(&mut |stamp, entry| engine.replay(stamp, &entry))?;
         if engine.journal.set(pending).is_err() {
             return Err(Error::unavailable("the journal was opened twice"));
         }
@@ -87,6 +90,8 @@ impl Engine {
             stripes: (0..stripes).map(|_| Stripe::new(&ledger, stripes, failure.clone())).collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
+            running: Running::new(failure.clone()),
+            clock: Clock::new(),
             directory: Mutex::new(Some(directory)),
             superblock: Mutex::new(superblock),
             record_bytes: AtomicU64::new(0),
@@ -153,21 +158,22 @@ impl Engine {
     }
 
     /// Applies one journal entry again.
-    fn replay(&self, generation: u32, entry: &Entry<'_>) -> Result<()> {
+    fn replay(&self, stamp: Stamp, entry: &Entry<'_>) -> Result<()> {
         match entry {
-            Entry::Sessions { sequence, sessions } => {
+            Entry::Sessions { sessions } => {
                 let mut sequencer = self.sequencer.lock();
-                sequencer.last = sequencer.last.max(*sequence);
+                sequencer.last = sequencer.last.max(stamp.sequence);
                 sequencer.sessions = Sessions::default();
                 sequencer.sessions.restore(sessions.clone());
                 Ok(())
             }
-            Entry::Attach { sequence, session, client_id } => {
+            Entry::Attach { session, client_id } => {
                 let mut sequencer = self.sequencer.lock();
-                sequencer.last = sequencer.last.max(*sequence);
-                sequencer.sessions.attach(*session, client_id, now()).map(drop)
+                sequencer.last = sequencer.last.max(stamp.sequence);
+                let uptime = self.clock.seconds();
+                sequencer.sessions.attach(*session, client_id, uptime).map(drop)
             }
-            Entry::Gradients { sequence, push, tables } => {
+            Entry::Gradients { push, tables } => {
                 let changes: Vec<_> = tables
                     .iter()
                     .map(|part| {
@@ -175,28 +181,29 @@ impl Engine {
                         (part.table, part.keys, change)
                     })
                     .collect();
-                self.replay_push(*sequence, generation, *push, &changes)
+                self.replay_push(stamp, *push, &changes).map(drop)
             }
-            Entry::Assign { sequence, push, table, keys, rows } => {
+            Entry::Assign { push, table, keys, rows } => {
                 let change = (*table, *keys, Change::Rows(rows));
-                self.replay_push(*sequence, generation, *push, &[change])
+                self.replay_push(stamp, *push, &[change]).map(drop)
             }
-            Entry::Remove { sequence, push, table, keys } => {
+            Entry::Remove { push, table, keys } => {
                 let change = (*table, *keys, Change::Remove);
-                self.replay_push(*sequence, generation, *push, &[change])
+                let removed = self.replay_push(stamp, *push, &[change])?;
+                self.sequencer.lock().sessions.note_removal(*push, removed);
+                Ok(())
             }
         }
     }
 
     fn replay_push(
         &self,
-        sequence: Sequence,
-        generation: u32,
+        stamp: Stamp,
         push: Push,
         changes: &[(TableId, &[u64], Change<'_>)],
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let ids: Vec<TableId> = changes.iter().map(|change| change.0).collect();
-        self.sequencer.lock().sessions.note(push, &ids, now());
+        self.sequencer.lock().sessions.note(push, &ids, self.clock.seconds());
         let mut targets = Vec::new();
         for &(id, keys, change) in changes {
             // Entries of a dropped table are passed over: ids are never used again.
@@ -207,11 +214,11 @@ impl Engine {
             }
             targets.push(self.target(table, keys, change));
         }
-        self.replay_change(sequence, generation, targets)?;
+        let removed = self.replay_change(stamp, targets)?;
         if self.log_free() < self.log_reserve() {
             self.compact()?;
         }
-        Ok(())
+        Ok(removed)
     }
 
     /// Writes everything back and gives the directory up.

@@ -1,7 +1,10 @@
 //! Who pushes: sessions, their last push, and the steps of their clients. Exactly once is decided
 //! here, under the sequencer's lock, and journaled with the rows.
+//!
+//! Idle times are told by a clock of their own, which runs while the store is open and goes on from
+//! where the last snapshot left it: no correction of the system's clock makes a session old.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use crate::error::{Error, Result};
 use crate::journal::SessionRecord;
@@ -9,9 +12,14 @@ use crate::types::{Push, TableId};
 
 /// Idle sessions are forgotten after this.
 const IDLE_SECONDS: u64 = 3600;
+/// Removals of a session whose outcome is remembered: as many calls as a connection may have
+/// unanswered, all of which may come again.
+const REMOVALS: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Sessions {
+    /// What the clock of sessions said when the store was opened.
+    opened_at: u64,
     sessions: HashMap<u64, Session>,
     clients: HashMap<String, Client>,
 }
@@ -23,6 +31,8 @@ struct Session {
     last_used: u64,
     /// Highest step per table in this session.
     steps: HashMap<TableId, i64>,
+    /// Numbers of its last removals since the store was opened, with how many rows each found.
+    removals: VecDeque<(u64, u64)>,
 }
 
 #[derive(Default)]
@@ -60,16 +70,19 @@ impl Sessions {
     pub(super) fn memory_bytes(&self) -> u64 {
         let steps = |session: &Session| session.steps.capacity() * size_of::<(TableId, i64)>();
         let steps: usize = self.sessions.values().map(steps).sum();
+        let removals = |session: &Session| session.removals.capacity() * size_of::<(u64, u64)>();
+        let removals: usize = self.sessions.values().map(removals).sum();
         let sessions = self.sessions.capacity() * size_of::<(u64, Session)>();
         let clients = self.clients.capacity() * size_of::<(String, Client)>();
-        (steps + sessions + clients) as u64
+        (steps + removals + sessions + clients) as u64
     }
 
-    /// Registers a session; returns its last push.
-    pub(super) fn attach(&mut self, session: u64, client_id: &str, now: u64) -> Result<u64> {
+    /// Registers a session; returns its last push. `uptime` is in seconds since the store was
+    /// opened, here and below.
+    pub(super) fn attach(&mut self, session: u64, client_id: &str, uptime: u64) -> Result<u64> {
         self.check_owner(session)?;
         let known = self.sessions.entry(session).or_default();
-        known.last_used = now;
+        known.last_used = self.opened_at + uptime;
         let last_push = known.last_push;
         if !client_id.is_empty() && known.client_id != client_id {
             known.client_id = client_id.to_owned();
@@ -135,7 +148,8 @@ impl Sessions {
     }
 
     /// The snapshot that opens a journal file; sessions idle for an hour are left out.
-    pub(super) fn records(&mut self, now: u64) -> Vec<SessionRecord> {
+    pub(super) fn records(&mut self, uptime: u64) -> Vec<SessionRecord> {
+        let now = self.opened_at + uptime;
         self.sessions.retain(|_, session| session.last_used + IDLE_SECONDS > now);
         let live = &self.sessions;
         self.clients.retain(|_, client| live.contains_key(&client.session));
@@ -172,8 +186,10 @@ impl Sessions {
     }
 
     /// Takes over a snapshot. Sessions of one client are told apart by their last use, and within
-    /// a second by their order.
+    /// a second by their order. The clock goes on from the last use of any: time in which the
+    /// store was closed makes nobody idle.
     pub(super) fn restore(&mut self, mut records: Vec<SessionRecord>) {
+        self.opened_at = records.iter().map(|record| record.last_used).max().unwrap_or(0);
         records.sort_by_key(|record| record.last_used);
         for record in records {
             let session = Session {
@@ -181,6 +197,7 @@ impl Sessions {
                 last_push: record.number,
                 last_used: record.last_used,
                 steps: record.steps.into_iter().collect(),
+                removals: VecDeque::new(),
             };
             self.sessions.insert(record.session, session);
             if !record.client_id.is_empty() {
@@ -190,13 +207,29 @@ impl Sessions {
     }
 
     /// Notes a push as done.
-    pub(super) fn note(&mut self, push: Push, tables: &[TableId], now: u64) {
+    pub(super) fn note(&mut self, push: Push, tables: &[TableId], uptime: u64) {
         let session = self.sessions.entry(push.session).or_default();
         session.last_push = session.last_push.max(push.number);
-        session.last_used = now;
+        session.last_used = self.opened_at + uptime;
         if let Some(step) = push.step {
             session.steps.extend(tables.iter().map(|&table| (table, step)));
         }
+    }
+
+    /// Notes how many rows a removal found, for its duplicates.
+    pub(super) fn note_removal(&mut self, push: Push, rows: u64) {
+        let Some(session) = self.sessions.get_mut(&push.session) else { return };
+        if session.removals.len() == REMOVALS {
+            session.removals.pop_front();
+        }
+        session.removals.push_back((push.number, rows));
+    }
+
+    /// How many rows the removal of this number found; 0 if that is not known.
+    pub(super) fn removal(&self, push: Push) -> u64 {
+        let removals = self.sessions.get(&push.session).map(|session| &session.removals);
+        let known = removals.and_then(|known| known.iter().rfind(|known| known.0 == push.number));
+        known.map_or(0, |&(_, rows)| rows)
     }
 }
 
@@ -224,6 +257,33 @@ mod tests {
         assert_eq!(sessions.admit(push(1, 1, None), &[7], 0).unwrap(), apply);
         assert_eq!(sessions.admit(push(1, 1, None), &[7], 0).unwrap(), Verdict::Duplicate);
         assert_eq!(sessions.attach(1, "", 0).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_last_removals_are_remembered() {
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.removal(push(1, 1, None)), 0);
+        for number in 1..=300 {
+            let removal = push(1, number, None);
+            sessions.admit(removal, &[7], 0).unwrap();
+            sessions.note_removal(removal, number + 1000);
+        }
+        let known = |number| sessions.removal(push(1, number, None));
+        assert_eq!([known(44), known(45), known(300), known(301)], [0, 1045, 1300, 0]);
+    }
+
+    /// Idle times go on from where a snapshot left them: closed stores make nobody idle.
+    #[test]
+    fn a_restart_keeps_ages_and_adds_none() {
+        let mut sessions = Sessions::default();
+        sessions.attach(1, "old", 100).unwrap();
+        sessions.attach(2, "new", 3000).unwrap();
+        let records = sessions.records(3000);
+        let mut restored = Sessions::default();
+        restored.restore(records);
+        assert_eq!(restored.records(600).len(), 2);
+        assert_eq!(restored.records(800).len(), 1);
+        assert_eq!(restored.records(3700).len(), 0);
     }
 
     #[test]

@@ -307,7 +307,7 @@ fn hostile_sessions_are_corruption() {
     ] {
         let sample = Sample::new();
         let bytes = words(&body);
-        let header = Frame::new(&Entry::Attach { sequence: 0, session: 0, client_id: "" });
+        let header = Frame::new(&Entry::Attach { session: 0, client_id: "" });
         assert_eq!(header.unwrap().length(), 48);
         let mut start = Sample { at: vec![64], ..sample };
         start.bytes.truncate(64);

@@ -63,42 +63,35 @@ impl Part {
 }
 
 impl Owned {
-    fn new(entry: &Entry<'_>) -> Self {
+    fn new(sequence: Sequence, entry: &Entry<'_>) -> Self {
         let what = match entry {
-            Entry::Gradients { push, tables, .. } => {
+            Entry::Gradients { push, tables } => {
                 What::Gradients(*push, tables.iter().map(Part::new).collect())
             }
-            &Entry::Assign { push, table, keys, rows, .. } => {
+            &Entry::Assign { push, table, keys, rows } => {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
                 What::Assign(push, Part::new(&part))
             }
-            Entry::Remove { push, table, keys, .. } => What::Remove(*push, *table, keys.to_vec()),
-            Entry::Sessions { sessions, .. } => What::Sessions(sessions.clone()),
-            Entry::Attach { session, client_id, .. } => {
-                What::Attach(*session, (*client_id).to_owned())
-            }
+            Entry::Remove { push, table, keys } => What::Remove(*push, *table, keys.to_vec()),
+            Entry::Sessions { sessions } => What::Sessions(sessions.clone()),
+            Entry::Attach { session, client_id } => What::Attach(*session, (*client_id).to_owned()),
         };
-        Self { sequence: entry.sequence(), what }
+        Self { sequence, what }
     }
 
     fn borrow(&self) -> Entry<'_> {
-        let sequence = self.sequence;
         match &self.what {
             What::Gradients(push, parts) => {
                 let tables = parts.iter().map(Part::borrow).collect();
-                Entry::Gradients { sequence, push: *push, tables }
+                Entry::Gradients { push: *push, tables }
             }
             What::Assign(push, part) => {
                 let GradientPart { table, keys, gradients: rows, .. } = part.borrow();
-                Entry::Assign { sequence, push: *push, table, keys, rows }
+                Entry::Assign { push: *push, table, keys, rows }
             }
-            What::Remove(push, table, keys) => {
-                Entry::Remove { sequence, push: *push, table: *table, keys }
-            }
-            What::Sessions(sessions) => Entry::Sessions { sequence, sessions: sessions.clone() },
-            What::Attach(session, client_id) => {
-                Entry::Attach { sequence, session: *session, client_id }
-            }
+            What::Remove(push, table, keys) => Entry::Remove { push: *push, table: *table, keys },
+            What::Sessions(sessions) => Entry::Sessions { sessions: sessions.clone() },
+            What::Attach(session, client_id) => Entry::Attach { session: *session, client_id },
         }
     }
 }
@@ -128,8 +121,8 @@ type Visited = Vec<(u32, Owned)>;
 fn open_in(durability: Durability, path: &Path, known: JournalEnd) -> Result<(Journal, Visited)> {
     let mut journal = Journal::open(config(path, durability), known)?;
     let mut visited = Vec::new();
-    journal.replay(&mut |generation, entry| {
-        visited.push((generation, Owned::new(&entry)));
+    journal.replay(&mut |stamp, entry| {
+        visited.push((stamp.generation, Owned::new(stamp.sequence, &entry)));
         Ok(())
     })?;
     Ok((journal, visited))
@@ -143,9 +136,13 @@ fn read(path: &Path) -> Visited {
     open(path, NEW).unwrap().1
 }
 
+fn append(journal: &Journal, entry: &Owned) -> Result<Position> {
+    journal.append(&mut Frame::new(&entry.borrow())?, entry.sequence)
+}
+
 fn append_all(journal: &Journal, entries: &[Owned]) {
     for entry in entries {
-        let position = journal.append(&entry.borrow()).unwrap();
+        let position = append(journal, entry).unwrap();
         journal.commit(position).unwrap();
     }
 }

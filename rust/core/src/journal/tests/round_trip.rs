@@ -143,7 +143,7 @@ fn bad_calls_are_refused_and_leave_no_trace() {
     let scratch = Scratch::new();
     let mut journal = Journal::open(config(scratch.path(), Durability::Process), NEW).unwrap();
     let entry = gradients(5, 2);
-    let error = journal.append(&entry.borrow()).unwrap_err();
+    let error = append(&journal, &entry).unwrap_err();
     assert!(error.message.contains("not replayed yet"), "{error}");
     journal.replay(&mut |_, _| Ok(())).unwrap();
     assert!(journal.replay(&mut |_, _| Ok(())).is_err());
@@ -153,7 +153,7 @@ fn bad_calls_are_refused_and_leave_no_trace() {
         parts[0].floats.pop();
     }
     for (bad, text) in [(ragged, "no multiple"), (gradients(4, 2), "append in order")] {
-        let error = journal.append(&bad.borrow()).unwrap_err();
+        let error = append(&journal, &bad).unwrap_err();
         assert_eq!(error.kind, ErrorKind::BadInput);
         assert!(error.message.contains(text), "{error}");
     }
@@ -170,5 +170,5 @@ fn an_error_of_the_visitor_ends_the_replay() {
     let mut journal = Journal::open(config(scratch.path(), Durability::Process), NEW).unwrap();
     let error = journal.replay(&mut |_, _| Err(Error::store_full("no rows left"))).unwrap_err();
     assert_eq!(error.kind, ErrorKind::StoreFull);
-    assert!(journal.append(&gradients(1, 1).borrow()).is_err());
+    assert!(append(&journal, &gradients(1, 1)).is_err());
 }

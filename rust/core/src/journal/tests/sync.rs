@@ -43,7 +43,7 @@ fn eventually(condition: impl Fn() -> bool) {
 fn expect_failed(journal: &Journal, path: &Path) {
     let before = (syncs(journal), length(path, 1));
     let results = [
-        journal.append(&gradients(50, 1).borrow()).map(drop),
+        append(journal, &gradients(50, 1)).map(drop),
         journal.commit(Position(0)),
         journal.sync_to(1),
         journal.sync().map(drop),
@@ -68,7 +68,7 @@ fn one_sync_serves_all_that_wait() {
                 for _ in 0..5 {
                     let mut sequence = sequencer.lock();
                     *sequence += 1;
-                    let position = journal.append(&gradients(*sequence, 3).borrow()).unwrap();
+                    let position = append(&journal, &gradients(*sequence, 3)).unwrap();
                     drop(sequence);
                     journal.commit(position).unwrap();
                     assert!(journal.opened().unwrap().turns.synced().position >= position.0);
@@ -88,11 +88,11 @@ fn one_sync_serves_all_that_wait() {
 fn a_commit_waits_for_a_sync_that_began_after_its_append() {
     let (_scratch, journal) = start(Durability::Always);
     fail_next(&journal, Faults { sync_delay: Duration::from_millis(100), ..Faults::default() });
-    let first = journal.append(&gradients(1, 1).borrow()).unwrap();
+    let first = append(&journal, &gradients(1, 1)).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| journal.commit(first).unwrap());
         eventually(|| syncs(&journal) == 1);
-        let second = journal.append(&gradients(2, 1).borrow()).unwrap();
+        let second = append(&journal, &gradients(2, 1)).unwrap();
         journal.commit(second).unwrap();
     });
     assert_eq!(syncs(&journal), 2);
@@ -124,7 +124,7 @@ fn interval_syncs_by_itself_and_seldom() {
     eventually(|| turns.synced().sequence == 50);
     assert!(syncs(&journal) < 50);
     fail_next(&journal, Faults { sync: Some(libc::EIO), ..Faults::default() });
-    let position = journal.append(&gradients(51, 1).borrow()).unwrap();
+    let position = append(&journal, &gradients(51, 1)).unwrap();
     eventually(|| turns.check().is_err());
     assert_eq!(journal.commit(position).unwrap_err().kind, ErrorKind::Unavailable);
 }
@@ -143,7 +143,7 @@ fn a_failed_sync_is_never_retried() {
         let (scratch, journal) = start(Durability::Always);
         append_all(&journal, &[gradients(1, 1)]);
         fail_next(&journal, Faults { sync: Some(number), ..Faults::default() });
-        let position = journal.append(&gradients(2, 1).borrow()).unwrap();
+        let position = append(&journal, &gradients(2, 1)).unwrap();
         let error = journal.commit(position).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unavailable);
         expect_failed(&journal, scratch.path());
@@ -158,7 +158,7 @@ fn a_failed_sync_fails_all_that_wait_for_it() {
     let faults = Faults { sync: Some(libc::EIO), ..Faults::default() };
     fail_next(&journal, Faults { sync_delay: Duration::from_millis(50), ..faults });
     let failed = AtomicU64::new(0);
-    let last = (1..=4).map(|sequence| journal.append(&gradients(sequence, 1).borrow()).unwrap());
+    let last = (1..=4).map(|sequence| append(&journal, &gradients(sequence, 1)).unwrap());
     let positions: Vec<Position> = last.collect();
     thread::scope(|scope| {
         for &position in &positions {
@@ -177,7 +177,7 @@ fn a_failed_write_is_final_and_its_part_is_taken_back() {
     let (scratch, journal) = start(Durability::Process);
     append_all(&journal, &[gradients(1, 1)]);
     fail_next(&journal, Faults { write: Some((20, libc::EIO)), ..Faults::default() });
-    let error = journal.append(&gradients(2, 1).borrow()).unwrap_err();
+    let error = append(&journal, &gradients(2, 1)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     expect_failed(&journal, scratch.path());
     drop(journal);
@@ -192,7 +192,7 @@ fn a_full_device_takes_the_entry_back_and_goes_on() {
         let before = (length(scratch.path(), 1), journal.bytes());
         for written in [0, 1, 40, 10_000] {
             fail_next(&journal, Faults { write: Some((written, number)), ..Faults::default() });
-            let error = journal.append(&gradients(2, 100).borrow()).unwrap_err();
+            let error = append(&journal, &gradients(2, 100)).unwrap_err();
             assert_eq!(error.kind, ErrorKind::StoreFull);
             assert!(error.message.contains("00000001.log"), "{error}");
             assert_eq!((length(scratch.path(), 1), journal.bytes()), before);
@@ -211,7 +211,7 @@ fn a_part_that_cannot_be_taken_back_is_final_and_cut_at_the_next_open() {
     append_all(&journal, &[gradients(1, 1)]);
     let faults = Faults { write: Some((50, libc::ENOSPC)), ..Faults::default() };
     fail_next(&journal, Faults { truncate: Some(libc::EIO), ..faults });
-    let error = journal.append(&gradients(2, 1).borrow()).unwrap_err();
+    let error = append(&journal, &gradients(2, 1)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     expect_failed(&journal, scratch.path());
     drop(journal);
@@ -239,7 +239,7 @@ fn rotation_among_appends_and_commits() {
             for _ in 0..20 {
                 let mut sequence = sequencer.lock();
                 *sequence += 1;
-                let position = journal.append(&gradients(*sequence, 1).borrow()).unwrap();
+                let position = append(&journal, &gradients(*sequence, 1)).unwrap();
                 drop(sequence);
                 journal.commit(position).unwrap();
             }

@@ -1,0 +1,242 @@
+//! The one order of mutating calls. Under the sequencer's lock a call gets its sequence, its entry
+//! in the journal and a ticket for each stripe that it touches, and nothing else is done there: the
+//! entry's bytes and their checksum are made before, rows are changed after.
+//!
+//! Here too it is found out that a push was made before. Such a duplicate is acknowledged when
+//! every call that was ordered before it is applied, its original among them.
+
+use super::engine::Engine;
+use super::mutate::{Change, Target};
+use super::running::Underway;
+use super::session::{Sessions, Verdict};
+use super::stage::Call;
+use super::PushOutcome;
+use crate::error::{Error, Result};
+use crate::journal::{Entry, Frame, GradientPart, Position};
+use crate::table::{Counters, Tickets};
+use crate::types::{Push, Sequence, TableId};
+
+/// Whoever holds its lock decides what comes next.
+pub(super) struct Sequencer {
+    pub(super) last: Sequence,
+    /// Next ticket of each stripe.
+    pub(super) tickets: Vec<u64>,
+    pub(super) sessions: Sessions,
+    /// End of the last journal entry.
+    pub(super) position: Option<Position>,
+}
+
+/// A call's place in the order.
+pub(super) struct Turn {
+    pub(super) sequence: Sequence,
+    pub(super) generation: u32,
+    pub(super) position: Option<Position>,
+    /// True at recovery: rows that are already past the sequence are left alone.
+    pub(super) is_replay: bool,
+}
+
+/// A call with its place in the order.
+pub(super) struct Ordered<'a> {
+    pub(super) turn: Turn,
+    pub(super) tickets: Tickets<'a>,
+    /// Targets that were not applied before.
+    pub(super) applies: Vec<bool>,
+    /// Until it is dropped duplicates of the call wait. `None` at recovery: there are none.
+    pub(super) _underway: Option<Underway<'a>>,
+}
+
+/// What becomes of a push.
+pub(super) enum Decision<T> {
+    Apply(T),
+    /// It was made before; all calls before this sequence are to be applied first.
+    Duplicate(Sequence),
+}
+
+/// A call ready for its place in the order.
+pub(super) struct Ready<'c, 'a> {
+    push: Push,
+    call: &'c Call<'a>,
+    applies: Vec<bool>,
+    /// `None` in a store without a journal.
+    frame: Option<Frame<'c>>,
+}
+
+impl<'c, 'a> Ready<'c, 'a> {
+    /// Lays out the journal entry of the targets that apply.
+    pub(super) fn new(
+        engine: &Engine,
+        push: Push,
+        call: &'c Call<'a>,
+        applies: Vec<bool>,
+    ) -> Result<Self> {
+        engine.check_entry_size(&call.targets)?;
+        let entry = || journal_entry(push, &call.targets, &applies);
+        let frame = engine.is_journaled().then(|| Frame::new(&entry())).transpose()?;
+        Ok(Self { push, call, applies, frame })
+    }
+
+    /// The same, of a call that comes right before `push`, of the same session.
+    pub(super) fn before(engine: &Engine, push: Push, call: &'c Call<'a>) -> Result<Self> {
+        // Number 0 is noted nowhere: the push itself is still to come.
+        let own = Push { number: 0, step: None, ..push };
+        Self::new(engine, own, call, vec![true; call.targets.len()])
+    }
+}
+
+impl Engine {
+    /// Whether the push was made before. Decides for good only under the lock under which the call
+    /// is ordered.
+    pub(super) fn decide(&self, push: Push, targets: &[Target<'_>]) -> Result<Decision<Vec<bool>>> {
+        self.decide_locked(&self.sequencer.lock(), push, targets)
+    }
+
+    fn decide_locked(
+        &self,
+        sequencer: &Sequencer,
+        push: Push,
+        targets: &[Target<'_>],
+    ) -> Result<Decision<Vec<bool>>> {
+        let name = |id| {
+            let mut tables = targets.iter().map(|target| &target.table);
+            tables.find(|table| table.id == id).map_or_else(String::new, |table| table.name())
+        };
+        Ok(match sequencer.sessions.decide(push, &ids(targets), name)? {
+            Verdict::Duplicate => Decision::Duplicate(sequencer.last + 1),
+            Verdict::Apply(applies) => Decision::Apply(applies),
+        })
+    }
+
+    /// Acknowledges a push that was made before: it is applied and committed when this returns.
+    /// Returns how many rows it removed, if it was a removal.
+    pub(super) fn acknowledge(
+        &self,
+        push: Push,
+        targets: &[Target<'_>],
+        before: Sequence,
+    ) -> Result<(PushOutcome, u64)> {
+        self.running.wait_before(before);
+        let (position, removed) = {
+            let sequencer = self.sequencer.lock();
+            (sequencer.position, sequencer.sessions.removal(push))
+        };
+        self.commit(position)?;
+        self.failure.check()?;
+        for target in targets {
+            Counters::add(&target.table.counters.duplicate_pushes, 1);
+        }
+        Ok((PushOutcome::Duplicate, removed))
+    }
+
+    /// Gives `ready` its place in the order, right after its repair, if it needs one.
+    pub(super) fn order<'a>(
+        &'a self,
+        repair: Option<Ready<'_, '_>>,
+        mut ready: Ready<'_, '_>,
+    ) -> Result<Decision<(Option<Ordered<'a>>, Ordered<'a>)>> {
+        let mut sequencer = self.sequencer.lock();
+        self.check_present(&ready.call.targets)?;
+        match self.decide_locked(&sequencer, ready.push, &ready.call.targets)? {
+            Decision::Duplicate(before) => return Ok(Decision::Duplicate(before)),
+            Decision::Apply(applies) if applies != ready.applies => {
+                // Its client was taken over just now: rare enough to lay the entry out again.
+                ready = Ready::new(self, ready.push, ready.call, applies)?;
+            }
+            Decision::Apply(_) => {}
+        }
+        let Some(repair) = repair else {
+            return Ok(Decision::Apply((None, self.take_place(&mut sequencer, ready)?)));
+        };
+        let first = self.take_place(&mut sequencer, repair)?;
+        let ordered = self.take_place(&mut sequencer, ready);
+        // The journal says already that the rows are removed.
+        let ordered = ordered.inspect_err(|error| self.fail(error))?;
+        Ok(Decision::Apply((Some(first), ordered)))
+    }
+
+    /// The next place in the order, once the journal has it.
+    fn take_place(&self, sequencer: &mut Sequencer, ready: Ready<'_, '_>) -> Result<Ordered<'_>> {
+        let Ready { push, call, applies, frame } = ready;
+        let sequence = sequencer.last + 1;
+        let mut generation = 0;
+        if let Some(mut frame) = frame {
+            sequencer.position = Some(self.journal().append(&mut frame, sequence)?);
+            generation = self.journal().generation();
+            for target in &call.targets {
+                Counters::add(&target.table.counters.journal_bytes, target.bytes() as usize);
+            }
+        }
+        sequencer.sessions.note(push, &ids(&call.targets), self.clock.seconds());
+        sequencer.last = sequence;
+        let tickets = self.draw_tickets(sequencer, sequence, &call.targets);
+        let turn = Turn { sequence, generation, position: sequencer.position, is_replay: false };
+        Ok(Ordered { turn, tickets, applies, _underway: Some(self.running.enter(sequence)) })
+    }
+
+    pub(super) fn draw_tickets(
+        &self,
+        sequencer: &mut Sequencer,
+        sequence: Sequence,
+        targets: &[Target<'_>],
+    ) -> Tickets<'_> {
+        let mut drawn = Vec::new();
+        for (s, next) in sequencer.tickets.iter_mut().enumerate() {
+            if targets.iter().any(|target| !target.plan.range(s).is_empty()) {
+                drawn.push((s, *next));
+                *next += 1;
+            }
+        }
+        Tickets::new(&self.stripes, sequence, drawn)
+    }
+
+    /// Returns when the promise of the durability mode holds up to `position`.
+    pub(super) fn commit(&self, position: Option<Position>) -> Result<()> {
+        let Some(position) = position else { return Ok(()) };
+        self.journal().commit(position)?;
+        if self.journal().bytes() > self.config.journal_bytes() {
+            self.wake.ask();
+        }
+        Ok(())
+    }
+
+    /// A table that was dropped meanwhile: nothing of the call is applied.
+    fn check_present(&self, targets: &[Target<'_>]) -> Result<()> {
+        targets.iter().try_for_each(|target| self.table(target.table.id).map(drop))
+    }
+
+    fn check_entry_size(&self, targets: &[Target<'_>]) -> Result<()> {
+        let bytes: u64 = targets.iter().map(Target::bytes).sum();
+        let most = self.config.journal_bytes() / 2;
+        if self.is_journaled() && bytes > most {
+            return Err(Error::store_full(format!(
+                "one push of {bytes} bytes; with this nvme cap the journal takes {most} at once; \
+                 split the push or raise nvme"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn ids(targets: &[Target<'_>]) -> Vec<TableId> {
+    targets.iter().map(|target| target.table.id).collect()
+}
+
+fn journal_entry<'a>(push: Push, targets: &'a [Target<'_>], applies: &[bool]) -> Entry<'a> {
+    if let [Target { table, keys, change: Change::Rows(rows), .. }] = targets {
+        return Entry::Assign { push, table: table.id, keys, rows };
+    }
+    if let [Target { table, keys, change: Change::Remove, .. }] = targets {
+        return Entry::Remove { push, table: table.id, keys };
+    }
+    let part = |target: &'a Target<'_>| match target.change {
+        Change::Gradients(learning_rate, gradients) => Some(GradientPart {
+            table: target.table.id,
+            learning_rate,
+            keys: &target.keys,
+            gradients,
+        }),
+        _ => None,
+    };
+    let applied = targets.iter().zip(applies).filter(|(_, &applies)| applies);
+    let tables = applied.filter_map(|(target, _)| part(target)).collect();
+    Entry::Gradients { push, tables }
+}
