@@ -12,14 +12,21 @@ LEAVES = {"errors", "types", "config", "placement", "keys", "sizes", "budgets", 
 # Room -> what its files must not import, by prefix. A room is the first part below `hybridps`.
 FORBIDDEN = {
     "leaf": ("hybridps.client", "hybridps.server", "hybridps.rpc", "hybridps.demo", "hybridps.aio",
-             "asyncio", "socket", "torch", "tensorflow", "capnp"),
-    "rpc": ("hybridps.client", "hybridps.server", "hybridps.demo", "hybridps.aio", "torch",
-            "tensorflow"),
-    "server": ("hybridps.client", "hybridps.demo", "hybridps.aio", "torch", "tensorflow"),
-    "client": ("hybridps.server", "hybridps.demo", "torch", "tensorflow"),
-    "demo": ("hybridps._core", "hybridps.client", "hybridps.server", "hybridps.rpc"),
-    "clients": ("hybridps._core", "hybridps.server", "hybridps.rpc", "hybridps.demo", "socket",
-                "asyncio"),
+             "hybridps.layers", "asyncio", "socket", "torch", "tensorflow", "keras", "capnp"),
+    "rpc": ("hybridps.client", "hybridps.server", "hybridps.demo", "hybridps.aio",
+            "hybridps.layers", "torch", "tensorflow", "keras"),
+    "server": ("hybridps.client", "hybridps.demo", "hybridps.aio", "hybridps.layers", "torch",
+               "tensorflow", "keras"),
+    "client": ("hybridps.server", "hybridps.demo", "hybridps.layers", "torch", "tensorflow",
+               "keras"),
+    "layers": ("hybridps._core", "hybridps.server", "hybridps.rpc", "hybridps.demo", "hybridps.aio",
+               "torch", "tensorflow", "keras", "socket", "asyncio"),
+    "demo": ("hybridps._core", "hybridps.client", "hybridps.layers", "hybridps.server",
+             "hybridps.rpc"),
+    "clients": ("hybridps._core", "hybridps.client", "hybridps.server", "hybridps.rpc",
+                "hybridps.demo", "socket", "asyncio"),
+    "clients/torch": ("tensorflow", "keras"),
+    "clients/tensorflow": ("torch",),
     "benchmarks": ("hybridps._core", "hybridps.client.", "hybridps.server.", "hybridps.rpc"),
 }  # fmt: skip
 # `pickle` and its users run whatever a file says; the others leave the rules above.
@@ -31,7 +38,8 @@ def test_rooms_import_downwards_only() -> None:
         f"{house.name(path)}:{line} imports {module}"
         for path in house.files(".py")
         for line, module in imports(path)
-        for prefix in FORBIDDEN.get(room(path), ())
+        for name in rooms(path)
+        for prefix in FORBIDDEN.get(name, ())
         if module == prefix.rstrip(".") or module.startswith(prefix.rstrip(".") + ".")
     ]
     assert not wrong, wrong
@@ -47,11 +55,12 @@ def test_nothing_unpickles() -> None:
     assert not wrong, wrong
 
 
-def room(path: Path) -> str:
+def rooms(path: Path) -> tuple[str, ...]:
+    """The rooms whose rules hold for a file: its own and the one around it."""
     parts = path.relative_to(house.ROOT).parts
     if parts[0] != "hybridps":
-        return "" if "tests" in parts else parts[0]
-    return "leaf" if path.stem in LEAVES and len(parts) == 2 else parts[1]
+        return () if "tests" in parts else (parts[0], "/".join(parts[:2]))
+    return ("leaf" if path.stem in LEAVES and len(parts) == 2 else parts[1],)
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

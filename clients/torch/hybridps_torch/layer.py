@@ -5,32 +5,40 @@ layer is the only switch, `torch.no_grad()` is not one.
 """
 
 import copy
-import threading
+import functools
 import weakref
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybridps.client.connect import connect
 from hybridps.errors import BadInputError, TableMismatchError
-from hybridps_torch.gradients import Accumulator, Read, ReadRows
-from hybridps_torch.keys import Keys
+from hybridps.keys import as_keys
+from hybridps.layers.gradients import without_padding
+from hybridps.layers.ids import Patterns, as_padding
+from hybridps.layers.reading import Purpose, Request, read
+from hybridps.layers.stores import remember, store_at
+from hybridps_torch.gradients import Accumulator, Backward, Read, ReadRows, is_recomputing
 
-# Stores of this process by URL, for layers that arrive by pickle. Weak: users close their stores.
-_stores: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-_stores_lock = threading.Lock()
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+_REDUCTIONS = ("mean", "sum")
+# Rows of one `assign` when rows are loaded: a piece is a fraction of what the smallest store takes.
+_LOAD_BYTES = 1 << 20
 
 
-def _store_at(url: str) -> Any:
-    """The store of that URL in this process, connected if need be."""
-    with _stores_lock:
-        ps = _stores.get(url)
-        if ps is None:
-            ps = _stores[url] = connect(url)
-        return ps
+def eager(forward: Forward) -> Forward:
+    """A forward that `torch.compile` leaves to Python, with a graph break before and after."""
+    # Not torch.compiler.disable: it would import the compiler, seconds long, into every process.
+    broken = torch._disable_dynamo(forward)  # noqa: SLF001 - imports the compiler when called
+
+    @functools.wraps(forward)
+    def chosen(*args: Any, **options: Any) -> Any:
+        return (broken if torch.compiler.is_compiling() else forward)(*args, **options)
+
+    return chosen  # type: ignore[return-value]
 
 
 class Layer(nn.Module):
@@ -38,21 +46,34 @@ class Layer(nn.Module):
 
     A pickled layer carries the URL, not the connection: it connects anew, with the default
     settings, where it is unpickled in another process.
+
+    Args: padding: by feature, the id that reads as zeros and is neither trained nor stored.
+        reduce: where torch.distributed is initialised, "mean" pushes each rank's gradient divided
+        by the number of ranks, as DistributedDataParallel averages; "sum" pushes it whole.
     """
 
-    def __init__(self, ps: Any, specs: Mapping[str, Any]) -> None:
+    has_features = True
+
+    def __init__(
+        self, ps: Any, specs: Mapping[str, Any], padding: Mapping[str, int | None], reduce: str
+    ) -> None:
         super().__init__()
+        if reduce not in _REDUCTIONS:
+            names = [spec.name for spec in specs.values()]
+            raise BadInputError(f"tables {names}: reduce is {reduce!r}; give one of {_REDUCTIONS}")
+        self._padding = {f: as_padding(padding.get(f), s.name) for f, s in specs.items()}
         self._ps = ps
-        self._dims = {feature: int(spec.dim) for feature, spec in specs.items()}
+        self._specs = dict(specs)
         self.tables = {feature: str(spec.name) for feature, spec in specs.items()}
+        self.reduce = reduce
         for spec in specs.values():
             ps.create_table(spec)
-        # Empty: it ties the rows to autograd, and requires_grad_(False) on a model freezes it too.
-        self.anchor = nn.Parameter(torch.empty(0))
-        # Weak: an Optimizer that is gone no longer accumulates.
-        self._accumulator: weakref.ref[Accumulator] | None = None
-        with _stores_lock:
-            _stores[str(ps.url)] = ps
+        # Ties the rows to autograd, and requires_grad_(False) on a model freezes it too. One zero,
+        # because torch has no norms of empty tensors.
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self._hooked: weakref.ref[Tensor] | None = None
+        self._accumulator: Accumulator | None = None
+        remember(ps)
 
     @property
     def ps(self) -> Any:
@@ -61,35 +82,57 @@ class Layer(nn.Module):
 
     @property
     def accumulator(self) -> Accumulator | None:
-        """The Optimizer of this layer, while it exists."""
-        return None if self._accumulator is None else self._accumulator()
+        """The Optimizer of this layer, until it is closed."""
+        return self._accumulator
 
-    def accumulate_in(self, accumulator: Accumulator) -> None:
-        """From now on its gradients go there, for as long as somebody holds it."""
-        self._accumulator = weakref.ref(accumulator)
+    def accumulate_in(self, accumulator: Accumulator | None) -> None:
+        """From now on its gradients go there; None: they are pushed at the end of each pass."""
+        self._accumulator = accumulator
 
-    def _read(
-        self, features: Mapping[str, tuple[Keys, torch.device]], padding: int | None = None
-    ) -> dict[str, Tensor]:
-        """float32[keys.shape + (dim,)] by feature, from one call for all tables."""
-        keys_of: dict[str, list[Keys]] = {}
-        for feature, (keys, _) in features.items():
-            keys_of.setdefault(self.tables[feature], []).append(keys.reshape(-1))
-        batch = {t: k[0] if len(k) == 1 else np.concatenate(k) for t, k in keys_of.items()}
-        rows = (self._ps.lookup_or_insert if self.training else self._ps.lookup)(batch)
-        used = dict.fromkeys(batch, 0)
+    def _read(self, features: Mapping[str, tuple[Patterns, torch.device]]) -> dict[str, Tensor]:
+        """float32[ids.shape + (dim,)] by feature, from one call for all tables."""
+        requests = {
+            feature: Request(self._specs[feature], patterns, self._padding[feature])
+            for feature, (patterns, _) in features.items()
+        }
+        purpose = Purpose.INFERENCE
+        if self.training:
+            purpose = Purpose.AGAIN if is_recomputing() else Purpose.TRAINING
+        rows = read(self._ps, requests, purpose)
+        if not self.training:
+            return {f: torch.from_numpy(rows[f]).to(device) for f, (_, device) in features.items()}
+        self._hook()
         result = {}
-        for feature, (keys, device) in features.items():
-            table = self.tables[feature]
-            part = rows[table][used[table] : used[table] + keys.size]
-            used[table] += keys.size
-            shaped = part.reshape(*keys.shape, self._dims[feature])
-            if self.training:
-                read = Read(self, table, keys, padding)
-                result[feature] = ReadRows.apply(self.anchor, shaped, device, read)
-            else:
-                result[feature] = torch.from_numpy(shaped).to(device)
+        for feature, (patterns, device) in features.items():
+            noted = Read(self, self.tables[feature], patterns, self._padding[feature])
+            result[feature] = ReadRows.apply(self.anchor, rows[feature], device, noted)
         return result
+
+    def _hook(self) -> None:
+        """Has autograd tell when a pass accumulates into the anchor, which wrappers may replace."""
+        if self._hooked is not None and self._hooked() is self.anchor:
+            return
+        if self.anchor.is_leaf and self.anchor.requires_grad:
+            self.anchor.register_post_accumulate_grad_hook(Backward.accumulated)
+            self._hooked = weakref.ref(self.anchor)
+
+    def _load(self, feature: str, keys: Any, rows: Any) -> None:
+        """Sets the values of many keys, piece by piece; padding stays out."""
+        spec = self._specs[feature]
+        flat, shape = as_keys(keys, spec.name)
+        values = _host(rows)
+        if values.shape != (*shape, spec.dim):
+            raise BadInputError(
+                f"table {spec.name!r}: rows have shape {values.shape}, keys {shape} and dim is"
+                f" {spec.dim}; give rows of shape {(*shape, spec.dim)}"
+            )
+        if not np.isfinite(values).all():
+            raise BadInputError(f"table {spec.name!r}: rows hold NaN or infinity; none was loaded")
+        patterns, values = without_padding(flat.view(np.int64), values, self._padding[feature])
+        table = self._ps.table(spec.name)
+        piece = max(1, _LOAD_BYTES // (4 * spec.dim))
+        for start in range(0, patterns.size, piece):
+            table.assign(patterns[start : start + piece], values[start : start + piece])
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds of this layer: names. The rows are the store's to keep."""
@@ -117,21 +160,26 @@ class Layer(nn.Module):
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
         # A copy belongs to no Optimizer: that one was built for another model.
-        clone.__dict__.update(copy.deepcopy(self.__dict__ | {"_accumulator": None}, memo))
+        alone = self.__dict__ | {"_accumulator": None, "_hooked": None}
+        clone.__dict__.update(copy.deepcopy(alone, memo))
         return clone
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_accumulator": None, "_ps": str(self._ps.url)}
+        alone = {"_accumulator": None, "_hooked": None, "_ps": str(self._ps.url)}
+        return self.__dict__ | alone
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         restore: Any = super().__setstate__
-        restore(state | {"_ps": _store_at(state["_ps"])})
+        restore(state | {"_ps": store_at(state["_ps"])})
 
     def extra_repr(self) -> str:
         """As "table='item', dim=16"."""
-        return ", ".join(f"table={self.tables[f]!r}, dim={dim}" for f, dim in self._dims.items())
+        return ", ".join(f"table={s.name!r}, dim={s.dim}" for s in self._specs.values())
 
 
-def unknown_feature(feature: object, known: Mapping[str, object]) -> BadInputError:
-    """The error for a feature that a collection does not have."""
-    return BadInputError(f"feature {feature!r} is not in this collection; it has {sorted(known)}")
+def _host(values: Any) -> Any:
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    # NumPy has no bfloat16; float32 holds it exactly.
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()

@@ -1,29 +1,24 @@
-"""The layers, with the call signatures of torch's. Only shapes and pooling; `Layer` reads.
+"""The layers of one table, with the call signatures of torch's. `Layer` reads, `pooling` reduces.
 
 Unlike torch's, keys are any 64-bit pattern: there is no num_embeddings, and a negative
 padding_idx is that key, not a position from the end.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from hybridps.errors import BadInputError
-from hybridps_torch.keys import Keys, as_key, as_keys
-from hybridps_torch.layer import Layer, unknown_feature
-
-_MODES = ("sum", "mean", "max")
+from hybridps_torch.ids import as_ids
+from hybridps_torch.layer import Layer, eager
+from hybridps_torch.pooling import Pooling
 
 
 class _SingleTable(Layer):
-    def __init__(self, ps: Any, spec: Any, padding_idx: int | None) -> None:
-        super().__init__(ps, {"ids": spec})
+    has_features = False
+
+    def __init__(self, ps: Any, spec: Any, padding_idx: int | None, reduce: str) -> None:
+        super().__init__(ps, {"ids": spec}, {"ids": padding_idx}, reduce)
         self.padding_idx = padding_idx
-        self._padding = as_key(padding_idx, self.table)
 
     @property
     def table(self) -> str:
@@ -33,7 +28,15 @@ class _SingleTable(Layer):
     @property
     def embedding_dim(self) -> int:
         """Columns of a row."""
-        return self._dims["ids"]
+        return int(self._specs["ids"].dim)
+
+    def load_rows(self, keys: Any, rows: Any) -> None:
+        """Sets pretrained values: float32[keys.shape + (dim,)] for any keys, also absent ones.
+
+        Optimizer slots stay, those of new rows are fresh; a padding_idx among the keys is left out.
+        Cost: a call for each mebibyte of rows. Raises BadInputError before the first of them.
+        """
+        self._load("ids", keys, rows)
 
     def extra_repr(self) -> str:
         """As "table='item', dim=16, padding_idx=0"."""
@@ -46,23 +49,30 @@ class Embedding(_SingleTable):
 
     In training mode absent keys are inserted and each occurrence counts; gradients of all layers
     are pushed once, when the backward pass ends. In eval mode absent keys read as zeros.
-    padding_idx: never updated by training, and reads as what the table holds: its initial row
-    unless `assign` set it, to zeros for example.
+    Args: padding_idx: reads as zeros; never trained, counted or stored.
+        reduce: of the gradients of distributed ranks, "mean" as in DDP, or "sum".
     """
 
-    def __init__(self, ps: Any, spec: Any, padding_idx: int | None = None) -> None:
-        super().__init__(ps, spec, padding_idx)
+    def __init__(
+        self, ps: Any, spec: Any, padding_idx: int | None = None, *, reduce: str = "mean"
+    ) -> None:
+        super().__init__(ps, spec, padding_idx, reduce)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """One row an id. Raises BadInputError for ids that are not a tensor of integers."""
-        keys = as_keys(input, self.table)
-        return self._read({"ids": (keys, input.device)}, self._padding)["ids"]
+    @eager
+    def forward(self, input: Any) -> Tensor:  # noqa: A002 - torch's name
+        """One row an id: for nested ids a nested tensor, for jagged ones a row a value.
+
+        Raises BadInputError for ids that are no integers.
+        """
+        ids = as_ids(input, self.table)
+        return ids.shaped(self._read({"ids": (ids.patterns, ids.device)})["ids"])
 
 
 class EmbeddingBag(_SingleTable):
     """float32[bags, dim]: rows reduced by bag; call signature and numbers of nn.EmbeddingBag.
 
-    padding_idx: such entries are neither read nor part of a bag; an empty bag is zeros.
+    Args: padding_idx: such entries are neither read nor part of a bag; an empty bag is zeros.
+        reduce: of the gradients of distributed ranks, "mean" as in DDP, or "sum".
     """
 
     def __init__(
@@ -72,103 +82,39 @@ class EmbeddingBag(_SingleTable):
         mode: str = "mean",
         padding_idx: int | None = None,
         include_last_offset: bool = False,
+        *,
+        reduce: str = "mean",
     ) -> None:
-        if mode not in _MODES:
-            raise BadInputError(f"table {spec.name!r}: mode is {mode!r}; give one of {_MODES}")
-        super().__init__(ps, spec, padding_idx)
-        self.mode = mode
-        self.include_last_offset = include_last_offset
+        self._pooling = Pooling(spec.name, mode, include_last_offset)
+        super().__init__(ps, spec, padding_idx, reduce)
 
+    @property
+    def mode(self) -> str:
+        """How a bag is reduced: "sum", "mean" or "max"."""
+        return self._pooling.mode
+
+    @property
+    def include_last_offset(self) -> bool:
+        """Whether offsets end with the number of ids."""
+        return self._pooling.include_last_offset
+
+    @eager
     def forward(
         self,
-        input: Tensor,  # noqa: A002 - torch's name
+        input: Any,  # noqa: A002 - torch's name
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
-        """One row a bag: ids are 2-D, a bag a line, or 1-D with the offset where each bag begins.
+        """One row a bag: ids are 2-D, a bag a line; or 1-D with the offset where each bag begins,
+        also as a pair (ids, offsets); or nested; or a KeyedJaggedTensor of one key.
 
         per_sample_weights: shape of the ids, mode "sum" only; differentiable.
         Raises: BadInputError for ids, offsets or weights that do not fit; nothing is read then.
         """
-        keys = as_keys(input, self.table)
-        starts = self._starts(keys, offsets)
-        weights = self._weights(input, per_sample_weights)
-        keys = keys.reshape(-1)
-        if self._padding is not None:
-            kept = keys != self._padding
-            keys, starts = keys[kept], np.concatenate(([0], np.cumsum(kept)))[starts]
-            if weights is not None:
-                weights = weights[torch.from_numpy(kept).to(weights.device)]
-        rows = self._read({"ids": (keys, input.device)})["ids"]
-        return functional.embedding_bag(
-            torch.arange(keys.size, device=input.device),
-            rows,
-            torch.from_numpy(starts).to(input.device),
-            mode=self.mode,
-            # Sparse: the gradient comes back as one row a position, no scatter into a dense one.
-            sparse=self.mode != "max",
-            per_sample_weights=None if weights is None else weights.to(rows.dtype),
-            include_last_offset=self.include_last_offset,
-        )
-
-    def _starts(self, keys: Keys, offsets: Tensor | None) -> Keys:
-        """Where bags begin among the flat ids; with include_last_offset also where they end."""
-        if keys.ndim == 2:  # noqa: PLR2004 - bags and places
-            if offsets is not None:
-                raise self._refused("offsets are given with 2-D ids; drop one of the two")
-            bags, size = keys.shape
-            lines = np.arange(bags + self.include_last_offset, dtype=np.int64)
-            return np.multiply(lines, size, dtype=np.int64)
-        if keys.ndim != 1:
-            raise self._refused(f"ids have {keys.ndim} dimensions; give 1 with offsets, or 2")
-        if offsets is None:
-            raise self._refused("1-D ids come without offsets; give where each bag begins")
-        starts = as_keys(offsets, self.table)
-        least = 1 if self.include_last_offset else 0
-        if starts.ndim != 1 or starts.size < least:
-            raise self._refused(f"offsets are of shape {starts.shape}; give 1-D, {least} or more")
-        if starts.size and (
-            starts[0] != 0 or starts[-1] > keys.size or (np.diff(starts) < 0).any()
-        ):
-            raise self._refused(f"offsets do not ascend from 0 to at most {keys.size}: {starts}")
-        return starts
-
-    def _weights(self, ids: Tensor, weights: Tensor | None) -> Tensor | None:
-        if weights is None:
-            return None
-        if self.mode != "sum":
-            raise self._refused(f'per_sample_weights need mode="sum"; mode is {self.mode!r}')
-        if weights.shape != ids.shape or not weights.is_floating_point():
-            given = f"{weights.dtype} of shape {tuple(weights.shape)}"
-            raise self._refused(
-                f"per_sample_weights are {given}; give floats of shape {tuple(ids.shape)}"
-            )
-        return weights.reshape(-1)
-
-    def _refused(self, why: str) -> BadInputError:
-        return BadInputError(f"table {self.table!r}: {why}")
+        bags = self._pooling.bags(input, offsets, per_sample_weights, self._padding["ids"])
+        rows = self._read({"ids": (bags.patterns, bags.device)})["ids"]
+        return self._pooling.reduce(bags, rows)
 
     def extra_repr(self) -> str:
         """As "table='item', dim=16, mode='mean'"."""
         return f"{super().extra_repr()}, mode={self.mode!r}"
-
-
-class EmbeddingCollection(Layer):
-    """Several features at once: id tensors by feature in, vectors by feature out, one call.
-
-    Features may share a table. A forward may name any of the features.
-    """
-
-    def __init__(self, ps: Any, specs: Mapping[str, Any]) -> None:
-        if not specs:
-            raise BadInputError("the collection has no features; give {feature: spec}")
-        super().__init__(ps, specs)
-
-    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """float32[ids.shape + (dim,)] by feature, each on the device of its ids."""
-        keys = {}
-        for feature, ids in features.items():
-            if feature not in self.tables:
-                raise unknown_feature(feature, self.tables)
-            keys[feature] = (as_keys(ids, self.tables[feature]), ids.device)
-        return self._read(keys)

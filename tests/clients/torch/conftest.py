@@ -31,9 +31,9 @@ class Spy:
         if name.startswith("__") or name not in self.VERBS:
             return getattr(self.store, name)
 
-        def call(tables):
+        def call(tables, **options):
             self.calls.append((name, tables))
-            return getattr(self.store, name)(tables)
+            return getattr(self.store, name)(tables, **options)
 
         return call
 
@@ -47,8 +47,11 @@ class Spy:
 class Reference:
     """A torch parameter with the rows that the table starts with, and torch's optimizer."""
 
-    def __init__(self, spec, keys):
+    def __init__(self, spec, keys, padding_idx=None):
         self.weight = torch.nn.Parameter(torch.from_numpy(spec.initial_rows(range(keys))))
+        if padding_idx is not None:
+            # As nn.Embedding does.
+            self.weight.data[padding_idx] = 0
         rule = getattr(torch.optim, type(spec.optimizer).__name__)
         self.optimizer = rule([self.weight], lr=spec.optimizer.learning_rate)
 
