@@ -4,14 +4,13 @@ use std::sync::atomic::Ordering;
 
 use super::record::Record;
 use super::segment::OpenSegment;
-use super::slots::SlotInfo;
 use super::writer::Sealed;
 use super::{Shared, Stream, ROW_FLOATS_MAX};
 use crate::error::{Error, Result};
 use crate::types::{Place, TableId};
 
 /// Slots that only compaction may take: one to fill and one to go on with, or a full log could
-/// never be compacted.
+/// never be compacted. (Where syncs seal one after the other short, there are `SPARE` more.)
 pub(super) const RESERVED: u32 = 2;
 
 impl Shared {
@@ -45,7 +44,12 @@ impl Shared {
                 continue;
             };
             if let Some(place) = segment.put(table, record, tombstone) {
-                self.slots.add_live(place, row_floats);
+                if tombstone {
+                    self.slots.add_tombstone(place, table, horizon_of(record));
+                } else {
+                    self.slots.add_live(place, row_floats);
+                    self.slots.note_table(place, table);
+                }
                 return Ok(place);
             }
             self.seal(&mut current);
@@ -54,25 +58,25 @@ impl Shared {
 
     /// Begins a segment; waits for a buffer, but not for a slot: none if there is none.
     fn begin(&self, stream: Stream) -> Result<Option<OpenSegment>> {
-        let reserved = if stream == Stream::Rows { RESERVED } else { 0 };
         let mut state = self.state.lock();
-        let (buffer, slot, incarnation) = loop {
+        let (buffer, id) = loop {
             self.check()?;
-            if state.available(self.slots_max) <= reserved {
+            let has_slot = match stream {
+                Stream::Rows => state.roster.available() > RESERVED,
+                Stream::Compaction => state.roster.available() > 0 || state.roster.has_spare(),
+            };
+            if !has_slot {
                 return Ok(None);
             }
             if let Some(buffer) = state.take_buffer(&self.config) {
-                let (slot, incarnation) = state.take_slot();
-                break (buffer, slot, incarnation);
+                let id = self.slots.fill(&mut state.roster, buffer.clone());
+                break (buffer, id);
             }
             self.progress.wait(&mut state);
         };
         drop(state);
-        let base = self.slots.offset(slot);
-        let segment_bytes = self.config.segment_bytes;
-        let segment = OpenSegment::new(slot, incarnation, buffer, base, segment_bytes);
-        self.slots.set(slot, SlotInfo::filling(incarnation, segment.buffer.clone()));
-        Ok(Some(segment))
+        let base = self.slots.offset(id.slot);
+        Ok(Some(OpenSegment::new(id, buffer, base, self.config.segment_bytes)))
     }
 
     /// Hands the segment of a stream, if there is one, to the writer thread.
@@ -80,25 +84,29 @@ impl Shared {
         let Some(mut segment) = current.take() else { return };
         segment.close_pages();
         let mut state = self.state.lock();
-        let sealed_at = state.newest();
+        let sealed_at = state.roster.newest();
         state.queue.push_back(Sealed { segment, sealed_at });
         self.work.notify_one();
     }
 
     fn has_freed(&self) -> bool {
-        let state = self.state.lock();
-        !state.freed.is_empty()
+        self.state.lock().roster.freed() > 0
     }
 
     fn full(&self) -> Error {
         self.refused.fetch_add(1, Ordering::Relaxed);
         Error::store_full(format!(
-            "log {} is full: all {} slots of {} bytes are taken ({} bytes live): remove rows, let \
-             compaction run, or raise nvme_bytes",
+            "log {} is full: all {} slots of {} bytes are taken ({} bytes of rows are live, {} of \
+             marks of removals kept): remove rows, let compaction run, or raise nvme_bytes",
             self.device.path().display(),
             self.slots_max,
             self.config.segment_bytes,
-            self.slots.live_bytes()
+            self.slots.live_bytes(),
+            self.slots.tombstone_bytes()
         ))
     }
+}
+
+fn horizon_of(tombstone: &Record<'_>) -> u64 {
+    u64::from(tombstone.frequency) << 32 | u64::from(tombstone.last_seen)
 }

@@ -11,7 +11,7 @@ const CRC: usize = 60;
 const SECOND_COPY: usize = PAGE / 2;
 
 /// Version of the log file that this code reads and writes.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// See `docs/format.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,9 +68,24 @@ pub(super) struct SegmentHeader {
     pub(super) max_sequence: u64,
     pub(super) sealed_at: u64,
     pub(super) data_bytes: u64,
+    /// Tables of its rows, as a set of `slots::table_bit`.
+    pub(super) tables: u32,
 }
 
 impl SegmentHeader {
+    /// Of a segment that is not written.
+    pub(super) const NONE: Self = Self {
+        incarnation: 0,
+        slot: 0,
+        data_pages: 0,
+        footer_bytes: 0,
+        entries: 0,
+        max_sequence: 0,
+        sealed_at: 0,
+        data_bytes: 0,
+        tables: 0,
+    };
+
     pub(super) fn put(&self, page: &mut [u8]) {
         page.fill(0);
         let bytes = &mut page[..HEADER_BYTES];
@@ -83,6 +98,7 @@ impl SegmentHeader {
         put_u64(bytes, 32, self.max_sequence);
         put_u64(bytes, 40, self.sealed_at);
         put_u64(bytes, 48, self.data_bytes);
+        put_u32(bytes, 56, self.tables);
         close(bytes);
     }
 
@@ -96,6 +112,7 @@ impl SegmentHeader {
             max_sequence: u64_at(bytes, 32),
             sealed_at: u64_at(bytes, 40),
             data_bytes: u64_at(bytes, 48),
+            tables: u32_at(bytes, 56),
         })
     }
 
@@ -154,6 +171,7 @@ mod tests {
             max_sequence: u64::MAX,
             sealed_at: 1 << 34,
             data_bytes: 288,
+            tables: 1 << 31 | 1,
         };
         let mut page = vec![1; PAGE];
         header.put(&mut page);

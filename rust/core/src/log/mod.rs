@@ -18,6 +18,7 @@ mod segment;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod victim;
 mod writer;
 
 use std::ops::Range;
@@ -33,6 +34,7 @@ pub(crate) use pins::Pin;
 pub(crate) use reader::{Read, ReadCounts};
 pub(crate) use record::{footprint, Record, RecordView, ROW_FLOATS_MAX};
 pub(crate) use slots::SegmentId;
+pub(crate) use victim::Elders;
 
 use crate::device::{self, AlignedBuffer, Device, PAGE};
 use crate::error::{Error, Result};
@@ -40,7 +42,8 @@ use crate::types::{Place, Sequence, TableId};
 use header::FileHeader;
 use pins::Pins;
 use segment::OpenSegment;
-use slots::{SlotState, Slots};
+use slots::Slots;
+use victim::{Demand, Rounds};
 use writer::State;
 
 /// Called with the greatest sequence of a segment before its bytes go to the device.
@@ -96,6 +99,8 @@ struct Shared {
     slots_max: u32,
     streams: [Mutex<Option<OpenSegment>>; 2],
     state: Mutex<State>,
+    /// What the choice of victims remembers.
+    rounds: Mutex<Rounds>,
     /// To the writer thread: the queue or `closing` changed.
     work: Condvar,
     /// To appenders and syncers: a buffer or slot came back, a segment was written, or a failure.
@@ -152,8 +157,8 @@ impl Log {
         self.shared.append(stream, table, record, false)
     }
 
-    /// Adds the mark of a removed key. It stays live until its segment is freed: scan it, and
-    /// append it again unless `is_oldest`.
+    /// Adds the mark of a removed key, while nothing can append the key (under the lock of the
+    /// row). Its horizon is the newest segment: no older record of the key is in a later one.
     ///
     /// # Errors
     /// As `append`.
@@ -164,8 +169,17 @@ impl Log {
         key: u64,
         sequence: Sequence,
     ) -> Result<Place> {
-        let record = Record { key, sequence, last_seen: 0, frequency: 0, row: &[] };
+        let record = Record::tombstone(key, sequence, self.shared.slots.newest());
         self.shared.append(stream, table, &record, true)
+    }
+
+    /// Compaction: copies a tombstone with its own horizon. Not needed where `elders` are gone.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub(crate) fn copy_tombstone(&self, table: TableId, record: &RecordView<'_>) -> Result<Place> {
+        let record = Record::tombstone(record.key, record.sequence, record.horizon());
+        self.shared.append(Stream::Compaction, table, &record, true)
     }
 
     /// The record at `place` is dead now. Call it before its segment is freed, or not at all.
@@ -173,9 +187,17 @@ impl Log {
         self.shared.slots.subtract_live(place, row_floats);
     }
 
-    /// Recovery: the record at `place` is live. Tombstones too (with no floats).
+    /// Recovery: the record at `place` is live.
     pub(crate) fn adopt(&self, place: Place, row_floats: usize) {
         self.shared.slots.add_live(place, row_floats);
+    }
+
+    /// Recovery: there is a tombstone at `place`. Its horizon is not above what its segment was
+    /// sealed at.
+    pub(crate) fn adopt_tombstone(&self, place: Place, table: TableId) {
+        let slots = &self.shared.slots;
+        let Some(slot) = slots.of(place) else { return };
+        slots.add_tombstone(place, table, slots.info(slot).header.sealed_at);
     }
 
     /// While the pin is held, no slot that is freed later is filled again or punched: take it
@@ -219,25 +241,23 @@ impl Log {
 
     /// Bytes of the file that are taken: whole slots.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let taken = self.shared.slots.each().filter(|(_, info)| info.state != SlotState::Free);
-        PAGE as u64 + taken.count() as u64 * self.shared.config.segment_bytes
+        let taken = u64::from(self.shared.state.lock().roster.taken());
+        PAGE as u64 + taken * self.shared.config.segment_bytes
     }
 
-    /// Bytes of records that are live, and so of slots that compaction can never win.
+    /// Bytes of rows that are live, and so of slots that compaction can never win.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.shared.slots.live_bytes()
     }
 
     /// Bytes that are written in taken slots; about what the file takes on the file system.
     pub(crate) fn allocated_bytes(&self) -> u64 {
-        let on_device = |state| matches!(state, SlotState::Written | SlotState::Freed);
-        let taken = self.shared.slots.each().filter(|(_, info)| on_device(info.state));
-        PAGE as u64 + taken.map(|(_, info)| info.header.written_bytes()).sum::<u64>()
+        PAGE as u64 + self.shared.state.lock().roster.written_bytes()
     }
 
     /// Slots that can be filled now.
     pub(crate) fn free_segments(&self) -> u32 {
-        self.shared.state.lock().available(self.shared.slots_max)
+        self.shared.state.lock().roster.available()
     }
 
     /// Records refused so far for want of a slot.
@@ -253,7 +273,7 @@ impl Log {
     /// Segments that were freed and whose slots are not free yet: they will be once the copies of
     /// their records are on the device and older pins are gone, without a call of `sync`.
     pub(crate) fn freed_segments(&self) -> u32 {
-        self.shared.state.lock().freed.len() as u32
+        self.shared.state.lock().roster.freed()
     }
 
     /// Bytes read from the device since opening.
@@ -281,12 +301,18 @@ impl Log {
         self.shared.device.description()
     }
 
-    /// What to compact next: the written segment with the lowest live share below
-    /// `live_share_max`, else one of many that were sealed nearly empty.
+    /// What to compact next, if the log holds more than its rows and tombstones justify; under
+    /// pressure whatever has something to win. See `victim`.
     ///
     /// Compact on without `sync` between: each sync seals a short segment, which takes a slot.
-    pub(crate) fn victim(&self, live_share_max: f64) -> Option<SegmentId> {
-        self.shared.slots.victim(live_share_max)
+    pub(crate) fn victim(&self, is_pressed: bool) -> Option<SegmentId> {
+        let slots = &self.shared.slots;
+        let demand = Demand {
+            segment_bytes: slots.segment_bytes,
+            capacity_bytes: u64::from(self.shared.slots_max) * slots.segment_bytes,
+            is_pressed,
+        };
+        victim::choose(&slots.segments(), &demand, &mut self.shared.rounds.lock())
     }
 
     /// Reads a written segment in large sequential reads and visits all its records and
@@ -303,10 +329,10 @@ impl Log {
         self.shared.scan(segment, visit)
     }
 
-    /// Whether the tombstones of a segment may be forgotten: no other segment that is still on the
-    /// device can hold an older record of their keys.
-    pub(crate) fn is_oldest(&self, segment: SegmentId) -> bool {
-        self.shared.slots.is_oldest(segment)
+    /// Which segments may hold rows older than a tombstone. As of now, which holds on: a segment
+    /// that is begun later has nothing that is older.
+    pub(crate) fn elders(&self) -> Elders {
+        Elders::of(&self.shared.slots.segments())
     }
 
     /// The live records of a segment were copied. Its slot is filled again once the copies are on

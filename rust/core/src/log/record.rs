@@ -45,6 +45,22 @@ pub(crate) struct RecordView<'a> {
     pub(crate) row: &'a [f32],
 }
 
+impl RecordView<'_> {
+    /// Of a tombstone: it must stay while a segment up to this incarnation may hold a row of its
+    /// table.
+    pub(crate) const fn horizon(&self) -> u64 {
+        (self.frequency as u64) << 32 | self.last_seen as u64
+    }
+}
+
+impl<'a> Record<'a> {
+    /// The mark of a removed key. Its horizon stands where a row has its statistics.
+    pub(super) const fn tombstone(key: u64, sequence: Sequence, horizon: u64) -> Self {
+        let (last_seen, frequency) = (horizon as u32, (horizon >> 32) as u32);
+        Self { key, sequence, last_seen, frequency, row: &[] }
+    }
+}
+
 /// Length word of a record: floats, or the mark of a tombstone.
 pub(super) const fn length_word(row_floats: usize, tombstone: bool) -> u32 {
     if tombstone {

@@ -10,7 +10,7 @@ use super::header::{FileHeader, SegmentHeader, VERSION};
 use super::page::PageHeader;
 use super::pins::Pins;
 use super::segment::collect_entries;
-use super::slots::{SlotInfo, Slots};
+use super::slots::{Roster, Slots, SPARE};
 use super::writer::State;
 use super::{LogConfig, LogEnd, Shared};
 use crate::device::{AlignedBuffer, Device, Extent, PAGE};
@@ -19,8 +19,8 @@ use crate::types::BUCKETS;
 
 const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-/// Two to fill, two for compaction to go on, some to compact.
-const SLOTS_MIN: u64 = 8;
+/// Two to fill, two for compaction to go on, some to compact; and the spare ones.
+const SLOTS_MIN: u64 = 8 + SPARE as u64;
 const BUFFERS_MIN: usize = 4;
 /// A generation has this many incarnations, so that none is ever given twice, not even if the
 /// header that carried it was lost in a crash.
@@ -58,14 +58,16 @@ pub(super) fn recover(device: Box<dyn Device>, config: LogConfig, known: LogEnd)
     let header = file_header(&*device, &config, known, length, &mut page)?;
     let segment_bytes = config.segment_bytes;
     let in_file = length.saturating_sub(PAGE as u64).div_ceil(segment_bytes);
-    let slots_max = ((config.capacity_bytes - PAGE as u64) / segment_bytes) as u32;
-    let slots = Slots::new(in_file.max(u64::from(slots_max)) as usize, segment_bytes);
+    let slots_max = ((config.capacity_bytes - PAGE as u64) / segment_bytes) as u32 - SPARE;
+    let count = in_file.max(u64::from(slots_max)) + u64::from(SPARE);
+    let slots = Slots::new(count as usize, segment_bytes);
     let shared = Shared {
         device,
         slots,
         slots_max,
         streams: [Mutex::new(None), Mutex::new(None)],
-        state: Mutex::new(State::new(Vec::new(), 0, 1)),
+        state: Mutex::new(State::new(Roster::new(0, std::iter::empty(), slots_max, 1))),
+        rounds: Mutex::default(),
         work: Condvar::new(),
         progress: Condvar::new(),
         pins: Pins::default(),
@@ -80,8 +82,9 @@ pub(super) fn recover(device: Box<dyn Device>, config: LogConfig, known: LogEnd)
     let found = shared.find_segments(in_file as u32, known)?;
     shared.begin_generation(&found.torn)?;
     let next = (header.generation << GENERATION_SHIFT).max(known.max(found.newest) + 1);
-    let free = found.free.into_iter().chain(found.torn).filter(|&slot| slot < slots_max).collect();
-    *shared.state.lock() = State::new(free, in_file as u32, next);
+    let free = found.free.into_iter().chain(found.torn);
+    let roster = shared.slots.open(Roster::new(in_file as u32, free, slots_max, next));
+    *shared.state.lock() = State::new(roster);
     Ok(shared)
 }
 
@@ -173,17 +176,13 @@ impl Shared {
             None => self.incarnation_of_pages(slot)?,
         };
         found.newest = found.newest.max(incarnation);
-        let info = match header {
+        match header {
             Some(header) if incarnation <= known || self.is_whole(&header)? => {
-                SlotInfo::written(header)
+                self.slots.found(header);
             }
-            None if incarnation <= known => SlotInfo::damaged(incarnation),
-            _ => {
-                found.torn.push(slot);
-                return Ok(());
-            }
-        };
-        self.slots.set(slot, info);
+            None if incarnation <= known => self.slots.found_damaged(slot, incarnation),
+            _ => found.torn.push(slot),
+        }
         Ok(())
     }
 

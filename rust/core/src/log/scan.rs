@@ -24,8 +24,7 @@ impl Shared {
         let found = (segment.slot < self.slots.count()).then(|| self.slots.info(segment.slot));
         let header = match found {
             Some(info)
-                if info.state == SlotState::Written
-                    && info.header.incarnation == segment.incarnation =>
+                if info.state.is_written() && info.header.incarnation == segment.incarnation =>
             {
                 info.header
             }
@@ -126,7 +125,7 @@ impl Shared {
     ) -> Result<()> {
         let _pin = self.pins.pin();
         let info = self.slots.info(segment.slot);
-        let is_there = info.state == SlotState::Written
+        let is_there = info.state.is_written()
             && info.header.incarnation == segment.incarnation
             && self.visit_footer(
                 &info.header,
@@ -145,7 +144,7 @@ impl Shared {
         let _pin = self.pins.pin();
         let Some(slot) = self.slots.of(place) else { return Ok(None) };
         let info = self.slots.info(slot);
-        if !matches!(info.state, SlotState::Written | SlotState::Freed) {
+        if !info.state.is_written() && info.state != SlotState::Freed {
             return Ok(None);
         }
         let mut found = None;

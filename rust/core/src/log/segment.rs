@@ -11,6 +11,7 @@ use super::record::{
     charge, put_record, record_bytes, record_pages, split_length, Record, PAGE_HEADER,
     RECORD_HEADER,
 };
+use super::slots::SegmentId;
 use crate::device::{AlignedBuffer, PAGE};
 use crate::types::{Place, Sequence, TableId};
 
@@ -82,16 +83,15 @@ pub(super) struct OpenSegment {
 
 impl OpenSegment {
     pub(super) fn new(
-        slot: u32,
-        incarnation: u64,
+        id: SegmentId,
         buffer: Arc<SegmentBuffer>,
         base: u64,
         segment_bytes: u64,
     ) -> Self {
-        buffer.0.write().incarnation = incarnation;
+        buffer.0.write().incarnation = id.incarnation;
         Self {
-            slot,
-            incarnation,
+            slot: id.slot,
+            incarnation: id.incarnation,
             buffer,
             data_pages: 0,
             data_bytes: 0,

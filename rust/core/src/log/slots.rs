@@ -1,15 +1,23 @@
-//! The slots of the file: what each holds, how much of it is live, and which to compact next.
+//! The slot table: what each slot of the file holds, how much of that is live, and the steps from
+//! one state to the next. Nothing else changes a slot.
+//!
+//! A slot goes round: free, buffered, written, freed, erasing, free. Each step is a method that
+//! checks where the slot comes from. Steps need the `Roster`, which the log's state lock guards;
+//! the counts of live bytes are atomic, and what a slot holds is read under a lock of its own.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use super::header::SegmentHeader;
 use super::record::charge;
 use super::segment::SegmentBuffer;
+use super::victim::Segment;
 use crate::device::PAGE;
-use crate::types::Place;
+use crate::types::{Place, TableId};
 
 /// Names one filling of one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,10 +34,22 @@ pub(super) enum SlotState {
     /// Filling, or waiting for the device.
     Buffered,
     Written,
-    /// Its live records were copied; not yet erased.
+    /// Written, with a live record that cannot be read: it cannot be won until one of its records
+    /// is released.
+    Aside,
+    /// Its live records were copied; their copies may not be on the device yet.
     Freed,
+    /// Its header is being overwritten.
+    Erasing,
     /// Its header cannot be read though it was synced once.
     Damaged,
+}
+
+impl SlotState {
+    /// Whether the file has a segment there that counts.
+    pub(super) fn is_written(self) -> bool {
+        matches!(self, Self::Written | Self::Aside)
+    }
 }
 
 #[derive(Clone)]
@@ -41,92 +61,170 @@ pub(super) struct SlotInfo {
     pub(super) buffer: Option<Arc<SegmentBuffer>>,
 }
 
-const NO_SEGMENT: SegmentHeader = SegmentHeader {
-    incarnation: 0,
-    slot: 0,
-    data_pages: 0,
-    footer_bytes: 0,
-    entries: 0,
-    max_sequence: 0,
-    sealed_at: 0,
-    data_bytes: 0,
-};
-
 impl SlotInfo {
-    pub(super) const FREE: Self = Self { state: SlotState::Free, header: NO_SEGMENT, buffer: None };
+    const FREE: Self = Self { state: SlotState::Free, header: SegmentHeader::NONE, buffer: None };
+}
 
-    pub(super) fn filling(incarnation: u64, buffer: Arc<SegmentBuffer>) -> Self {
-        let header = SegmentHeader { incarnation, ..NO_SEGMENT };
-        Self { state: SlotState::Buffered, header, buffer: Some(buffer) }
-    }
-
-    pub(super) fn written(header: SegmentHeader) -> Self {
-        Self { state: SlotState::Written, header, buffer: None }
-    }
-
-    pub(super) fn damaged(incarnation: u64) -> Self {
-        let header = SegmentHeader { incarnation, ..NO_SEGMENT };
-        Self { state: SlotState::Damaged, header, buffer: None }
-    }
+/// Tables as bits of a small set: one that is not in it is not there, one that is in it may be.
+pub(super) const fn table_bit(table: TableId) -> u32 {
+    1 << (table % 32)
 }
 
 struct Slot {
+    /// Bytes of rows that are live.
     live: AtomicU64,
-    /// It holds a live record that cannot be read; cleared when one of its records is released.
+    /// Bytes of tombstones.
+    tombstones: AtomicU64,
+    /// No tombstone in it has a greater horizon.
+    horizon: AtomicU64,
+    /// Tables of its rows, and of its tombstones.
+    tables: AtomicU32,
+    removed_from: AtomicU32,
     is_aside: AtomicBool,
     info: RwLock<SlotInfo>,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            live: AtomicU64::new(0),
+            tombstones: AtomicU64::new(0),
+            horizon: AtomicU64::new(0),
+            tables: AtomicU32::new(0),
+            removed_from: AtomicU32::new(0),
+            is_aside: AtomicBool::new(false),
+            info: RwLock::new(SlotInfo::FREE),
+        }
+    }
 }
 
 /// All slots of a file, fixed when it is opened.
 pub(super) struct Slots {
     slots: Box<[Slot]>,
     live: AtomicU64,
-    merging: Mutex<Merging>,
+    tombstones: AtomicU64,
+    /// Greatest incarnation given out.
+    newest: AtomicU64,
     pub(super) segment_bytes: u64,
 }
 
-/// Short segments that are left alone: fewer cannot be worth a rewrite.
-const SHORT_MAX: usize = 4;
-
-/// Merging short segments goes in rounds, each over those that were there when it began. A round
-/// that did not leave fewer is not repeated until more have come: a caller that syncs after every
-/// copy makes a short segment of each short segment, and must not be kept busy for ever.
-#[derive(Default)]
-struct Merging {
-    newest: u64,
-    started_with: usize,
+/// A slot whose records were copied.
+struct Freed {
+    slot: u32,
+    /// The copies are in segments up to this incarnation.
+    copies: u64,
+    /// Pins before this epoch may look at it.
+    epoch: u64,
 }
 
-impl Merging {
-    fn victim(&mut self, short: &[(u64, SegmentId)]) -> Option<SegmentId> {
-        let least = |newest| {
-            let of_round = short.iter().filter(|(_, id)| id.incarnation <= newest);
-            of_round.min().map(|&(_, id)| id)
-        };
-        if let Some(id) = least(self.newest) {
-            return Some(id);
+/// Slots past the cap that only compaction may take, and only when it finds no other: a log that is
+/// full to the last slot can be compacted nevertheless.
+pub(super) const SPARE: u32 = 2;
+
+/// Which slots can be taken, which are on their way back, and how far the device has come.
+pub(super) struct Roster {
+    free: BinaryHeap<Reverse<u32>>,
+    /// Slots from here on were never used.
+    fresh: u32,
+    /// Slots from here on are past the cap.
+    slots_max: u32,
+    /// Slots past the cap that compaction may take.
+    spare: BinaryHeap<Reverse<u32>>,
+    /// Slots that are not free, and bytes that the file takes for them.
+    taken: u32,
+    written_bytes: u64,
+    /// Incarnations that were given out and are not on the device.
+    unwritten: BTreeSet<u64>,
+    next_incarnation: u64,
+    freed: Vec<Freed>,
+    /// Segments up to this incarnation are synced.
+    synced: u64,
+}
+
+impl Roster {
+    /// Of a file that has `in_file` slots, with `free` among them. `spare` slots that do not exist
+    /// yet lie behind it.
+    pub(super) fn new(
+        in_file: u32,
+        free: impl Iterator<Item = u32>,
+        slots_max: u32,
+        next_incarnation: u64,
+    ) -> Self {
+        let (free, mut spare): (Vec<u32>, Vec<u32>) = free.partition(|&slot| slot < slots_max);
+        let taken = in_file - (free.len() + spare.len()) as u32;
+        let end = in_file.max(slots_max);
+        spare.extend(end..end + SPARE);
+        spare.truncate(SPARE as usize);
+        Self {
+            free: free.into_iter().map(Reverse).collect(),
+            fresh: in_file,
+            slots_max,
+            spare: spare.into_iter().map(Reverse).collect(),
+            taken,
+            written_bytes: 0,
+            unwritten: BTreeSet::new(),
+            next_incarnation,
+            freed: Vec::new(),
+            synced: next_incarnation - 1,
         }
-        if short.len() < self.started_with {
-            self.started_with = 0;
-        }
-        if short.len() <= self.started_with + SHORT_MAX {
-            return None;
-        }
-        self.started_with = short.len();
-        self.newest = short.iter().map(|(_, id)| id.incarnation).max()?;
-        least(self.newest)
+    }
+
+    /// Slots that can be filled now.
+    pub(super) fn available(&self) -> u32 {
+        self.free.len() as u32 + self.slots_max.saturating_sub(self.fresh)
+    }
+
+    pub(super) fn has_spare(&self) -> bool {
+        !self.spare.is_empty()
+    }
+
+    /// Greatest incarnation given out.
+    pub(super) fn newest(&self) -> u64 {
+        self.next_incarnation - 1
+    }
+
+    /// All segments up to this incarnation are written, though perhaps not synced.
+    pub(super) fn written_up_to(&self) -> u64 {
+        self.unwritten.first().map_or(self.newest(), |first| first - 1)
+    }
+
+    pub(super) fn synced(&self) -> u64 {
+        self.synced
+    }
+
+    /// A sync of the device began when all segments up to `incarnation` were written.
+    pub(super) fn note_synced(&mut self, incarnation: u64) {
+        self.synced = self.synced.max(incarnation);
+    }
+
+    pub(super) fn freed(&self) -> u32 {
+        self.freed.len() as u32
+    }
+
+    /// Whether a sync of what is written would let slots go.
+    pub(super) fn is_erasure_due(&self, oldest_pin: u64) -> bool {
+        let written = self.written_up_to();
+        self.freed.iter().any(|freed| freed.copies <= written && freed.epoch <= oldest_pin)
+    }
+
+    pub(super) fn taken(&self) -> u32 {
+        self.taken
+    }
+
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written_bytes
     }
 }
 
 impl Slots {
     pub(super) fn new(count: usize, segment_bytes: u64) -> Self {
-        let slot = |_| Slot {
+        Self {
+            slots: (0..count).map(|_| Slot::new()).collect(),
             live: AtomicU64::new(0),
-            is_aside: AtomicBool::new(false),
-            info: RwLock::new(SlotInfo::FREE),
-        };
-        let slots = (0..count).map(slot).collect();
-        Self { slots, live: AtomicU64::new(0), merging: Mutex::default(), segment_bytes }
+            tombstones: AtomicU64::new(0),
+            newest: AtomicU64::new(0),
+            segment_bytes,
+        }
     }
 
     pub(super) fn count(&self) -> u32 {
@@ -152,57 +250,14 @@ impl Slots {
         self.slots[slot as usize].info.read().clone()
     }
 
-    pub(super) fn set(&self, slot: u32, info: SlotInfo) {
-        *self.slots[slot as usize].info.write() = info;
-    }
-
     pub(super) fn incarnation(&self, slot: u32) -> u64 {
         self.slots[slot as usize].info.read().header.incarnation
     }
 
-    pub(super) fn set_aside(&self, segment: SegmentId) {
-        let Some(slot) = self.slots.get(segment.slot as usize) else { return };
-        let info = slot.info.read();
-        slot.is_aside.store(info.header.incarnation == segment.incarnation, Ordering::Relaxed);
-    }
-
-    /// Makes a written segment freed; false if it is not there (any more).
-    pub(super) fn set_freed(&self, segment: SegmentId) -> bool {
-        let Some(slot) = self.slots.get(segment.slot as usize) else { return false };
-        let mut info = slot.info.write();
-        let found =
-            info.state == SlotState::Written && info.header.incarnation == segment.incarnation;
-        if found {
-            info.state = SlotState::Freed;
-            let live = slot.live.swap(0, Ordering::Relaxed);
-            self.live.fetch_sub(live, Ordering::Relaxed);
-        }
-        found
-    }
-
-    pub(super) fn add_live(&self, place: Place, row_floats: usize) {
-        if let Some(slot) = self.of(place) {
-            let bytes = charge(row_floats);
-            self.slots[slot as usize].live.fetch_add(bytes, Ordering::Relaxed);
-            self.live.fetch_add(bytes, Ordering::Relaxed);
-        }
-    }
-
-    /// Never below zero: a record may be released after its segment was freed.
-    pub(super) fn subtract_live(&self, place: Place, row_floats: usize) {
-        let Some(slot) = self.of(place) else { return };
-        self.slots[slot as usize].is_aside.store(false, Ordering::Relaxed);
-        let bytes = charge(row_floats);
-        let less = |live: u64| Some(live.saturating_sub(bytes));
-        let live = &self.slots[slot as usize].live;
-        // The closure always gives a value, so both arms hold the count before.
-        let (Ok(before) | Err(before)) =
-            live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        self.live.fetch_sub(before.min(bytes), Ordering::Relaxed);
-    }
-
-    pub(super) fn live_bytes(&self) -> u64 {
-        self.live.load(Ordering::Relaxed)
+    /// Greatest incarnation given out: every record that was appended so far is in a segment up to
+    /// it.
+    pub(super) fn newest(&self) -> u64 {
+        self.newest.load(Relaxed)
     }
 
     /// Every slot with what it holds.
@@ -214,49 +269,236 @@ impl Slots {
     pub(super) fn written(&self) -> Vec<SegmentHeader> {
         let mut written: Vec<SegmentHeader> = self
             .each()
-            .filter(|(_, info)| info.state == SlotState::Written)
+            .filter(|(_, info)| info.state.is_written())
             .map(|(_, info)| info.header)
             .collect();
         written.sort_unstable_by_key(|header| header.incarnation);
         written
     }
+}
 
-    /// The segment with the lowest share of live bytes below `share_max`; else, of several that
-    /// were sealed nearly empty, the one with the least to copy.
-    pub(super) fn victim(&self, share_max: f64) -> Option<SegmentId> {
-        let mut best = None;
-        let mut best_share = share_max;
-        let mut short = Vec::new();
-        for (index, slot) in self.slots.iter().enumerate() {
-            let info = slot.info.read();
-            if info.state != SlotState::Written || slot.is_aside.load(Ordering::Relaxed) {
-                continue;
-            }
-            let header = &info.header;
-            let id = SegmentId { incarnation: header.incarnation, slot: index as u32 };
-            let live = slot.live.load(Ordering::Relaxed) as f64;
-            let share = live / header.data_bytes.max(1) as f64;
-            if share < best_share {
-                (best, best_share) = (Some(id), share);
-            }
-            if (header.written_bytes() as f64) < share_max * self.segment_bytes as f64 {
-                short.push((header.written_bytes(), id));
-            }
-        }
-        best.or_else(|| self.merging.lock().victim(&short))
+/// The steps of a slot.
+impl Slots {
+    /// Free to buffered: takes the lowest slot, so that the file stays short, and a new
+    /// incarnation. The caller knows that there is one, below the cap or else spare.
+    pub(super) fn fill(&self, roster: &mut Roster, buffer: Arc<SegmentBuffer>) -> SegmentId {
+        let fresh = (roster.fresh < roster.slots_max).then_some(roster.fresh);
+        let free = roster.free.pop().map(|Reverse(slot)| slot).or(fresh);
+        let spare = || roster.spare.pop().map(|Reverse(slot)| slot);
+        let slot = free.or_else(spare).expect("the caller has asked for a slot that is there");
+        roster.fresh = roster.fresh.max(slot + 1);
+        roster.taken += 1;
+        let incarnation = roster.next_incarnation;
+        roster.next_incarnation += 1;
+        roster.unwritten.insert(incarnation);
+        self.newest.store(incarnation, Relaxed);
+        let header = SegmentHeader { incarnation, slot, ..SegmentHeader::NONE };
+        let info = SlotInfo { state: SlotState::Buffered, header, buffer: Some(buffer) };
+        self.step(slot, SlotState::Free, info);
+        SegmentId { incarnation, slot }
     }
 
-    /// Whether no other segment can hold an older record of a key that `segment` marks removed.
-    pub(super) fn is_oldest(&self, segment: SegmentId) -> bool {
+    /// Buffered to written: the device has the segment.
+    pub(super) fn complete(&self, roster: &mut Roster, header: SegmentHeader) {
+        let info = SlotInfo { state: SlotState::Written, header, buffer: None };
+        self.step(header.slot, SlotState::Buffered, info);
+        roster.unwritten.remove(&header.incarnation);
+        roster.written_bytes += header.written_bytes();
+    }
+
+    /// Written to freed: its live records were copied, and pins before `epoch` may look at it.
+    /// False if it is not there (any more).
+    pub(super) fn free(&self, roster: &mut Roster, segment: SegmentId, epoch: u64) -> bool {
         let Some(slot) = self.slots.get(segment.slot as usize) else { return false };
-        let header = slot.info.read().header;
-        header.incarnation == segment.incarnation
-            && self.slots.iter().enumerate().all(|(index, other)| {
-                let info = other.info.read();
-                index == segment.slot as usize
-                    || info.state == SlotState::Free
-                    || (info.state != SlotState::Damaged
-                        && info.header.incarnation > header.sealed_at)
+        let mut info = slot.info.write();
+        if !info.state.is_written() || info.header.incarnation != segment.incarnation {
+            return false;
+        }
+        info.state = SlotState::Freed;
+        self.live.fetch_sub(slot.live.swap(0, Relaxed), Relaxed);
+        self.tombstones.fetch_sub(slot.tombstones.swap(0, Relaxed), Relaxed);
+        // Not only copies: a newer version of a row may be in any segment that was begun by now.
+        let copies = roster.newest();
+        roster.freed.push(Freed { slot: segment.slot, copies, epoch });
+        true
+    }
+
+    /// Freed to erasing: those whose copies are synced and that no pin can see. They come back by
+    /// `erased`, or, where that fails, by `restore`.
+    pub(super) fn begin_erasing(&self, roster: &mut Roster, oldest_pin: u64) -> Erasing {
+        let synced = roster.synced;
+        let is_due = |freed: &Freed| freed.copies <= synced && freed.epoch <= oldest_pin;
+        let (due, kept) = std::mem::take(&mut roster.freed).into_iter().partition(is_due);
+        roster.freed = kept;
+        let due: Vec<Freed> = due;
+        for freed in &due {
+            self.change(freed.slot, SlotState::Freed, SlotState::Erasing);
+        }
+        Erasing(due)
+    }
+
+    /// Erasing to free: the device has no segment there any more.
+    pub(super) fn erased(&self, roster: &mut Roster, slots: Erasing) {
+        for Freed { slot, .. } in slots.0 {
+            roster.taken -= 1;
+            roster.written_bytes -= self.info(slot).header.written_bytes();
+            self.step(slot, SlotState::Erasing, SlotInfo::FREE);
+            let own = &self.slots[slot as usize];
+            own.horizon.store(0, Relaxed);
+            own.tables.store(0, Relaxed);
+            own.removed_from.store(0, Relaxed);
+            if slot < roster.slots_max {
+                roster.free.push(Reverse(slot));
+            } else if roster.spare.len() < SPARE as usize {
+                roster.spare.push(Reverse(slot));
+            }
+        }
+    }
+
+    /// Erasing back to freed: the device could not do it now.
+    pub(super) fn restore(&self, roster: &mut Roster, slots: Erasing) {
+        for freed in &slots.0 {
+            self.change(freed.slot, SlotState::Erasing, SlotState::Freed);
+        }
+        roster.freed.extend(slots.0);
+    }
+
+    /// Written to aside: a live record cannot be read.
+    pub(super) fn set_aside(&self, segment: SegmentId) {
+        let Some(slot) = self.slots.get(segment.slot as usize) else { return };
+        let mut info = slot.info.write();
+        if info.state == SlotState::Written && info.header.incarnation == segment.incarnation {
+            info.state = SlotState::Aside;
+            slot.is_aside.store(true, Relaxed);
+        }
+    }
+
+    /// Opening: free to written.
+    pub(super) fn found(&self, header: SegmentHeader) {
+        let info = SlotInfo { state: SlotState::Written, header, buffer: None };
+        self.step(header.slot, SlotState::Free, info);
+        self.slots[header.slot as usize].tables.store(header.tables, Relaxed);
+    }
+
+    /// Opening: free to damaged.
+    pub(super) fn found_damaged(&self, slot: u32, incarnation: u64) {
+        let header = SegmentHeader { incarnation, slot, ..SegmentHeader::NONE };
+        self.step(
+            slot,
+            SlotState::Free,
+            SlotInfo { state: SlotState::Damaged, header, buffer: None },
+        );
+        // Nobody knows what it holds.
+        self.slots[slot as usize].tables.store(u32::MAX, Relaxed);
+    }
+
+    /// Opening: the roster for what was found.
+    pub(super) fn open(&self, mut roster: Roster) -> Roster {
+        self.newest.store(roster.newest(), Relaxed);
+        roster.written_bytes = self.written().iter().map(SegmentHeader::written_bytes).sum();
+        roster
+    }
+
+    fn step(&self, slot: u32, from: SlotState, to: SlotInfo) {
+        let mut info = self.slots[slot as usize].info.write();
+        assert_eq!(info.state, from, "slot {slot} cannot become {:?}", to.state);
+        *info = to;
+    }
+
+    fn change(&self, slot: u32, from: SlotState, to: SlotState) {
+        let mut info = self.slots[slot as usize].info.write();
+        assert_eq!(info.state, from, "slot {slot} cannot become {to:?}");
+        info.state = to;
+    }
+}
+
+/// Slots that are being erased.
+#[must_use]
+pub(super) struct Erasing(Vec<Freed>);
+
+impl Erasing {
+    pub(super) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().map(|freed| freed.slot)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What is live.
+impl Slots {
+    /// A row was appended, or found by recovery.
+    pub(super) fn add_live(&self, place: Place, row_floats: usize) {
+        let Some(slot) = self.of(place).map(|slot| &self.slots[slot as usize]) else { return };
+        let bytes = charge(row_floats);
+        slot.live.fetch_add(bytes, Relaxed);
+        self.live.fetch_add(bytes, Relaxed);
+    }
+
+    /// The segment of `place` holds a row of `table`.
+    pub(super) fn note_table(&self, place: Place, table: TableId) {
+        let Some(slot) = self.of(place).map(|slot| &self.slots[slot as usize]) else { return };
+        if slot.tables.load(Relaxed) & table_bit(table) == 0 {
+            slot.tables.fetch_or(table_bit(table), Relaxed);
+        }
+    }
+
+    /// A tombstone was appended, or found by recovery; its horizon, or a greater number.
+    pub(super) fn add_tombstone(&self, place: Place, table: TableId, horizon: u64) {
+        let Some(slot) = self.of(place).map(|slot| &self.slots[slot as usize]) else { return };
+        let bytes = charge(0);
+        slot.tombstones.fetch_add(bytes, Relaxed);
+        self.tombstones.fetch_add(bytes, Relaxed);
+        slot.horizon.fetch_max(horizon, Relaxed);
+        slot.removed_from.fetch_or(table_bit(table), Relaxed);
+    }
+
+    /// Never below zero: a record may be released after its segment was freed.
+    pub(super) fn subtract_live(&self, place: Place, row_floats: usize) {
+        let Some(slot) = self.of(place).map(|slot| &self.slots[slot as usize]) else { return };
+        if slot.is_aside.swap(false, Relaxed) {
+            let mut info = slot.info.write();
+            if info.state == SlotState::Aside {
+                info.state = SlotState::Written;
+            }
+        }
+        let bytes = charge(row_floats);
+        let less = |live: u64| Some(live.saturating_sub(bytes));
+        // The closure always gives a value, so both arms hold the count before.
+        let (Ok(before) | Err(before)) = slot.live.fetch_update(Relaxed, Relaxed, less);
+        self.live.fetch_sub(before.min(bytes), Relaxed);
+    }
+
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.live.load(Relaxed)
+    }
+
+    /// Tables of the rows of a slot, as a set of `table_bit`.
+    pub(super) fn tables(&self, slot: u32) -> u32 {
+        self.slots[slot as usize].tables.load(Relaxed)
+    }
+
+    pub(super) fn tombstone_bytes(&self) -> u64 {
+        self.tombstones.load(Relaxed)
+    }
+
+    /// All segments as plain data.
+    pub(super) fn segments(&self) -> Vec<Segment> {
+        let segment = |(slot, own): (usize, &Slot)| {
+            let info = own.info.read();
+            (info.state != SlotState::Free).then(|| Segment {
+                id: SegmentId { incarnation: info.header.incarnation, slot: slot as u32 },
+                state: info.state,
+                written_bytes: info.header.written_bytes(),
+                data_bytes: info.header.data_bytes,
+                live_bytes: own.live.load(Relaxed),
+                tombstone_bytes: own.tombstones.load(Relaxed),
+                horizon: own.horizon.load(Relaxed),
+                tables: own.tables.load(Relaxed),
+                removed_from: own.removed_from.load(Relaxed),
             })
+        };
+        self.slots.iter().enumerate().filter_map(segment).collect()
     }
 }

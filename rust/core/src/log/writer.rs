@@ -1,33 +1,24 @@
 //! The writer thread and what orders it: segments to the device, sync, erasing freed slots.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
 use super::footer::encode_footer;
 use super::header::SegmentHeader;
 use super::segment::{collect_entries, OpenSegment, SegmentBuffer};
-use super::slots::{SegmentId, SlotInfo};
+use super::slots::{Roster, SegmentId};
 use super::{LogConfig, LogEnd, Shared};
 use crate::device::{AlignedBuffer, PAGE};
 use crate::error::{Error, Result};
 
 /// Under one lock: which slots and buffers are free, what waits for the device.
 pub(super) struct State {
+    pub(super) roster: Roster,
     idle: Vec<Arc<SegmentBuffer>>,
     /// Buffers in all.
     pub(super) made: usize,
-    free: BinaryHeap<Reverse<u32>>,
-    /// Slots from here on were never used.
-    fresh: u32,
     pub(super) queue: VecDeque<Sealed>,
-    /// Incarnations that were given out and are not on the device.
-    unwritten: BTreeSet<u64>,
-    next_incarnation: u64,
-    pub(super) freed: Vec<Freed>,
-    /// Segments up to this incarnation are synced.
-    synced: u64,
     closing: bool,
 }
 
@@ -37,44 +28,9 @@ pub(super) struct Sealed {
     pub(super) sealed_at: u64,
 }
 
-/// A slot whose records were copied.
-pub(super) struct Freed {
-    slot: u32,
-    /// The copies are in segments up to this incarnation.
-    copies: u64,
-    /// Pins before this epoch may look at it.
-    epoch: u64,
-}
-
 impl State {
-    pub(super) fn new(free: Vec<u32>, fresh: u32, next_incarnation: u64) -> Self {
-        Self {
-            idle: Vec::new(),
-            made: 0,
-            free: free.into_iter().map(Reverse).collect(),
-            fresh,
-            queue: VecDeque::new(),
-            unwritten: BTreeSet::new(),
-            next_incarnation,
-            freed: Vec::new(),
-            synced: next_incarnation - 1,
-            closing: false,
-        }
-    }
-
-    /// Slots that can be filled now.
-    pub(super) fn available(&self, slots_max: u32) -> u32 {
-        self.free.len() as u32 + slots_max.saturating_sub(self.fresh)
-    }
-
-    /// A slot, the lowest so that the file stays short, and its new incarnation.
-    pub(super) fn take_slot(&mut self) -> (u32, u64) {
-        let slot = self.free.pop().map_or(self.fresh, |Reverse(slot)| slot);
-        self.fresh = self.fresh.max(slot + 1);
-        let incarnation = self.next_incarnation;
-        self.next_incarnation += 1;
-        self.unwritten.insert(incarnation);
-        (slot, incarnation)
+    pub(super) fn new(roster: Roster) -> Self {
+        Self { roster, idle: Vec::new(), made: 0, queue: VecDeque::new(), closing: false }
     }
 
     pub(super) fn take_buffer(&mut self, config: &LogConfig) -> Option<Arc<SegmentBuffer>> {
@@ -84,16 +40,6 @@ impl State {
                 Arc::new(SegmentBuffer::new(config.segment_bytes as usize))
             })
         })
-    }
-
-    /// Greatest incarnation given out.
-    pub(super) fn newest(&self) -> u64 {
-        self.next_incarnation - 1
-    }
-
-    /// All segments up to this incarnation are written, though perhaps not synced.
-    fn written_up_to(&self) -> u64 {
-        self.unwritten.first().map_or(self.newest(), |first| first - 1)
     }
 }
 
@@ -140,9 +86,8 @@ impl Shared {
         let header = self.complete(&sealed, base)?;
         let bytes = header.written_bytes() as usize;
         self.write(&segment.buffer.0.read().bytes[..bytes], base)?;
-        self.slots.set(segment.slot, SlotInfo::written(header));
         let mut state = self.state.lock();
-        state.unwritten.remove(&segment.incarnation);
+        self.slots.complete(&mut state.roster, header);
         state.idle.push(sealed.segment.buffer);
         self.progress.notify_all();
         Ok(())
@@ -174,6 +119,7 @@ impl Shared {
             max_sequence: segment.max_sequence,
             sealed_at: sealed.sealed_at,
             data_bytes: segment.data_bytes,
+            tables: self.slots.tables(segment.slot),
         };
         let mut contents = segment.buffer.0.write();
         let end = pages_end + footer.len();
@@ -191,14 +137,14 @@ impl Shared {
             let mut compaction = self.streams[1].lock();
             self.seal(&mut rows);
             self.seal(&mut compaction);
-            self.state.lock().newest()
+            self.state.lock().roster.newest()
         };
         let mut state = self.state.lock();
-        while state.written_up_to() < target {
+        while state.roster.written_up_to() < target {
             self.check()?;
             self.progress.wait(&mut state);
         }
-        let synced = state.synced;
+        let synced = state.roster.synced();
         drop(state);
         if synced < target {
             self.sync_up_to(target)?;
@@ -210,30 +156,23 @@ impl Shared {
     /// Syncs the device; segments up to `target` are written already.
     fn sync_up_to(&self, target: u64) -> Result<()> {
         self.device_sync().map_err(|error| self.fail(&error))?;
-        let mut state = self.state.lock();
-        state.synced = state.synced.max(target);
+        self.state.lock().roster.note_synced(target);
         Ok(())
     }
 
     pub(super) fn free(&self, segment: SegmentId) {
-        if !self.slots.set_freed(segment) {
-            return;
-        }
         let epoch = self.pins.advance();
-        let mut state = self.state.lock();
-        let copies = state.newest();
-        state.freed.push(Freed { slot: segment.slot, copies, epoch });
+        self.slots.free(&mut self.state.lock().roster, segment, epoch);
     }
 
     /// After each segment, so that compaction gets its slots back without sealing short segments.
     fn reclaim_if_due(&self) -> Result<()> {
         let oldest_pin = self.pins.oldest();
         let state = self.state.lock();
-        let written = state.written_up_to();
-        let due = |freed: &Freed| freed.copies <= written && freed.epoch <= oldest_pin;
-        let (due, synced) = (state.freed.iter().any(due), state.synced);
+        let (written, synced) = (state.roster.written_up_to(), state.roster.synced());
+        let is_due = state.roster.is_erasure_due(oldest_pin);
         drop(state);
-        if !due {
+        if !is_due {
             return Ok(());
         }
         if synced < written {
@@ -248,34 +187,28 @@ impl Shared {
     /// header over new pages, and that would look like damage.
     fn reclaim(&self) -> Result<()> {
         let mut file_header = self.file_header.lock();
-        let (slots, synced) = self.take_erasable();
-        if slots.is_empty() {
+        let oldest_pin = self.pins.oldest();
+        let (erasing, synced) = {
+            let mut state = self.state.lock();
+            let synced = state.roster.synced();
+            (self.slots.begin_erasing(&mut state.roster, oldest_pin), synced)
+        };
+        if erasing.is_empty() {
             return Ok(());
         }
         let (header, page) = &mut *file_header;
         header.synced = header.synced.max(synced);
         header.revision += 1;
         header.put(page);
-        self.write(page, 0)?;
-        self.erase(&slots)?;
-        for &slot in &slots {
-            self.slots.set(slot, SlotInfo::FREE);
+        let slots: Vec<u32> = erasing.slots().collect();
+        let outcome = self.write(page, 0).and_then(|()| self.erase(&slots));
+        let mut state = self.state.lock();
+        match outcome {
+            Ok(()) => self.slots.erased(&mut state.roster, erasing),
+            Err(_) => self.slots.restore(&mut state.roster, erasing),
         }
-        let mut state = self.state.lock();
-        state.free.extend(slots.into_iter().filter(|&slot| slot < self.slots_max).map(Reverse));
         self.progress.notify_all();
-        Ok(())
-    }
-
-    fn take_erasable(&self) -> (Vec<u32>, u64) {
-        let oldest_pin = self.pins.oldest();
-        let mut state = self.state.lock();
-        let synced = state.synced;
-        let erasable = |freed: &Freed| freed.copies <= synced && freed.epoch <= oldest_pin;
-        let (due, kept): (Vec<Freed>, Vec<Freed>) =
-            std::mem::take(&mut state.freed).into_iter().partition(erasable);
-        state.freed = kept;
-        (due.into_iter().map(|freed| freed.slot).collect(), synced)
+        outcome
     }
 
     /// Overwrites the headers of slots with zeros, syncs, and only then gives the rest back to the

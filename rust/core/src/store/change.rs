@@ -8,6 +8,7 @@ use super::order::Turn;
 use super::stage::{Probed, Staged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
+use crate::log::Stream;
 use crate::table::{Found, Guard, Item, RowMut, State, Visitor};
 
 /// One target's change in one stripe.
@@ -218,6 +219,12 @@ impl Work<'_> {
 
     fn remove_at(&mut self, state: &mut State, item: &Item, location: Location) -> Result<()> {
         let (engine, table) = (self.engine, &self.target.table);
+        if self.turn.is_replay {
+            // An earlier replay, cut short, may have left a record of the key that is younger than
+            // the mark of its removal knows.
+            let log = &engine.tier.log;
+            log.append_tombstone(Stream::Rows, table.id, item.key, self.turn.sequence)?;
+        }
         if state.remove(&engine.tier, table.id, item, location, self.turn.sequence)? {
             self.effect.removed += 1;
             engine.release_records(table, 1);

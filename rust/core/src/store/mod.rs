@@ -6,6 +6,8 @@
 
 mod catalog;
 mod change;
+mod checkpoint;
+mod compaction;
 mod config;
 mod engine;
 mod fetch;
@@ -13,6 +15,7 @@ mod maintenance;
 mod mutate;
 mod order;
 mod pass;
+mod pressure;
 mod read;
 mod recovery;
 mod running;

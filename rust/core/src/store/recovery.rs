@@ -127,7 +127,7 @@ impl Engine {
                 let table = self.catalog.read().by_id.get(&entry.table).cloned();
                 let Some(table) = table else { continue };
                 if entry.tombstone {
-                    self.tier.log.adopt(entry.place, 0);
+                    self.tier.log.adopt_tombstone(entry.place, entry.table);
                 } else if is_last {
                     self.adopt(&mut state, &table, entry)?;
                 }

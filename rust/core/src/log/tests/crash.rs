@@ -79,11 +79,11 @@ impl Model {
             Step::Remove { key } => self.remove(key),
             Step::Sync => self.sync(),
             Step::Compact => {
-                self.compact(0.9);
+                self.compact(false);
             }
         }
         if self.log.free_segments() < 8 {
-            while self.log.freed_segments() < 8 && self.compact(0.98) {}
+            while self.log.freed_segments() < 8 && self.compact(true) {}
             self.sync();
         }
     }
@@ -113,16 +113,15 @@ impl Model {
         self.promises.push(Promise { operations, end, versions: self.versions.clone() });
     }
 
-    fn compact(&mut self, share: f64) -> bool {
-        let Some(segment) = self.log.victim(share) else { return false };
-        let is_oldest = self.log.is_oldest(segment);
+    fn compact(&mut self, is_pressed: bool) -> bool {
+        let Some(segment) = self.log.victim(is_pressed) else { return false };
+        let elders = self.log.elders();
         let (log, index) = (&self.log, &mut self.index);
         log.scan(segment, &mut |place, table, record| {
             let record = record.expect("record");
             if record.tombstone {
-                if !is_oldest {
-                    let (key, sequence) = (record.key, record.sequence);
-                    log.append_tombstone(Stream::Compaction, table, key, sequence).expect("append");
+                if !elders.are_gone(segment, table, record.horizon()) {
+                    log.copy_tombstone(table, &record).expect("append");
                 }
             } else if let Some(kept) = index.get_mut(&record.key) {
                 if kept.place == place {
@@ -248,7 +247,7 @@ fn a_freed_slot_is_not_seen_half_erased() {
     let first = model.device.operations();
     for header in &written[..1] {
         let segment = SegmentId { incarnation: header.incarnation, slot: header.slot };
-        assert!(model.log.victim(0.9).is_some());
+        assert!(model.log.victim(true).is_some());
         model.log.free(segment);
     }
     model.sync();

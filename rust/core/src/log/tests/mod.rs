@@ -5,6 +5,7 @@ mod crash;
 mod life;
 mod read;
 mod reopen;
+mod tombstones;
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ pub(super) fn config(slots: u64) -> LogConfig {
     LogConfig {
         path: "rows.log".into(),
         segment_bytes: SEGMENT,
-        capacity_bytes: 4096 + slots * SEGMENT,
+        capacity_bytes: 4096 + (slots + u64::from(super::slots::SPARE)) * SEGMENT,
         buffers: 4,
         queue_depth: 128,
         before_write: Arc::new(|_| Ok(())),
@@ -63,6 +64,17 @@ pub(super) fn append(
 pub(super) fn read_of(kept: &Kept, tag: u32) -> Read {
     let Kept { table, floats, place, .. } = *kept;
     Read { place, row_floats: floats, tag, table }
+}
+
+/// Whether all tombstones of the segment may be forgotten.
+pub(super) fn is_oldest(log: &Log, segment: super::SegmentId) -> bool {
+    let (elders, mut is_oldest) = (log.elders(), true);
+    log.scan(segment, &mut |_, table, record| {
+        let record = record.expect("record");
+        is_oldest &= !record.tombstone || elders.are_gone(segment, table, record.horizon());
+    })
+    .expect("scan");
+    is_oldest
 }
 
 /// Reads all of `kept` in one batch; each must be there, once, as it was appended.

@@ -133,7 +133,7 @@ fn real_files_with_every_back_end() {
             .map(|k| append(&log, Stream::Rows, 1 + k as u32 % 3, k, k, floats(k)).expect("append"))
             .collect();
         check(&log, &kept);
-        assert!(log.reader_bytes() > 0 && !log.io_description().is_empty());
+        assert!(log.account_bytes() > 0 && !log.io_description().is_empty());
         let end = log.close().expect("close");
         let log = Log::open(config, end).expect("open");
         check(&log, &kept);

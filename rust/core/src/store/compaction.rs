@@ -1,0 +1,161 @@
+//! Compaction: the live records of a segment are copied, so that its slot can be filled again.
+
+use super::engine::Engine;
+use crate::error::{ErrorKind, Result};
+use crate::index::Location;
+use crate::log::{Elders, FooterEntry, Read, Record, RecordView, SegmentId, Stream};
+use crate::table::{stripe_of, Counters, Item, Table};
+use crate::types::{hash, Place, TableId};
+
+/// So many freed slots are worth a short segment, which the sync costs that brings them back.
+const FREED_MAX: u32 = 8;
+
+impl Engine {
+    /// Compacts while the log holds more than its live rows and tombstones justify.
+    pub(super) fn compact(&self) -> Result<()> {
+        let _alone = self.compacting.lock();
+        loop {
+            match self.compact_on() {
+                // Slots come back when the calls that may look at them end: then it goes on.
+                Err(error) if error.kind == ErrorKind::StoreFull => {}
+                outcome => outcome?,
+            }
+            // Nobody may be filling the segments that hold the copies; and what was removed ages
+            // only as old segments are erased.
+            let log = &self.tier.log;
+            let freed = log.freed_segments();
+            let is_due = freed >= FREED_MAX || (freed > 0 && self.log_free() < self.log_reserve());
+            if !is_due {
+                return Ok(());
+            }
+            log.sync()?;
+            if log.freed_segments() == freed {
+                return Ok(());
+            }
+        }
+    }
+
+    fn compact_on(&self) -> Result<()> {
+        while let Some(segment) = self.tier.log.victim(self.is_log_short()) {
+            self.compact_segment(segment)?;
+        }
+        Ok(())
+    }
+
+    /// Whether slots are short even with those that are on their way back.
+    fn is_log_short(&self) -> bool {
+        let log = &self.tier.log;
+        let freed = u64::from(log.freed_segments()) * log.segment_bytes();
+        self.log_free() + freed < self.log_reserve()
+    }
+
+    /// Copies the live records of a segment to the compaction stream, and frees it.
+    fn compact_segment(&self, segment: SegmentId) -> Result<()> {
+        let log = &self.tier.log;
+        let copying = Copying { engine: self, segment, elders: log.elders() };
+        let (mut outcome, mut is_damaged) = (Ok(()), false);
+        let scanned = log.scan(segment, &mut |place, table, record| match record {
+            Err(_) => is_damaged = true,
+            Ok(record) if outcome.is_ok() => outcome = copying.copy(place, table, &record),
+            Ok(_) => {}
+        });
+        outcome?;
+        if is_damaged || scanned.is_err() {
+            return copying.salvage();
+        }
+        // Its slot comes back by itself once the copies are on the device.
+        log.free(segment);
+        Ok(())
+    }
+}
+
+/// What is copied from one segment.
+struct Copying<'a> {
+    engine: &'a Engine,
+    segment: SegmentId,
+    elders: Elders,
+}
+
+impl Copying<'_> {
+    /// Copies a record that is live, or must stay.
+    fn copy(&self, place: Place, table: TableId, record: &RecordView<'_>) -> Result<()> {
+        if !record.tombstone {
+            return self.copy_row(place, table, record);
+        }
+        let is_gone = self.elders.are_gone(self.segment, table, record.horizon());
+        // Tables are never made again under the id of one that was dropped.
+        if is_gone || !self.engine.catalog.read().by_id.contains_key(&table) {
+            return Ok(());
+        }
+        self.engine.tier.log.copy_tombstone(table, record).map(drop)
+    }
+
+    fn copy_row(&self, place: Place, table: TableId, record: &RecordView<'_>) -> Result<()> {
+        let (engine, log) = (self.engine, &self.engine.tier.log);
+        let item = Item { key: record.key, hash: hash(record.key), index: 0 };
+        let mut state = engine.stripes[stripe_of(item.hash, engine.stripes.len())].lock();
+        let Some(part) = state.parts.get_mut(&table) else { return Ok(()) };
+        let Some(slot) = part.slot(item.hash, Location::nvme(place)) else {
+            // Perhaps a row in DRAM whose record this is. Its present value is written instead.
+            return state.rewrite(&engine.tier, table, &item, place);
+        };
+        let RecordView { key, sequence, last_seen, frequency, row, .. } = *record;
+        let copy = Record { key, sequence, last_seen, frequency, row };
+        let new = log.append(Stream::Compaction, table, &copy)?;
+        part.index.relocate(slot, Location::nvme(new));
+        log.release(place, part.table.floats);
+        Ok(())
+    }
+
+    /// What a damaged segment still holds, by its footer: sound records are copied, rows that are
+    /// in DRAM too are written anew. If a live row stays that cannot be read, so does the segment.
+    fn salvage(&self) -> Result<()> {
+        let log = &self.engine.tier.log;
+        let mut entries = Vec::new();
+        let mut is_whole = log.entries_of(self.segment, &mut |entry| entries.push(entry)).is_ok();
+        for entry in entries {
+            if !entry.tombstone {
+                is_whole &= self.rescue(&entry)?;
+            } else if self.engine.catalog.read().by_id.contains_key(&entry.table) {
+                // A footer does not say its horizon: that of a removal now covers it.
+                log.append_tombstone(Stream::Compaction, entry.table, entry.key, entry.sequence)?;
+            }
+        }
+        if is_whole {
+            log.free(self.segment);
+        } else {
+            log.set_aside(self.segment);
+        }
+        Ok(())
+    }
+
+    /// Moves the row of a record elsewhere, if it is live. False if it cannot be read.
+    fn rescue(&self, entry: &FooterEntry) -> Result<bool> {
+        let Engine { tier, stripes, .. } = self.engine;
+        let item = Item { key: entry.key, hash: hash(entry.key), index: 0 };
+        let stripe = &stripes[stripe_of(item.hash, stripes.len())];
+        let (table, pin) = {
+            let mut state = stripe.lock();
+            let Some(part) = state.parts.get(&entry.table) else { return Ok(true) };
+            let table = part.table.clone();
+            if part.slot(item.hash, Location::nvme(entry.place)).is_none() {
+                return state.rewrite(tier, table.id, &item, entry.place).map(|()| true);
+            }
+            (table, tier.log.pin())
+        };
+        let (mut outcome, mut is_read) = (Ok(()), false);
+        let mut reads = [read_of(&table, entry)];
+        tier.log.read(&pin, &mut reads, &mut |_, record| {
+            if let Ok(record) = record {
+                is_read = true;
+                outcome = self.copy_row(entry.place, table.id, &record);
+            }
+        });
+        Counters::add(&table.counters.corrupt_records, usize::from(!is_read));
+        outcome.map(|()| is_read)
+    }
+}
+
+fn read_of(table: &Table, entry: &FooterEntry) -> Read {
+    Read { place: entry.place, row_floats: entry.row_floats, table: table.id, tag: 0 }
+}

@@ -1,0 +1,118 @@
+//! Back-pressure: callers wait for room in the log and in the journal before they take a place in
+//! the order, and a call that has its place makes room itself.
+
+use std::time::{Duration, Instant};
+
+use super::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::table::Guard;
+
+/// Pause of a call that waits in its turn for others to give slots free.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How long a caller waits for room before it is told that the store is full.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
+
+impl Engine {
+    /// Bytes that the log keeps free, so that evictions of running calls always find room.
+    pub(super) fn log_reserve(&self) -> u64 {
+        (self.tier.log.capacity_bytes() / 16).max(8 * self.tier.log.segment_bytes())
+    }
+
+    pub(super) fn log_free(&self) -> u64 {
+        let log = &self.tier.log;
+        u64::from(log.free_segments()) * log.segment_bytes()
+    }
+
+    /// The journal may pass its share by one call, which is half a share at most.
+    fn is_journal_long(&self) -> bool {
+        let share = self.config.journal_bytes();
+        self.is_journaled() && self.journal().bytes() > share + share / 2
+    }
+
+    /// Back-pressure: returns when the log has room for what this call may push out of DRAM, and
+    /// the journal for its entry.
+    pub(super) fn wait_for_space(&self) -> Result<()> {
+        if self.log_free() >= self.log_reserve() && !self.is_journal_long() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.wake.state.lock();
+        while self.log_free() < self.log_reserve() / 2 || self.is_journal_long() {
+            state.is_asked = true;
+            self.wake.worker.notify_one();
+            if self.wake.callers.wait_until(&mut state, deadline).timed_out() {
+                return Err(Error::store_full(format!(
+                    "the log holds {} of {} bytes ({} of them live rows) and the journal {}, and \
+                     neither compaction nor write-back finds room; raise nvme or remove keys",
+                    self.tier.log.used_bytes(),
+                    self.tier.log.capacity_bytes(),
+                    self.tier.log.live_bytes(),
+                    self.journal().bytes()
+                )));
+            }
+            self.failure.check()?;
+        }
+        self.wake.worker.notify_one();
+        Ok(())
+    }
+
+    /// Does `work` under a stripe's lock. Where the log is full, the lock is given up (a turn is
+    /// not) until compaction has made room, and the work is done again: until it has room it
+    /// changes nothing.
+    pub(super) fn with_log_room<T>(
+        &self,
+        state: &mut Guard<'_>,
+        mut work: impl FnMut(&mut Guard<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut patience = Patience::new(self);
+        loop {
+            match work(state) {
+                Err(error) => Guard::unlocked(state, || patience.make_log_room(error))?,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Reads for training again, from the start, if the log was full: rows that were read by then
+    /// are counted once more.
+    pub(super) fn again_with_log_room(&self, mut read: impl FnMut() -> Result<()>) -> Result<()> {
+        let mut patience = Patience::new(self);
+        while let Err(error) = read() {
+            patience.make_log_room(error)?;
+        }
+        Ok(())
+    }
+}
+
+/// How long work that the log refuses is tried again.
+struct Patience<'a> {
+    engine: &'a Engine,
+    refused: u64,
+    deadline: Option<Instant>,
+}
+
+impl<'a> Patience<'a> {
+    fn new(engine: &'a Engine) -> Self {
+        Self { engine, refused: engine.tier.log.refused(), deadline: None }
+    }
+
+    /// One round of compaction, and a pause if calls that may look at freed slots go on.
+    ///
+    /// # Errors
+    /// `error`, if it is not for want of a slot, or the time is over.
+    fn make_log_room(&mut self, error: Error) -> Result<()> {
+        let log = &self.engine.tier.log;
+        let refused = std::mem::replace(&mut self.refused, log.refused());
+        let is_log_full = error.kind == ErrorKind::StoreFull && self.refused != refused;
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+        if !is_log_full || Instant::now() > deadline {
+            return Err(error);
+        }
+        self.engine.failure.check()?;
+        self.engine.compact()?;
+        if !log.has_room() {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+}
