@@ -3,12 +3,13 @@
 //! Holds no knowledge of what the files mean; see docs/format.md for their names.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::os;
+use crate::vfs;
 
 /// The lock file.
 const LOCK: &str = "LOCK";
@@ -78,28 +79,23 @@ pub(crate) fn holds_store(path: &Path) -> bool {
 /// # Errors
 /// `StoreFull` when no space is left, `Unavailable` for other failures; the old file stays.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let (_, temporary) = write_temporary(path, |file| file.write_all(bytes))?;
+    let (_, temporary) = write_temporary(path, |file| vfs::append(file, &[bytes]))?;
     publish(&temporary, path)
 }
 
 /// Writes `path`.tmp by `write` and fsyncs it; returns the open file and its path.
 pub(crate) fn write_temporary(
     path: &Path,
-    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+    write: impl FnOnce(&File) -> std::io::Result<()>,
 ) -> Result<(File, PathBuf)> {
     let mut name = path.as_os_str().to_os_string();
     name.push(".tmp");
     let temporary = PathBuf::from(name);
     remove_if_present(&temporary)?;
     // Append mode, so that a journal file can be written on through the same handle.
-    let mut file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create_new(true)
-        .open(&temporary)
-        .map_err(|cause| failed_write(&temporary, &cause))?;
-    if let Err(cause) = write(&mut file).and_then(|()| file.sync_all()) {
-        let _ = fs::remove_file(&temporary);
+    let file = vfs::create(&temporary).map_err(|cause| failed_write(&temporary, &cause))?;
+    if let Err(cause) = write(&file).and_then(|()| vfs::sync_all(&file)) {
+        let _ = vfs::remove(&temporary);
         return Err(failed_write(&temporary, &cause));
     }
     Ok((file, temporary))
@@ -107,18 +103,18 @@ pub(crate) fn write_temporary(
 
 /// Gives a fsynced temporary file its name, durably.
 pub(crate) fn publish(temporary: &Path, path: &Path) -> Result<()> {
-    fs::rename(temporary, path).map_err(|cause| Error::io("rename to", path, &cause))?;
+    vfs::rename(temporary, path).map_err(|cause| Error::io("rename to", path, &cause))?;
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Makes creations, renames and deletions in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|d| d.sync_all()).map_err(|cause| Error::io("fsync", path, &cause))
+    vfs::sync_directory(path).map_err(|cause| Error::io("fsync", path, &cause))
 }
 
 /// Deletes a file, if it is there. Durable only after `sync_directory`.
 pub(crate) fn remove_if_present(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
+    match vfs::remove(path) {
         Err(cause) if cause.kind() != ErrorKind::NotFound => Err(Error::io("delete", path, &cause)),
         _ => Ok(()),
     }
@@ -165,7 +161,7 @@ pub(crate) fn is_full(cause: &std::io::Error) -> bool {
 fn make(path: &Path) -> std::io::Result<()> {
     let missing = path.ancestors().take_while(|path| !path.exists()).count();
     fs::create_dir_all(path)?;
-    path.ancestors().skip(1).take(missing).try_for_each(|parent| File::open(parent)?.sync_all())
+    path.ancestors().skip(1).take(missing).try_for_each(vfs::sync_directory)
 }
 
 fn check_is_ours(path: &Path) -> Result<()> {

@@ -27,6 +27,7 @@ mod store;
 mod superblock;
 mod table;
 mod types;
+mod vfs;
 
 pub use batch::{gather, sum_counts, sum_rows, Unique};
 pub use error::{Error, ErrorKind, Result};

@@ -1,5 +1,5 @@
-//! The system calls that the standard library does not offer: an advisory lock, and advice on the
-//! page cache. Linux calls behind safe functions; nothing here holds state.
+//! The system calls that the standard library does not offer: an advisory lock, holes in files, and
+//! advice on the page cache. Linux calls behind safe functions; nothing here holds state.
 
 use std::fs::File;
 use std::io;
@@ -46,3 +46,26 @@ pub(crate) fn forget_pages(file: &File, start: u64, end: u64) {
 /// Other systems have no such advice.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn forget_pages(_: &File, _: u64, _: u64) {}
+
+/// Frees a range of the file, which then reads as zeros. No effect where it is not supported.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "fallocate has no safe form in std")]
+pub(crate) fn punch_hole(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let (offset, bytes) = (offset as libc::off_t, bytes as libc::off_t);
+    // SAFETY: plain integers; the descriptor is open while `file` is borrowed.
+    if unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// Other systems have no such call.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn punch_hole(_: &File, _: u64, _: u64) -> io::Result<()> {
+    Ok(())
+}

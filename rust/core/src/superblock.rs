@@ -4,12 +4,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::directory::{self, Directory, SUPERBLOCK};
 use crate::error::{Error, Result};
 use crate::journal::JournalEnd;
+use crate::vfs;
 
 const MAGIC: &[u8; 8] = b"HPSSUPER";
 const VERSION: u32 = 1;
@@ -167,8 +167,8 @@ impl SuperblockFile {
         }
         let generation = self.generation + 1;
         let at = (generation % 2) * SLOT as u64;
-        let written = self.file.write_all_at(&next.encode(generation), at);
-        if let Err(cause) = written.and_then(|()| self.file.sync_data()) {
+        let written = vfs::write_at(&self.file, &next.encode(generation), at);
+        if let Err(cause) = written.and_then(|()| vfs::sync_data(&self.file)) {
             self.failed = true;
             return Err(Error::io("write", &self.path, &cause));
         }

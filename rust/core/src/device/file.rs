@@ -7,9 +7,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{syscall, threads::ThreadReader, AlignedBuffer, Device, Extent, VisitExtent, PAGE};
+use super::{threads::ThreadReader, AlignedBuffer, Device, Extent, VisitExtent, PAGE};
 use crate::error::{Error, Result};
+use crate::{os, vfs};
 
+/// Bytes up to the end of any file.
+const ALL: u64 = i64::MAX as u64;
 /// Names the back end for tests and for systems where the choice goes wrong.
 const CHOICE: &str = "HYBRIDPS_IO";
 
@@ -44,7 +47,7 @@ impl FileDevice {
 
     fn after_read(&self) {
         if !self.direct {
-            syscall::drop_cached(&self.file);
+            os::forget_pages(&self.file, 0, ALL);
         }
     }
 }
@@ -82,8 +85,9 @@ fn uring_reader(_file: &Arc<File>, _queue_depth: u32) -> io::Result<Reader> {
 
 /// Second value: whether reads and writes go past the page cache.
 fn open_file(path: &Path) -> io::Result<(File, bool)> {
+    vfs::create_if_absent(path)?;
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
+    options.read(true).write(true);
     #[cfg(target_os = "linux")]
     {
         use std::os::unix::fs::OpenOptionsExt;
@@ -115,17 +119,17 @@ impl Device for FileDevice {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+        vfs::write_at(&self.file, bytes, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()?;
+        vfs::sync_data(&self.file)?;
         self.after_read();
         Ok(())
     }
 
     fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        syscall::punch_hole(&self.file, offset, bytes)
+        vfs::punch(&self.file, offset, bytes)
     }
 
     fn length(&self) -> io::Result<u64> {

@@ -7,7 +7,6 @@ mod aligned;
 #[cfg(test)]
 mod faulty;
 mod file;
-mod syscall;
 mod threads;
 #[cfg(target_os = "linux")]
 mod uring;

@@ -1,13 +1,13 @@
 //! The files of the journal: their names, their birth, their deletion. No entry is read here.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::directory;
 use crate::error::{Error, Result};
 use crate::journal::entry::{Entry, Stamp};
 use crate::journal::format::{file_header, Frame, FILE_HEADER};
+use crate::vfs;
 
 const FIRST: &str = "FIRST";
 const FIRST_MAGIC: &[u8; 8] = b"HPSFIRST";
@@ -70,9 +70,9 @@ impl Files {
         let length = FILE_HEADER as u64 + frame.length();
         let header = file_header(self.uuid, generation);
         let (file, temporary) = directory::write_temporary(&path, |file| {
-            file.write_all(&header)?;
-            let slices = frame.seal(stamp, FILE_HEADER as u64);
-            slices.into_iter().try_for_each(|slice| file.write_all(slice))
+            let mut slices = frame.seal(stamp, FILE_HEADER as u64);
+            slices.insert(0, &header);
+            vfs::append(file, &slices)
         })?;
         Ok(NewFile { file, temporary, path, length })
     }

@@ -23,6 +23,7 @@ use crate::directory;
 use crate::error::{Error, Result};
 use crate::os;
 use crate::types::{Durability, Sequence};
+use crate::vfs;
 
 pub(crate) use entry::{Entry, GradientPart, SessionRecord, Stamp};
 use files::{Files, Listed, NewFile};
@@ -271,7 +272,7 @@ impl Journal {
         let Some(newest) = self.listed.last() else { return Ok(()) };
         let path = self.files.path(newest.generation);
         std::fs::File::open(&path)
-            .and_then(|file| file.sync_data())
+            .and_then(|file| vfs::sync_data(&file))
             .map_err(|cause| Error::io("fdatasync", &path, &cause))
     }
 

@@ -13,6 +13,7 @@ use crate::journal::format::{read_file_header, Header, ENTRY_HEADER, FILE_HEADER
 use crate::journal::JournalEnd;
 use crate::os;
 use crate::types::Sequence;
+use crate::vfs;
 
 /// Small entries are read many at a time.
 const BUFFER: usize = 1 << 20;
@@ -55,7 +56,7 @@ fn cut(path: &Path, offset: u64) -> Result<()> {
     OpenOptions::new()
         .write(true)
         .open(path)
-        .and_then(|file| file.set_len(offset).and_then(|()| file.sync_all()))
+        .and_then(|file| vfs::set_length(&file, offset).and_then(|()| vfs::sync_all(&file)))
         .map_err(|cause| Error::io("cut the torn tail of", path, &cause))
 }
 

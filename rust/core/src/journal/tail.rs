@@ -1,18 +1,17 @@
 //! The newest file: where entries are appended, whole or not at all.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::journal::entry::Stamp;
 use crate::journal::format::Frame;
 use crate::types::Sequence;
+use crate::vfs;
 
 /// Unit in which the kernel counts dirty bytes.
 pub(crate) const PAGE: u64 = 4096;
-/// Slices of one writev: IOV_MAX of Linux.
-const SLICES: usize = 1024;
 
 /// The newest file, as its one appender sees it.
 #[derive(Debug)]
@@ -58,7 +57,7 @@ impl Tail {
 
     /// Removes what a failed append left.
     pub(crate) fn take_back(&self) -> io::Result<()> {
-        self.file.set_len(self.offset)
+        self.file.set_length(self.offset)
     }
 
     /// From now on all pages count as clean: a sync of the file begins.
@@ -121,7 +120,7 @@ impl TailFile {
     pub(crate) fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         self.faulty_sync()?;
-        self.file.sync_data()
+        vfs::sync_data(&self.file)
     }
 
     #[cfg(test)]
@@ -134,12 +133,12 @@ impl TailFile {
         fault.map_or(Ok(()), |number| Err(io::Error::from_raw_os_error(number)))
     }
 
-    fn set_len(&self, length: u64) -> io::Result<()> {
+    fn set_length(&self, length: u64) -> io::Result<()> {
         #[cfg(test)]
         if let Some(number) = self.faults.lock().truncate.take() {
             return Err(io::Error::from_raw_os_error(number));
         }
-        self.file.set_len(length)
+        vfs::set_length(&self.file, length)
     }
 
     /// Appends all slices by gathered writes, without copying them together.
@@ -147,20 +146,9 @@ impl TailFile {
         #[cfg(test)]
         if let Some((bytes, number)) = self.faults.lock().write.take() {
             let all = slices.concat();
-            (&self.file).write_all(&all[..bytes.min(all.len())])?;
+            vfs::append(&self.file, &[&all[..bytes.min(all.len())]])?;
             return Err(io::Error::from_raw_os_error(number));
         }
-        let mut gathered: Vec<IoSlice<'_>> = slices.iter().map(|s| IoSlice::new(s)).collect();
-        let mut rest = &mut gathered[..];
-        while !rest.is_empty() {
-            let some = &rest[..rest.len().min(SLICES)];
-            match (&self.file).write_vectored(some) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => IoSlice::advance_slices(&mut rest, written),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        vfs::append(&self.file, slices)
     }
 }

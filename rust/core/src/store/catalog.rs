@@ -102,6 +102,10 @@ impl Engine {
         let directory = self.directory.lock();
         let directory =
             directory.as_ref().ok_or_else(|| Error::unavailable("the store is closed"))?;
+        // The manifest is durable at once: what was pushed before must not come after it.
+        if self.is_journaled() {
+            self.journal().sync()?;
+        }
         catalog.manifest().save(directory)
     }
 

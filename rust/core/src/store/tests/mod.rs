@@ -5,6 +5,7 @@ mod fetch;
 mod full;
 mod panic;
 mod pass;
+mod power;
 mod repeats;
 mod rows;
 
