@@ -61,7 +61,8 @@ pub(crate) fn append(file: &File, slices: &[&[u8]]) -> io::Result<()> {
 }
 
 fn append_all(mut file: &File, slices: &[&[u8]]) -> io::Result<()> {
-    let mut gathered: Vec<IoSlice<'_>> = slices.iter().map(|s| IoSlice::new(s)).collect();
+    let slices = slices.iter().filter(|slice| !slice.is_empty());
+    let mut gathered: Vec<IoSlice<'_>> = slices.map(|s| IoSlice::new(s)).collect();
     let mut rest = &mut gathered[..];
     while !rest.is_empty() {
         let some = &rest[..rest.len().min(SLICES)];
