@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Device, Extent, VisitExtent};
+use super::{Device, Reads};
 
 const SECTOR: usize = 512;
 
@@ -110,12 +110,18 @@ fn put(image: &mut Vec<u8>, bytes: &[u8], offset: usize) {
 }
 
 impl Device for FaultyDevice {
-    fn read_batch(&self, extents: &[Extent], visit: &mut VisitExtent<'_>) {
-        // Back to front: the order is not promised.
-        for (index, extent) in extents.iter().enumerate().rev() {
-            let mut buffer = super::AlignedBuffer::new(extent.bytes as usize);
-            let read = self.read_at(&mut buffer[..extent.bytes as usize], extent.offset);
-            visit(index, read.map(|bytes| &buffer[..bytes]));
+    fn read_batch(&self, reads: &mut dyn Reads) {
+        // A few at a time, each few back to front: the order is not promised.
+        loop {
+            let few: Vec<_> = std::iter::from_fn(|| reads.next()).take(7).collect();
+            for extent in few.iter().rev() {
+                let mut buffer = super::AlignedBuffer::new(extent.bytes as usize);
+                let read = self.read_at(&mut buffer[..extent.bytes as usize], extent.offset);
+                reads.done(extent.number, read.map(|bytes| &buffer[..bytes]));
+            }
+            if few.is_empty() {
+                return;
+            }
         }
     }
 

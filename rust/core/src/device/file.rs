@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{threads::ThreadReader, AlignedBuffer, Device, Extent, VisitExtent, PAGE};
+use super::{threads::ThreadReader, AlignedBuffer, Device, Reads, PAGE};
 use crate::error::{Error, Result};
 use crate::{os, vfs};
 
@@ -103,11 +103,11 @@ fn open_file(path: &Path) -> io::Result<(File, bool)> {
 }
 
 impl Device for FileDevice {
-    fn read_batch(&self, extents: &[Extent], visit: &mut VisitExtent<'_>) {
+    fn read_batch(&self, reads: &mut dyn Reads) {
         match &self.reader {
             #[cfg(target_os = "linux")]
-            Reader::Uring(reader) => reader.read_batch(extents, visit),
-            Reader::Threads(reader) => reader.read_batch(extents, visit),
+            Reader::Uring(reader) => reader.read_batch(reads),
+            Reader::Threads(reader) => reader.read_batch(reads),
         }
         self.after_read();
     }
@@ -191,6 +191,7 @@ pub(super) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{Extent, ReadList};
 
     fn check(choice: &str) {
         let path = std::env::temp_dir().join(format!("hybridps-{}-{choice}", std::process::id()));
@@ -206,12 +207,13 @@ mod tests {
             .map(|i| Extent {
                 offset: (1 + i * 37 % 285) * PAGE as u64,
                 bytes: (1 + i % 16) as u32 * PAGE as u32,
+                number: i as u32,
             })
-            .chain([Extent { offset: 300 * PAGE as u64, bytes: 4 * PAGE as u32 }])
+            .chain([Extent { offset: 300 * PAGE as u64, bytes: 4 * PAGE as u32, number: 400 }])
             .collect();
         let mut seen = vec![0; extents.len()];
-        device.read_batch(&extents, &mut |index, read| {
-            let read = read.expect("read");
+        device.read_batch(&mut ReadList::new(extents.iter().copied(), |index, read| {
+            let (index, read) = (index as usize, read.expect("read"));
             let wanted = extents[index].bytes as usize;
             assert_eq!(read.len(), if index == 400 { PAGE } else { wanted });
             let first = (extents[index].offset / PAGE as u64) as usize - 1;
@@ -220,7 +222,7 @@ mod tests {
             }
             assert!(device.buffer_bytes() > 0 && device.buffer_bytes() <= 4 << 20);
             seen[index] += 1;
-        });
+        }));
         assert!(seen.iter().all(|&n| n == 1));
         device.punch(PAGE as u64, PAGE as u64).expect("punch");
         std::fs::remove_file(&path).expect("remove");
@@ -248,8 +250,9 @@ mod tests {
         bytes.fill(7);
         device.write_at(&bytes, 0).expect("write");
         device.sync().expect("sync");
-        let extent = Extent { offset: 0, bytes: 2 * PAGE as u32 };
-        device.read_batch(&[extent], &mut |_, read| assert_eq!(read.expect("read"), &bytes[..]));
+        let extent = Extent { offset: 0, bytes: 2 * PAGE as u32, number: 0 };
+        let check = |_, read: io::Result<&[u8]>| assert_eq!(read.expect("read"), &bytes[..]);
+        device.read_batch(&mut ReadList::new([extent], check));
         assert!(device.description().contains("warning"), "{}", device.description());
         std::fs::remove_file(&path).expect("remove");
     }
@@ -264,22 +267,26 @@ mod tests {
             bytes.chunks_mut(PAGE).enumerate().for_each(|(page, chunk)| chunk.fill(page as u8));
             device.write_at(&bytes, 0).expect("write");
             let extents: Vec<Extent> = (0..256)
-                .map(|page| Extent { offset: page * PAGE as u64, bytes: PAGE as u32 })
+                .map(|page| Extent {
+                    offset: page * PAGE as u64,
+                    bytes: PAGE as u32,
+                    number: page as u32,
+                })
                 .collect();
             for panics_at in [0, 1, 40, 255] {
                 let mut visits = 0;
                 let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    device.read_batch(&extents, &mut |_, _| {
+                    device.read_batch(&mut ReadList::new(extents.iter().copied(), |_, _| {
                         assert!(visits < panics_at, "on purpose");
                         visits += 1;
-                    });
+                    }));
                 }));
                 assert!(panicked.is_err());
                 let mut seen = 0;
-                device.read_batch(&extents, &mut |index, read| {
+                device.read_batch(&mut ReadList::new(extents.iter().copied(), |index, read| {
                     assert!(read.expect("read").iter().all(|&byte| byte == index as u8));
                     seen += 1;
-                });
+                }));
                 assert_eq!(seen, 256);
             }
             std::fs::remove_file(&path).expect("remove");

@@ -1,7 +1,7 @@
 //! Bytes on a disk: batches of reads, large writes, sync, punch. Knows no segment and no record.
 //!
 //! Every offset and length given to a device is a multiple of `PAGE`, every buffer aligned to it,
-//! because the file is opened past the page cache. Reads of a batch arrive in any order.
+//! because the file is opened past the page cache.
 
 mod aligned;
 #[cfg(test)]
@@ -33,15 +33,40 @@ pub(crate) struct Extent {
     pub(crate) offset: u64,
     /// Length, at most `EXTENT_BYTES_MAX`.
     pub(crate) bytes: u32,
+    /// Names the read when it is done. No two that are at the device have the same.
+    pub(crate) number: u32,
 }
 
-/// Called once for each extent with its index and its bytes: fewer than asked at the file's end.
-pub(crate) type VisitExtent<'a> = dyn FnMut(usize, io::Result<&[u8]>) + 'a;
+/// Reads that a device shall do. They are asked for as it has room for them, so that a batch of any
+/// length takes no memory, and come back in any order.
+pub(crate) trait Reads {
+    /// The next one; `None`: there are no more.
+    fn next(&mut self) -> Option<Extent>;
+
+    /// What became of read `number`: its bytes, fewer than asked at the file's end alone. Called
+    /// once for each.
+    fn done(&mut self, number: u32, read: io::Result<&[u8]>);
+}
+
+/// None of the reads that are still to come can be done.
+fn refuse_all(reads: &mut dyn Reads, error: &io::Error) {
+    while let Some(extent) = reads.next() {
+        reads.done(extent.number, Err(again(error)));
+    }
+}
+
+/// The same error, for another read.
+fn again(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
 
 /// What the log needs of a disk.
 pub(crate) trait Device: Send + Sync {
-    /// Reads all extents, in any order, on the calling thread's behalf. Thread safe.
-    fn read_batch(&self, extents: &[Extent], visit: &mut VisitExtent<'_>);
+    /// Does all of the reads, on the calling thread's behalf. Thread safe.
+    fn read_batch(&self, reads: &mut dyn Reads);
     /// One sequential read into an aligned buffer; returns fewer bytes only at the file's end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of an aligned buffer. Durable after the next `sync`.
@@ -67,4 +92,34 @@ pub(crate) trait Device: Send + Sync {
 /// does not exist or is refused here.
 pub(crate) fn open(path: &Path, queue_depth: u32) -> Result<Box<dyn Device>> {
     Ok(Box::new(FileDevice::open(path, queue_depth)?))
+}
+
+/// Reads that are known beforehand, and what is done with each.
+pub(crate) struct ReadList<I, F> {
+    extents: I,
+    done: F,
+}
+
+impl<I, F> ReadList<I, F>
+where
+    I: Iterator<Item = Extent>,
+    F: FnMut(u32, io::Result<&[u8]>),
+{
+    pub(crate) fn new(extents: impl IntoIterator<IntoIter = I>, done: F) -> Self {
+        Self { extents: extents.into_iter(), done }
+    }
+}
+
+impl<I, F> Reads for ReadList<I, F>
+where
+    I: Iterator<Item = Extent>,
+    F: FnMut(u32, io::Result<&[u8]>),
+{
+    fn next(&mut self) -> Option<Extent> {
+        self.extents.next()
+    }
+
+    fn done(&mut self, number: u32, read: io::Result<&[u8]>) {
+        (self.done)(number, read);
+    }
 }

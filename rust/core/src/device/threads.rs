@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use super::file::read_full;
-use super::{AlignedBuffer, Extent, VisitExtent, EXTENT_BYTES_MAX};
+use super::{AlignedBuffer, Extent, Reads, EXTENT_BYTES_MAX};
 
 /// One thread keeps one read at the device; disks want at least 16.
 const THREADS: usize = 16;
@@ -20,14 +20,14 @@ const JOB_EXTENTS: usize = 4;
 const JOBS_OUT: usize = 2 * THREADS;
 
 struct Job {
-    extents: Vec<(usize, Extent)>,
+    extents: Vec<Extent>,
     buffer: AlignedBuffer,
     done: mpsc::Sender<Done>,
 }
 
 struct Done {
-    read: Vec<(usize, io::Result<usize>)>,
-    extents: Vec<(usize, Extent)>,
+    read: Vec<io::Result<usize>>,
+    extents: Vec<Extent>,
     buffer: AlignedBuffer,
 }
 
@@ -65,23 +65,22 @@ impl ThreadReader {
         self.shared.buffer_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn read_batch(&self, extents: &[Extent], visit: &mut VisitExtent<'_>) {
+    pub(super) fn read_batch(&self, reads: &mut dyn Reads) {
         let (done, results) = mpsc::channel();
-        let mut waiting = jobs(extents).into_iter();
-        let mut out = 0;
-        for _ in 0..JOBS_OUT {
-            let Some(extents) = waiting.next() else { break };
+        let (mut out, mut held) = (0, None);
+        while out < JOBS_OUT {
+            let Some(extents) = next_job(reads, &mut held) else { break };
             self.submit(extents, AlignedBuffer::new(EXTENT_BYTES_MAX), &done, true);
             out += 1;
         }
         while out > 0 {
             let job = results.recv().expect("this thread holds a sender, so the channel is open");
             let mut start = 0;
-            for ((index, extent), (_, read)) in job.extents.iter().zip(job.read) {
-                visit(*index, read.map(|bytes| &job.buffer[start..start + bytes]));
+            for (extent, read) in job.extents.iter().zip(job.read) {
+                reads.done(extent.number, read.map(|bytes| &job.buffer[start..start + bytes]));
                 start += extent.bytes as usize;
             }
-            match waiting.next() {
+            match next_job(reads, &mut held) {
                 Some(extents) => self.submit(extents, job.buffer, &done, false),
                 None => {
                     self.shared.buffer_bytes.fetch_sub(EXTENT_BYTES_MAX as u64, Ordering::Relaxed);
@@ -93,7 +92,7 @@ impl ThreadReader {
 
     fn submit(
         &self,
-        extents: Vec<(usize, Extent)>,
+        extents: Vec<Extent>,
         buffer: AlignedBuffer,
         done: &mpsc::Sender<Done>,
         fresh: bool,
@@ -117,22 +116,20 @@ impl Drop for ThreadReader {
     }
 }
 
-/// Cuts a batch into jobs that fit one buffer each.
-fn jobs(extents: &[Extent]) -> Vec<Vec<(usize, Extent)>> {
-    let mut jobs: Vec<Vec<(usize, Extent)>> = Vec::new();
-    let mut room = 0;
-    for (index, &extent) in extents.iter().enumerate() {
-        let bytes = extent.bytes as usize;
-        match jobs.last_mut() {
-            Some(job) if bytes <= room && job.len() < JOB_EXTENTS => job.push((index, extent)),
-            _ => {
-                room = EXTENT_BYTES_MAX;
-                jobs.push(vec![(index, extent)]);
-            }
+/// The next few reads, which fit one buffer together. One that does not is held for the next job.
+fn next_job(reads: &mut dyn Reads, held: &mut Option<Extent>) -> Option<Vec<Extent>> {
+    let mut job = Vec::with_capacity(JOB_EXTENTS);
+    let mut room = EXTENT_BYTES_MAX;
+    while job.len() < JOB_EXTENTS {
+        let Some(extent) = held.take().or_else(|| reads.next()) else { break };
+        if extent.bytes as usize > room {
+            *held = Some(extent);
+            break;
         }
-        room -= bytes;
+        room -= extent.bytes as usize;
+        job.push(extent);
     }
-    jobs
+    (!job.is_empty()).then_some(job)
 }
 
 fn serve(shared: &Shared, file: &File) {
@@ -155,9 +152,9 @@ fn serve(shared: &Shared, file: &File) {
 fn run(file: &File, mut job: Job) {
     let mut read = Vec::with_capacity(job.extents.len());
     let mut start = 0;
-    for &(index, extent) in &job.extents {
+    for extent in &job.extents {
         let end = start + extent.bytes as usize;
-        read.push((index, read_full(file, &mut job.buffer[start..end], extent.offset)));
+        read.push(read_full(file, &mut job.buffer[start..end], extent.offset));
         start = end;
     }
     // The reader may have gone with a panic of its visitor; nobody waits then.

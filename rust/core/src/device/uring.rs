@@ -15,7 +15,7 @@ use std::sync::Arc;
 use io_uring::{opcode, types, IoUring};
 use parking_lot::{Condvar, Mutex};
 
-use super::{AlignedBuffer, Extent, VisitExtent, EXTENT_BYTES_MAX, PAGE};
+use super::{again, refuse_all, AlignedBuffer, Extent, Reads, EXTENT_BYTES_MAX, PAGE};
 
 /// Completions awaited at once: fewer wake-ups, and the next submission is as large.
 const REAP: usize = 32;
@@ -86,21 +86,17 @@ impl UringReader {
         }
     }
 
-    pub(super) fn read_batch(&self, extents: &[Extent], visit: &mut VisitExtent<'_>) {
-        if extents.is_empty() {
-            return;
-        }
-        let mut visited = vec![false; extents.len()];
-        let result = self.lease().and_then(|mut lease| {
-            let ring = lease.ring.as_mut().expect("a lease holds its ring until dropped");
-            ring.read_batch(extents, &mut |index, read| {
-                visited[index] = true;
-                visit(index, read);
-            })
-        });
-        if let Err(error) = result {
-            for index in (0..extents.len()).filter(|&index| !visited[index]) {
-                visit(index, Err(io::Error::new(error.kind(), error.to_string())));
+    pub(super) fn read_batch(&self, reads: &mut dyn Reads) {
+        // No ring for a batch that is empty, or answered from memory.
+        let Some(first) = reads.next() else { return };
+        match self.lease() {
+            Ok(mut lease) => {
+                let ring = lease.ring.as_mut().expect("a lease holds its ring until dropped");
+                ring.read_batch(first, reads);
+            }
+            Err(error) => {
+                reads.done(first.number, Err(again(&error)));
+                refuse_all(reads, &error);
             }
         }
     }
@@ -132,17 +128,22 @@ impl Drop for Lease<'_> {
 struct Chunk {
     /// Pages handed out since the chunk was last free.
     used: u32,
-    /// Extents in it that the kernel has or that were not visited.
+    /// Reads into it that the kernel has or that were not given back.
     out: u32,
 }
 
+/// In place of a number: nothing is read to this page.
+const NONE: u32 = u32::MAX;
+
 /// One submission queue with its page buffers. The arena is cut into chunks; a chunk is filled
-/// from the front and free again once all its extents were visited.
+/// from the front and free again once all reads into it were given back.
 struct Ring {
     ring: IoUring,
     arena: AlignedBuffer,
     chunks: Vec<Chunk>,
     current: usize,
+    /// Number of the read that begins at each page, while the kernel has it.
+    numbers: Vec<u32>,
     /// Whether the kernel has the arena pinned.
     fixed: bool,
     in_flight: usize,
@@ -165,28 +166,31 @@ impl Ring {
         // first, and a ring with reads in flight is never dropped.
         // Refused where little memory may be locked; plain reads are the same, a bit slower.
         let fixed = unsafe { ring.submitter().register_buffers(&[vector]) }.is_ok();
+        let numbers = vec![NONE; chunks * CHUNK_PAGES as usize];
         let chunks = vec![Chunk::default(); chunks];
-        Ok(Self { ring, arena, chunks, current: 0, fixed, in_flight: 0, broken: false })
+        Ok(Self { ring, arena, chunks, current: 0, numbers, fixed, in_flight: 0, broken: false })
     }
 
-    fn read_batch(
-        &mut self,
-        extents: &[Extent],
-        visit: &mut dyn FnMut(usize, io::Result<&[u8]>),
-    ) -> io::Result<()> {
-        let mut next = 0;
-        while next < extents.len() || self.in_flight > 0 {
-            while next < extents.len() && self.push(next, extents[next]) {
-                next += 1;
+    fn read_batch(&mut self, first: Extent, reads: &mut dyn Reads) {
+        let mut next = Some(first);
+        while next.is_some() || self.in_flight > 0 {
+            while let Some(extent) = next.take_if(|extent| self.push(*extent)) {
+                debug_assert!(extent.number != NONE);
+                next = reads.next();
             }
-            self.submit(self.in_flight.min(REAP))?;
-            self.reap(extents, visit);
+            if let Err(error) = self.submit(self.in_flight.min(REAP)) {
+                self.numbers.iter_mut().filter(|number| **number != NONE).for_each(|number| {
+                    reads.done(std::mem::replace(number, NONE), Err(again(&error)));
+                });
+                next.into_iter().for_each(|extent| reads.done(extent.number, Err(again(&error))));
+                return refuse_all(reads, &error);
+            }
+            self.reap(reads);
         }
-        Ok(())
     }
 
     /// Queues one read; false if no buffer is free before others complete.
-    fn push(&mut self, index: usize, extent: Extent) -> bool {
+    fn push(&mut self, extent: Extent) -> bool {
         let pages = extent.bytes.div_ceil(PAGE as u32);
         assert!(pages <= CHUNK_PAGES, "an extent is at most {EXTENT_BYTES_MAX} bytes");
         if self.chunks[self.current].used + pages > CHUNK_PAGES {
@@ -205,13 +209,14 @@ impl Ring {
         } else {
             opcode::Read::new(file, target, extent.bytes).offset(extent.offset).build()
         };
-        let entry = entry.user_data(u64::from(page) << 32 | index as u64);
+        let entry = entry.user_data(page.into());
         // SAFETY: the target stays allocated and unread until the completion is reaped.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             return false;
         }
         chunk.used += pages;
         chunk.out += 1;
+        self.numbers[page as usize] = extent.number;
         self.in_flight += 1;
         true
     }
@@ -230,9 +235,9 @@ impl Ring {
         }
     }
 
-    fn reap(&mut self, extents: &[Extent], visit: &mut dyn FnMut(usize, io::Result<&[u8]>)) {
+    fn reap(&mut self, reads: &mut dyn Reads) {
         while let Some(entry) = self.ring.completion().next() {
-            let (page, index) = ((entry.user_data() >> 32) as u32, entry.user_data() as u32);
+            let page = entry.user_data() as usize;
             self.in_flight -= 1;
             let read = if entry.result() < 0 {
                 Err(io::Error::from_raw_os_error(-entry.result()))
@@ -240,16 +245,15 @@ impl Ring {
                 // SAFETY: the kernel is done with these bytes: it filled `result` of them from
                 // here, no more than asked, and they are handed out again only after the visit.
                 Ok(unsafe {
-                    let start = self.arena.pointer().add(page as usize * PAGE);
+                    let start = self.arena.pointer().add(page * PAGE);
                     std::slice::from_raw_parts(start, entry.result() as usize)
                 })
             };
-            let chunk = (page / CHUNK_PAGES) as usize;
-            debug_assert!((index as usize) < extents.len());
-            visit(index as usize, read);
-            self.chunks[chunk].out -= 1;
-            if self.chunks[chunk].out == 0 {
-                self.chunks[chunk].used = 0;
+            reads.done(std::mem::replace(&mut self.numbers[page], NONE), read);
+            let chunk = &mut self.chunks[page / CHUNK_PAGES as usize];
+            chunk.out -= 1;
+            if chunk.out == 0 {
+                chunk.used = 0;
             }
         }
     }
@@ -263,6 +267,7 @@ impl Ring {
             }
         }
         self.chunks.fill(Chunk::default());
+        self.numbers.fill(NONE);
         !self.broken
     }
 }

@@ -206,7 +206,8 @@ impl Log {
         self.shared.pins.pin()
     }
 
-    /// Reads records in one batch, and visits each with its tag, in any order. Sorts `reads`.
+    /// Reads `count` records in one batch, of which `read` tells the `n`-th, in the order of their
+    /// places; visits each with its `n`, in any order.
     ///
     /// Pages are read once for all records in them, neighbouring pages together up to 16 KiB.
     /// Records that are not written yet come from memory. Checksum, incarnation and table are
@@ -215,10 +216,11 @@ impl Log {
     pub(crate) fn read(
         &self,
         pin: &Pin<'_>,
-        reads: &mut [Read],
-        visit: &mut dyn FnMut(u32, Result<RecordView<'_>>),
+        count: usize,
+        read: &dyn Fn(usize) -> Read,
+        visit: &mut dyn FnMut(usize, Result<RecordView<'_>>),
     ) -> ReadCounts {
-        self.shared.read(pin, reads, visit)
+        self.shared.read(pin, count, read, visit)
     }
 
     /// Seals what is in memory and returns when all that was appended before is on the device.

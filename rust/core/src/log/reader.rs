@@ -1,13 +1,14 @@
-//! The miss path: many records in one batch, each page read once.
+//! The miss path: many records in one batch, each page read once. A batch of any length takes
+//! memory for what is at the device alone.
 
 use std::sync::atomic::Ordering;
 
 use super::page::PageHeader;
 use super::pins::Pin;
 use super::record::{decode_record, record_bytes, RecordView, Unreadable, PAGE_HEADER};
-use super::slots::SlotState;
+use super::slots::{SlotInfo, SlotState};
 use super::Shared;
-use crate::device::{AlignedBuffer, Extent, EXTENT_BYTES_MAX, PAGE};
+use crate::device::{AlignedBuffer, Extent, Reads, EXTENT_BYTES_MAX, PAGE};
 use crate::error::{Error, Result};
 use crate::types::{Place, TableId};
 
@@ -24,8 +25,6 @@ pub(crate) struct Read {
     pub(crate) place: Place,
     /// Length of the row as far as known; a record that is longer costs a second read.
     pub(crate) row_floats: usize,
-    /// Given to the visitor.
-    pub(crate) tag: u32,
     /// Table that it must belong to. Which key it has is for the visitor to see: a fingerprint in
     /// the index may have named another's.
     pub(crate) table: TableId,
@@ -40,195 +39,232 @@ pub(crate) struct ReadCounts {
     pub(crate) bytes: u64,
 }
 
-type Visit<'a> = dyn FnMut(u32, Result<RecordView<'_>>) + 'a;
+/// Told which record of a batch was read, and what it is.
+type Visit<'a> = dyn FnMut(usize, Result<RecordView<'_>>) + 'a;
 
-/// The reads that an extent serves.
+/// Records `first..end` of a batch, which one extent holds.
 struct Piece {
-    first: u32,
-    end: u32,
+    first: usize,
+    end: usize,
     incarnation: u64,
 }
 
-#[derive(Default)]
-struct Plan {
-    extents: Vec<Extent>,
-    pieces: Vec<Piece>,
+/// The slot that the next records lie in.
+struct Segment {
+    slot: u32,
+    start: u64,
+    info: SlotInfo,
 }
 
-impl Plan {
-    /// Adds read `index` of the sorted batch, whose pages are `start..end` of the file.
-    fn add(&mut self, index: usize, start: u64, end: u64, incarnation: u64) {
-        let last = self.extents.last_mut().zip(self.pieces.last_mut());
-        if let Some((extent, piece)) = last {
-            let extent_end = extent.offset + u64::from(extent.bytes);
-            let merged_end = end.max(extent_end);
-            let near = start <= extent_end && merged_end - extent.offset <= MERGED_BYTES_MAX;
-            let follows = piece.incarnation == incarnation && piece.end as usize == index;
-            if follows && (near || end <= extent_end) {
-                extent.bytes = (merged_end - extent.offset) as u32;
-                piece.end += 1;
-                return;
-            }
-        }
-        self.extents.push(Extent { offset: start, bytes: (end - start) as u32 });
-        self.pieces.push(Piece { first: index as u32, end: index as u32 + 1, incarnation });
-    }
+/// A batch on its way through the device: extents are planned as the device has room for them.
+struct Batch<'a> {
+    log: &'a Shared,
+    read: &'a dyn Fn(usize) -> Read,
+    visit: &'a mut Visit<'a>,
+    count: usize,
+    next: usize,
+    segment: Option<Segment>,
+    /// Planned, and not yet the device's: the next record may lie in it too.
+    open: Option<(Extent, Piece)>,
+    /// At the device, by number; and numbers that are free.
+    pieces: Vec<Piece>,
+    free: Vec<u32>,
+    scratch: Option<AlignedBuffer>,
+    /// Records that are longer than was thought.
+    longer: Vec<(usize, Read)>,
+    counts: ReadCounts,
 }
 
 impl Shared {
+    /// Reads `count` records, of which `read` tells the `n`-th, in the order of their places.
     pub(super) fn read(
         &self,
         pin: &Pin<'_>,
-        reads: &mut [Read],
+        count: usize,
+        read: &dyn Fn(usize) -> Read,
         visit: &mut Visit<'_>,
     ) -> ReadCounts {
-        reads.sort_unstable_by_key(|read| read.place);
-        let mut plan = Plan::default();
-        let mut scratch = None;
-        let mut at = 0;
-        while at < reads.len() {
-            let Some(slot) = self.slots.of(reads[at].place) else {
-                visit(reads[at].tag, Err(self.damaged(&reads[at], "no segment has that place")));
-                at += 1;
-                continue;
+        let mut batch = Batch {
+            log: self,
+            read,
+            visit: &mut |n, record| visit(n, record),
+            count,
+            next: 0,
+            segment: None,
+            open: None,
+            pieces: Vec::new(),
+            free: Vec::new(),
+            scratch: None,
+            longer: Vec::new(),
+            counts: ReadCounts::default(),
+        };
+        self.device.read_batch(&mut batch);
+        let (mut longer, mut counts) = (batch.longer, batch.counts);
+        self.bytes_read.fetch_add(counts.bytes, Ordering::Relaxed);
+        if !longer.is_empty() {
+            longer.sort_unstable_by_key(|(_, read)| read.place);
+            let visit_longer = &mut |n: usize, record: Result<RecordView<'_>>| {
+                visit(longer[n].0, record);
             };
-            let slot_end = self.slots.offset(slot) + self.slots.segment_bytes;
-            let rest = reads[at..].iter().position(|read| read.place.offset() >= slot_end);
-            let end = rest.map_or(reads.len(), |count| at + count);
-            self.plan_slot(slot, reads, at..end, &mut plan, &mut scratch, visit);
-            at = end;
+            let more = self.read(pin, longer.len(), &|n| longer[n].1, visit_longer);
+            counts.device_reads += more.device_reads;
+            counts.bytes += more.bytes;
         }
-        let mut counts = self.read_plan(&plan, reads, visit, pin);
-        counts.device_reads += plan.extents.len() as u64;
-        counts.bytes += plan.extents.iter().map(|extent| u64::from(extent.bytes)).sum::<u64>();
         counts
     }
+}
 
-    /// Serves the reads of one slot from memory, or plans them for the device.
-    fn plan_slot(
-        &self,
-        slot: u32,
-        reads: &[Read],
-        range: std::ops::Range<usize>,
-        plan: &mut Plan,
-        scratch: &mut Option<AlignedBuffer>,
-        visit: &mut Visit<'_>,
-    ) {
-        let info = self.slots.info(slot);
-        let incarnation = info.header.incarnation;
-        let base = self.slots.offset(slot);
-        let slot_end = base + self.slots.segment_bytes;
-        for index in range {
-            let read = &reads[index];
-            let offset = read.place.offset();
-            if let Some(buffer) = &info.buffer {
-                let copied = buffer.copy(incarnation, (offset - base) as usize, scratch);
-                if let (Some(bytes), Some(scratch)) = (copied, scratch.as_ref()) {
-                    let read_back = self.check_record(&scratch[..bytes], read);
-                    visit(read.tag, read_back.map_err(|cause| self.damaged(read, cause.text())));
-                    continue;
-                }
-                // Written meanwhile.
+impl Batch<'_> {
+    /// Serves record `n` from memory, or says which pages hold it, and of which filling.
+    fn locate(&mut self, n: usize, read: &Read) -> Option<(u64, u64, u64)> {
+        let slots = &self.log.slots;
+        let Some(slot) = slots.of(read.place) else {
+            (self.visit)(n, Err(self.log.damaged(read, "no segment has that place")));
+            return None;
+        };
+        let segment = match self.segment.take().filter(|segment| segment.slot == slot) {
+            Some(segment) => segment,
+            None => Segment { slot, start: slots.offset(slot), info: slots.info(slot) },
+        };
+        let segment = self.segment.insert(segment);
+        let incarnation = segment.info.header.incarnation;
+        if let Some(buffer) = &segment.info.buffer {
+            let offset = (read.place.offset() - segment.start) as usize;
+            let copied = buffer.copy(incarnation, offset, &mut self.scratch);
+            if let (Some(bytes), Some(scratch)) = (copied, self.scratch.as_ref()) {
+                let record = check_record(&scratch[..bytes], read);
+                (self.visit)(n, record.map_err(|cause| self.log.damaged(read, cause.text())));
+                return None;
             }
-            let (start, end) = page_range(read);
-            let known = info.state != SlotState::Damaged;
-            let incarnation = if known { incarnation } else { ANY_INCARNATION };
-            plan.add(index, start, end.min(slot_end), incarnation);
+            // Written meanwhile.
         }
+        let (start, end) = page_range(read);
+        let is_known = segment.info.state != SlotState::Damaged;
+        let incarnation = if is_known { incarnation } else { ANY_INCARNATION };
+        Some((start, end.min(segment.start + slots.segment_bytes), incarnation))
     }
 
-    fn read_plan(
-        &self,
-        plan: &Plan,
-        reads: &[Read],
-        visit: &mut Visit<'_>,
-        pin: &Pin<'_>,
-    ) -> ReadCounts {
-        let mut longer = Vec::new();
-        self.device.read_batch(&plan.extents, &mut |index, bytes| {
-            let piece = &plan.pieces[index];
-            let reads = &reads[piece.first as usize..piece.end as usize];
-            match bytes {
-                Ok(bytes) => {
-                    let offset = plan.extents[index].offset;
-                    self.visit_piece(bytes, offset, piece, reads, visit, &mut longer);
-                }
-                Err(error) => {
-                    for read in reads {
-                        let action = format!("read at offset {} of", read.place.offset());
-                        let error = Error::io(&action, self.device.path(), &error);
-                        visit(read.tag, Err(error));
-                    }
-                }
-            }
-        });
-        let bytes = plan.extents.iter().map(|extent| u64::from(extent.bytes)).sum();
-        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
-        if longer.is_empty() {
-            return ReadCounts::default();
+    /// Takes record `n` into the open extent, if that has its pages or may grow to them.
+    fn join(&mut self, n: usize, start: u64, end: u64, incarnation: u64) -> bool {
+        let Some((extent, piece)) = &mut self.open else { return false };
+        let extent_end = extent.offset + u64::from(extent.bytes);
+        let merged_end = end.max(extent_end);
+        let is_near = start <= extent_end && merged_end - extent.offset <= MERGED_BYTES_MAX;
+        let follows = piece.incarnation == incarnation && piece.end == n;
+        let joins = follows && (is_near || end <= extent_end);
+        if joins {
+            extent.bytes = (merged_end - extent.offset) as u32;
+            piece.end += 1;
         }
-        self.read(pin, &mut longer, visit)
+        joins
     }
 
-    /// Visits the records of one extent. Reads that need more bytes go to `longer`.
-    fn visit_piece(
-        &self,
-        bytes: &[u8],
-        offset: u64,
-        piece: &Piece,
-        reads: &[Read],
-        visit: &mut Visit<'_>,
-        longer: &mut Vec<Read>,
-    ) {
+    /// Numbers an extent, which goes to the device.
+    fn send(&mut self, (mut extent, piece): (Extent, Piece)) -> Extent {
+        self.counts.device_reads += 1;
+        self.counts.bytes += u64::from(extent.bytes);
+        extent.number = match self.free.pop() {
+            Some(number) => {
+                self.pieces[number as usize] = piece;
+                number
+            }
+            None => {
+                self.pieces.push(piece);
+                self.pieces.len() as u32 - 1
+            }
+        };
+        extent
+    }
+}
+
+impl Reads for Batch<'_> {
+    fn next(&mut self) -> Option<Extent> {
+        while self.next < self.count {
+            let n = self.next;
+            self.next += 1;
+            let read = (self.read)(n);
+            let Some((start, end, incarnation)) = self.locate(n, &read) else { continue };
+            if self.join(n, start, end, incarnation) {
+                continue;
+            }
+            let extent = Extent { offset: start, bytes: (end - start) as u32, number: 0 };
+            let piece = Piece { first: n, end: n + 1, incarnation };
+            if let Some(whole) = self.open.replace((extent, piece)) {
+                return Some(self.send(whole));
+            }
+        }
+        self.open.take().map(|last| self.send(last))
+    }
+
+    fn done(&mut self, number: u32, bytes: std::io::Result<&[u8]>) {
+        let gone = Piece { first: 0, end: 0, incarnation: 0 };
+        let piece = std::mem::replace(&mut self.pieces[number as usize], gone);
+        self.free.push(number);
+        match bytes {
+            Ok(bytes) => self.visit_piece(bytes, &piece),
+            Err(error) => {
+                for n in piece.first..piece.end {
+                    let offset = (self.read)(n).place.offset();
+                    let action = format!("read at offset {offset} of");
+                    (self.visit)(n, Err(Error::io(&action, self.log.device.path(), &error)));
+                }
+            }
+        }
+    }
+}
+
+impl Batch<'_> {
+    /// Visits the records of one extent.
+    fn visit_piece(&mut self, bytes: &[u8], piece: &Piece) {
+        let page = PAGE as u64;
+        let offset = (self.read)(piece.first).place.offset() / page * page;
         let mut page_start = usize::MAX;
         let mut header = None;
-        for read in reads {
+        for n in piece.first..piece.end {
+            let read = (self.read)(n);
             let at = (read.place.offset() - offset) as usize;
             if at / PAGE * PAGE != page_start {
                 page_start = at / PAGE * PAGE;
                 header = bytes.get(page_start..).and_then(PageHeader::decode);
             }
-            match self.check_page(bytes, at, header.as_ref(), piece.incarnation, read) {
+            match check_page(bytes, at, header.as_ref(), piece.incarnation, &read) {
                 Err(Cause::Longer(row_floats)) if row_floats > read.row_floats => {
-                    longer.push(Read { row_floats, ..*read });
+                    self.longer.push((n, Read { row_floats, ..read }));
                 }
-                Err(cause) => visit(read.tag, Err(self.damaged(read, cause.text()))),
-                Ok(record) => visit(read.tag, Ok(record)),
+                Err(cause) => (self.visit)(n, Err(self.log.damaged(&read, cause.text()))),
+                Ok(record) => (self.visit)(n, Ok(record)),
             }
         }
     }
+}
 
-    fn check_page<'a>(
-        &self,
-        bytes: &'a [u8],
-        at: usize,
-        header: Option<&PageHeader>,
-        incarnation: u64,
-        read: &Read,
-    ) -> std::result::Result<RecordView<'a>, Cause> {
-        let header = header.ok_or(Cause::Page)?;
-        if incarnation != ANY_INCARNATION && header.incarnation != incarnation {
-            return Err(Cause::Incarnation);
-        }
-        if header.table != read.table {
-            return Err(Cause::Table);
-        }
-        let end = if header.pages > 1 { bytes.len() } else { at / PAGE * PAGE + PAGE };
-        self.check_record(bytes.get(at..end.min(bytes.len())).ok_or(Cause::Record)?, read)
+fn check_page<'a>(
+    bytes: &'a [u8],
+    at: usize,
+    header: Option<&PageHeader>,
+    incarnation: u64,
+    read: &Read,
+) -> std::result::Result<RecordView<'a>, Cause> {
+    let header = header.ok_or(Cause::Page)?;
+    if incarnation != ANY_INCARNATION && header.incarnation != incarnation {
+        return Err(Cause::Incarnation);
     }
-
-    fn check_record<'a>(
-        &self,
-        bytes: &'a [u8],
-        read: &Read,
-    ) -> std::result::Result<RecordView<'a>, Cause> {
-        match decode_record(bytes, read.table) {
-            Ok(record) => Ok(record),
-            Err(Unreadable::Longer(row_floats)) => Err(Cause::Longer(row_floats)),
-            Err(Unreadable::Damaged) => Err(Cause::Record),
-        }
+    if header.table != read.table {
+        return Err(Cause::Table);
     }
+    let end = if header.pages > 1 { bytes.len() } else { at / PAGE * PAGE + PAGE };
+    check_record(bytes.get(at..end.min(bytes.len())).ok_or(Cause::Record)?, read)
+}
 
+fn check_record<'a>(bytes: &'a [u8], read: &Read) -> std::result::Result<RecordView<'a>, Cause> {
+    match decode_record(bytes, read.table) {
+        Ok(record) => Ok(record),
+        Err(Unreadable::Longer(row_floats)) => Err(Cause::Longer(row_floats)),
+        Err(Unreadable::Damaged) => Err(Cause::Record),
+    }
+}
+
+impl Shared {
     fn damaged(&self, read: &Read, cause: &str) -> Error {
         Error::corruption(format!(
             "{cause}: file={} offset={} table={}: assign or remove its key, or restore the store \

@@ -13,7 +13,7 @@ use super::segment::collect_entries;
 use super::slots::{Roster, Slots, SPARE};
 use super::writer::State;
 use super::{LogConfig, LogEnd, Shared};
-use crate::device::{AlignedBuffer, Device, Extent, PAGE};
+use crate::device::{AlignedBuffer, Device, Extent, ReadList, PAGE};
 use crate::error::{Error, Result};
 use crate::types::BUCKETS;
 
@@ -139,17 +139,17 @@ struct Found {
 impl Shared {
     /// Reads the header of every slot of the file and sets what the slot holds.
     fn find_segments(&self, in_file: u32, known: u64) -> Result<Found> {
-        let extents: Vec<Extent> = (0..in_file)
-            .map(|slot| Extent { offset: self.slots.offset(slot), bytes: PAGE as u32 })
-            .collect();
+        let page =
+            |slot| Extent { offset: self.slots.offset(slot), bytes: PAGE as u32, number: slot };
         let mut unwritten = Vec::new();
         let mut headers = Vec::new();
         let mut failure = None;
-        self.device.read_batch(&extents, &mut |index, read| match read {
-            Ok(bytes) if bytes.iter().all(|&byte| byte == 0) => unwritten.push(index as u32),
-            Ok(bytes) => headers.push((index as u32, SegmentHeader::decode(bytes))),
+        let read = |slot, read: std::io::Result<&[u8]>| match read {
+            Ok(bytes) if bytes.iter().all(|&byte| byte == 0) => unwritten.push(slot),
+            Ok(bytes) => headers.push((slot, SegmentHeader::decode(bytes))),
             Err(error) => failure = Some(error),
-        });
+        };
+        self.device.read_batch(&mut ReadList::new((0..in_file).map(page), read));
         if let Some(error) = failure {
             return Err(Error::io("read segment headers of", self.device.path(), &error));
         }

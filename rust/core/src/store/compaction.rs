@@ -144,8 +144,8 @@ impl Copying<'_> {
             (table, tier.log.pin())
         };
         let (mut outcome, mut is_read) = (Ok(()), false);
-        let mut reads = [read_of(&table, entry)];
-        tier.log.read(&pin, &mut reads, &mut |_, record| {
+        let read = read_of(&table, entry);
+        tier.log.read(&pin, 1, &|_| read, &mut |_, record| {
             if let Ok(record) = record {
                 is_read = true;
                 outcome = self.copy_row(entry.place, table.id, &record);
@@ -157,5 +157,5 @@ impl Copying<'_> {
 }
 
 fn read_of(table: &Table, entry: &FooterEntry) -> Read {
-    Read { place: entry.place, row_floats: entry.row_floats, table: table.id, tag: 0 }
+    Read { place: entry.place, row_floats: entry.row_floats, table: table.id }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::log::{Pin, Read, RecordView};
+use crate::log::{Pin, Read, ReadCounts, RecordView};
 use crate::table::{stripe_of, Counters, Found, Guard, Item, State, Table};
 use crate::types::{bucket, hash, Place, Sequence};
 
@@ -90,8 +90,8 @@ struct History {
 type Histories = HashMap<(u32, u32), History>;
 
 impl Engine {
-    /// Fetches the rows of `misses`, in the order of their places. `pin` was taken before the
-    /// places were looked up. After an error some keys were not told.
+    /// Fetches the rows of `misses`, in the order of their places: it sorts them. `pin` was
+    /// taken before the places were looked up. After an error some keys were not told.
     ///
     /// # Errors
     /// `Unavailable` if the device fails, and what the receiver returns.
@@ -99,15 +99,15 @@ impl Engine {
         &self,
         pin: &Pin<'_>,
         sources: &[Source<'_>],
-        misses: &[Miss],
+        misses: &mut [Miss],
         receiver: &mut impl Receiver,
     ) -> Result<()> {
         let fetch = Fetch { engine: self, pin, sources };
         let mut histories = Histories::new();
         let mut again = fetch.read(misses, receiver, &mut histories, true)?;
         while !again.is_empty() {
-            let misses = fetch.look_again(again, receiver, &mut histories)?;
-            again = fetch.read(&misses, receiver, &mut histories, false)?;
+            let mut misses = fetch.look_again(again, receiver, &mut histories)?;
+            again = fetch.read(&mut misses, receiver, &mut histories, false)?;
         }
         Ok(())
     }
@@ -141,27 +141,28 @@ impl<'a> Fetch<'a> {
     /// Reads all of `misses` in one batch; returns those to be looked up again.
     fn read<R: Receiver>(
         &self,
-        misses: &[Miss],
+        misses: &mut [Miss],
         receiver: &mut R,
         histories: &mut Histories,
         is_first: bool,
     ) -> Result<Vec<Miss>> {
-        let read = |(tag, miss): (usize, &Miss)| {
-            let table = self.sources[miss.source as usize].table;
-            let (row_floats, tag, table) = (table.floats, tag as u32, table.id);
-            Read { place: miss.place, row_floats, tag, table }
+        misses.sort_unstable_by_key(|miss| miss.place);
+        let misses = &*misses;
+        let read = |n: usize| {
+            let table = self.sources[misses[n].source as usize].table;
+            Read { place: misses[n].place, row_floats: table.floats, table: table.id }
         };
-        let mut reads: Vec<Read> = misses.iter().enumerate().map(read).collect();
         let mut batch = Batch::default();
         let (mut again, mut damaged) = (Vec::new(), Vec::new());
         let mut outcome = Ok(());
-        let counts = self.engine.tier.log.read(self.pin, &mut reads, &mut |tag, record| {
-            let miss = &misses[tag as usize];
+        let log = &self.engine.tier.log;
+        let counts = log.read(self.pin, misses.len(), &read, &mut |n, record| {
+            let miss = &misses[n];
             match record {
                 Ok(record) => {
                     let item = self.item(miss);
                     if record.key == item.key {
-                        batch.add(tag, self.stripe(&item), &item, &record);
+                        batch.add(n as u32, self.stripe(&item), &item, &record);
                     } else {
                         let history = histories.entry((miss.source, miss.index)).or_default();
                         history.rejected.push(miss.place);
@@ -175,9 +176,7 @@ impl<'a> Fetch<'a> {
                 outcome = self.hand_out(&mut batch, misses, receiver, &mut again);
             }
         });
-        let tables = misses.iter().map(|miss| &**self.sources[miss.source as usize].table);
-        let is_background = R::IS_BACKGROUND || !is_first;
-        count_reads(tables, counts.device_reads, counts.bytes, is_background);
+        self.count(misses, counts, R::IS_BACKGROUND || !is_first);
         outcome?;
         self.hand_out(&mut batch, misses, receiver, &mut again)?;
         for (miss, error) in damaged {
@@ -272,25 +271,25 @@ impl<'a> Fetch<'a> {
         }
         Ok(misses)
     }
+
+    /// Attributes the device reads of a batch to its tables, in proportion to their misses.
+    fn count(&self, misses: &[Miss], counts: ReadCounts, is_background: bool) {
+        let mut shares = vec![0_usize; self.sources.len()];
+        misses.iter().for_each(|miss| shares[miss.source as usize] += 1);
+        let tables = self.sources.iter().zip(shares).map(|(source, n)| (&**source.table, n as u64));
+        count_reads(tables, misses.len() as u64, counts, is_background);
+    }
 }
 
-/// Attributes the device reads of a batch to its tables, in proportion to their misses.
+/// Attributes device reads to tables, in proportion to their shares of `total`.
 pub(super) fn count_reads<'a>(
-    tables: impl Iterator<Item = &'a Table>,
-    device_reads: u64,
-    bytes: u64,
+    shares: impl Iterator<Item = (&'a Table, u64)>,
+    mut total: u64,
+    counts: ReadCounts,
     is_background: bool,
 ) {
-    let mut shares: Vec<(&Table, u64)> = Vec::new();
-    for table in tables {
-        match shares.last_mut() {
-            Some((last, n)) if last.id == table.id => *n += 1,
-            _ => shares.push((table, 1)),
-        }
-    }
-    let mut total: u64 = shares.iter().map(|share| share.1).sum();
-    let (mut reads, mut bytes) = (device_reads, bytes);
-    for (table, n) in shares {
+    let ReadCounts { device_reads: mut reads, mut bytes } = counts;
+    for (table, n) in shares.filter(|share| share.1 > 0) {
         let (own_reads, own_bytes) = (reads * n / total, bytes * n / total);
         (reads, bytes, total) = (reads - own_reads, bytes - own_bytes, total - n);
         let counters = &table.counters;

@@ -183,20 +183,24 @@ impl Engine {
             Found::Nvme(place) => Some(place),
             _ => None,
         };
-        let read = |&n: &u32| place(n).map(|place| read_of(table, place, n));
-        let mut reads: Vec<Read> = pending.iter().filter_map(read).collect();
+        let read = |&n: &u32| place(n).map(|place| (n, read_of(table, place)));
+        let mut reads: Vec<(u32, Read)> = pending.iter().filter_map(read).collect();
+        reads.sort_unstable_by_key(|(_, read)| read.place);
         let (mut others, mut damaged) = (Vec::new(), Vec::new());
         let mut outcome = Ok(());
-        let counts = self.tier.log.read(pin, &mut reads, &mut |n, record| match record {
-            Ok(record) if record.key == target.plan.items[n as usize].key => {
-                staged.extend(place(n).map(|place| (n, self.staged(place, &record))));
+        let read = |n: usize| reads[n].1;
+        let counts = self.tier.log.read(pin, reads.len(), &read, &mut |n, record| {
+            let n = reads[n].0;
+            match record {
+                Ok(record) if record.key == target.plan.items[n as usize].key => {
+                    staged.extend(place(n).map(|place| (n, self.staged(place, &record))));
+                }
+                Ok(_) => others.push(n),
+                Err(error) if error.kind == ErrorKind::Corruption => damaged.push(n),
+                Err(error) => outcome = Err(error),
             }
-            Ok(_) => others.push(n),
-            Err(error) if error.kind == ErrorKind::Corruption => damaged.push(n),
-            Err(error) => outcome = Err(error),
         });
-        let tables = pending.iter().map(|_| &**table);
-        count_reads(tables, counts.device_reads, counts.bytes, !is_first);
+        count_reads(std::iter::once((&**table, 1)), 1, counts, !is_first);
         outcome?;
         for n in damaged {
             let Some(place) = place(n) else { continue };
@@ -220,12 +224,12 @@ impl Engine {
         let mut outcome = Ok(None);
         // Twice: what is taken for damaged once, and sound later, would be a change lost.
         for _ in 0..2 {
-            let mut reads = [read_of(table, place, 0)];
-            let counts = self.tier.log.read(pin, &mut reads, &mut |_, record| {
-                let own = |record: &RecordView<'_>| record.key == item.key;
-                outcome = record.map(|r| own(&r).then(|| self.staged(place, &r)));
-            });
-            count_reads(std::iter::once(table), counts.device_reads, counts.bytes, true);
+            let counts =
+                self.tier.log.read(pin, 1, &|_| read_of(table, place), &mut |_, record| {
+                    let own = |record: &RecordView<'_>| record.key == item.key;
+                    outcome = record.map(|r| own(&r).then(|| self.staged(place, &r)));
+                });
+            count_reads(std::iter::once((table, 1)), 1, counts, true);
             if !matches!(&outcome, Err(error) if error.kind == ErrorKind::Corruption) {
                 return outcome;
             }
@@ -285,6 +289,6 @@ impl Staged {
     }
 }
 
-fn read_of(table: &Table, place: Place, tag: u32) -> Read {
-    Read { place, row_floats: table.floats, table: table.id, tag }
+fn read_of(table: &Table, place: Place) -> Read {
+    Read { place, row_floats: table.floats, table: table.id }
 }

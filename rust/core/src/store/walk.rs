@@ -191,7 +191,7 @@ impl Engine {
                     None => is_done = true,
                 }
             }
-            self.fetch(&pin, &sources, &misses, &mut Fetching { engine: self, verb })?;
+            self.fetch(&pin, &sources, &mut misses, &mut Fetching { engine: self, verb })?;
             misses.clear();
         }
         Ok(())

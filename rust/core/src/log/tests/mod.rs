@@ -61,9 +61,9 @@ pub(super) fn append(
     Ok(Kept { table, key, sequence, floats, place })
 }
 
-pub(super) fn read_of(kept: &Kept, tag: u32) -> Read {
+pub(super) fn read_of(kept: &Kept) -> Read {
     let Kept { table, floats, place, .. } = *kept;
-    Read { place, row_floats: floats, tag, table }
+    Read { place, row_floats: floats, table }
 }
 
 /// Whether all tombstones of the segment may be forgotten.
@@ -79,18 +79,18 @@ pub(super) fn is_oldest(log: &Log, segment: super::SegmentId) -> bool {
 
 /// Reads all of `kept` in one batch; each must be there, once, as it was appended.
 pub(super) fn check(log: &Log, kept: &[Kept]) -> super::ReadCounts {
-    let mut reads: Vec<Read> =
-        kept.iter().enumerate().map(|(tag, kept)| read_of(kept, tag as u32)).collect();
+    let mut kept = kept.to_vec();
+    kept.sort_by_key(|kept| kept.place);
     let mut seen = vec![0; kept.len()];
-    let counts = log.read(&log.pin(), &mut reads, &mut |tag, record| {
-        let wanted = &kept[tag as usize];
+    let counts = log.read(&log.pin(), kept.len(), &|n| read_of(&kept[n]), &mut |n, record| {
+        let wanted = &kept[n];
         let record = record.unwrap_or_else(|error| panic!("{wanted:?}: {error}"));
         assert_eq!((record.key, record.sequence), (wanted.key, wanted.sequence));
         assert_eq!(record.row, row(wanted.key, wanted.sequence, wanted.floats));
         assert_eq!(record.last_seen, wanted.key as u32 ^ 5);
         assert_eq!(record.frequency, wanted.sequence as u32 ^ 9);
         assert!(!record.tombstone);
-        seen[tag as usize] += 1;
+        seen[n] += 1;
     });
     assert!(seen.iter().all(|&n| n == 1));
     counts
@@ -99,7 +99,7 @@ pub(super) fn check(log: &Log, kept: &[Kept]) -> super::ReadCounts {
 /// Reads one record that must fail.
 pub(super) fn read_error(log: &Log, kept: &Kept) -> crate::error::Error {
     let mut found = None;
-    log.read(&log.pin(), &mut [read_of(kept, 0)], &mut |_, record| found = Some(record.err()));
+    log.read(&log.pin(), 1, &|_| read_of(kept), &mut |_, record| found = Some(record.err()));
     found.flatten().expect("an error")
 }
 

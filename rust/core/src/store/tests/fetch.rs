@@ -86,9 +86,9 @@ fn fetch(store: &Store, id: TableId, wanted: &[(u64, Place)]) -> Vec<(u32, Told)
     let keys: Vec<u64> = wanted.iter().map(|wanted| wanted.0).collect();
     let sources = [Source { table: &table, keys: &keys }];
     let miss = |(index, &(_, place))| Miss { source: 0, index: index as u32, place };
-    let misses: Vec<Miss> = wanted.iter().enumerate().map(miss).collect();
+    let mut misses: Vec<Miss> = wanted.iter().enumerate().map(miss).collect();
     let mut notes = Notes::default();
-    store.engine.fetch(&store.engine.tier.log.pin(), &sources, &misses, &mut notes).unwrap();
+    store.engine.fetch(&store.engine.tier.log.pin(), &sources, &mut misses, &mut notes).unwrap();
     notes.0.sort_by_key(|told| told.0);
     notes.0
 }
@@ -202,8 +202,8 @@ fn place_of(store: &Store, id: TableId, key: u64) -> Place {
     }
     let table = store.engine.table(id).unwrap();
     let sources = [Source { table: &table, keys: &[key] }];
-    let miss = Miss { source: 0, index: 0, place: place(store, id, key) };
+    let mut misses = [Miss { source: 0, index: 0, place: place(store, id, key) }];
     let mut found = Where(None);
-    store.engine.fetch(&store.engine.tier.log.pin(), &sources, &[miss], &mut found).unwrap();
+    store.engine.fetch(&store.engine.tier.log.pin(), &sources, &mut misses, &mut found).unwrap();
     found.0.unwrap()
 }
