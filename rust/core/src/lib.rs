@@ -35,7 +35,8 @@ pub use init::initial_row;
 pub use optimizer::is_finite;
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
-    Assign, GradientBatch, InsertBatch, LookupBatch, PushOutcome, Store, StoreConfig, TableInfo,
+    Assign, GradientBatch, InsertBatch, LookupBatch, PushOutcome, Snapshot, Store, StoreConfig,
+    TableInfo,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Durability, Place, Push, Sequence, TableId, BUCKETS,

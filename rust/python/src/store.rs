@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use hybridps_core::{
-    Assign, Durability, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Store,
-    StoreConfig, TableChange,
+    Assign, Durability, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Snapshot,
+    Store, StoreConfig, TableChange,
 };
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
@@ -30,6 +30,12 @@ impl Drop for PyStore {
             std::mem::forget(Arc::clone(&self.store));
         }
     }
+}
+
+type SnapshotOut<'py> = (Bound<'py, PyDict>, Vec<&'static str>, Vec<(String, Vec<u64>)>);
+
+fn names(counters: &[(&'static str, u64)]) -> Vec<&'static str> {
+    counters.iter().map(|(name, _)| *name).collect()
 }
 
 fn durability(name: &str) -> PyResult<Durability> {
@@ -300,6 +306,15 @@ impl PyStore {
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         counters(py, self.run(py, |store| Ok(store.stats()))?)
+    }
+
+    /// The store's counters, the names of a table's, and each table with their values.
+    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<SnapshotOut<'py>> {
+        let Snapshot { store, tables } = self.run(py, |store| Ok(store.snapshot()))?;
+        let names = tables.first().map_or(Vec::new(), |(_, counters)| names(counters));
+        let values = |counters: Vec<(_, u64)>| counters.into_iter().map(|(_, n)| n).collect();
+        let tables = tables.into_iter().map(|(name, counters)| (name, values(counters))).collect();
+        Ok((counters(py, store)?, names, tables))
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {

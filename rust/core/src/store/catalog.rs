@@ -4,8 +4,11 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use parking_lot::{MappedMutexGuard, MutexGuard};
+
 use super::engine::Engine;
 use super::TableInfo;
+use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, ManifestTable};
 use crate::spec::{TableChange, TableSpec};
@@ -18,23 +21,41 @@ use super::engine::Catalog;
 const BUCKETS_PER_WALK: u32 = 64;
 
 impl Engine {
+    /// Whoever holds it defines tables; nobody else waits while the manifest is written. What it
+    /// says is durable before the catalog shows it.
+    fn define(&self) -> Result<MappedMutexGuard<'_, Directory>> {
+        MutexGuard::try_map(self.directory.lock(), Option::as_mut)
+            .map_err(|_| Error::unavailable("the store is closed; open it again"))
+    }
+
     pub(super) fn create_table(&self, spec: &TableSpec) -> Result<TableInfo> {
         spec.check()?;
+        if let Some(info) = self.open_as(spec)? {
+            return Ok(info);
+        }
+        let directory = self.define()?;
+        // Another call may have made it meanwhile.
+        if let Some(info) = self.open_as(spec)? {
+            return Ok(info);
+        }
+        let mut manifest = self.catalog.read().manifest();
+        let id = manifest.next_table_id;
+        manifest.tables.push(ManifestTable { id, spec: spec.clone() });
+        manifest.next_table_id += 1;
+        self.save(&manifest, &directory)?;
         let mut catalog = self.catalog.write();
-        if let Some(id) = catalog.by_name.get(&spec.name) {
-            let stored = catalog.by_id[id].spec();
-            let warnings = stored.open_as(spec)?;
-            return Ok(TableInfo { id: *id, spec: stored, warnings });
-        }
-        let id = catalog.next_id;
-        let table = Arc::new(Table::new(id, spec.clone(), self.stripes.len()));
-        catalog.add(table);
+        catalog.add(Arc::new(Table::new(id, spec.clone(), self.stripes.len())));
         catalog.next_id += 1;
-        if let Err(error) = self.save(&catalog) {
-            catalog.forget(&spec.name);
-            return Err(error);
-        }
         Ok(TableInfo { id, spec: spec.clone(), warnings: Vec::new() })
+    }
+
+    /// The table of that name, if it equals the spec in all that cannot be changed.
+    fn open_as(&self, spec: &TableSpec) -> Result<Option<TableInfo>> {
+        let catalog = self.catalog.read();
+        let Some(id) = catalog.by_name.get(&spec.name) else { return Ok(None) };
+        let stored = catalog.by_id[id].spec();
+        let warnings = stored.open_as(spec)?;
+        Ok(Some(TableInfo { id: *id, spec: stored, warnings }))
     }
 
     pub(super) fn find_table(&self, name: &str) -> Result<TableInfo> {
@@ -45,13 +66,12 @@ impl Engine {
 
     pub(super) fn drop_table(&self, name: &str) -> Result<()> {
         let table = {
-            let mut catalog = self.catalog.write();
-            let table = catalog.forget(name).ok_or_else(|| not_found(name))?;
-            if let Err(error) = self.save(&catalog) {
-                catalog.add(table);
-                return Err(error);
-            }
-            table
+            let directory = self.define()?;
+            let id = self.find_table(name)?.id;
+            let mut manifest = self.catalog.read().manifest();
+            manifest.tables.retain(|table| table.id != id);
+            self.save(&manifest, &directory)?;
+            self.catalog.write().forget(name).ok_or_else(|| not_found(name))?
         };
         // Calls ordered before the drop end first; later ones do not find the table any more.
         self.for_each_stripe_in_turn(|state| {
@@ -63,17 +83,18 @@ impl Engine {
     }
 
     pub(super) fn alter(&self, id: TableId, change: &TableChange) -> Result<()> {
-        let table = self.table(id)?;
-        let catalog = self.catalog.write();
-        let before = table.spec();
-        let mut spec = before.clone();
-        spec.alter(change)?;
-        table.set_spec(spec);
-        if let Err(error) = self.save(&catalog) {
-            table.set_spec(before);
-            return Err(error);
-        }
-        drop(catalog);
+        let table = {
+            let directory = self.define()?;
+            let table = self.table(id)?;
+            let mut spec = table.spec();
+            spec.alter(change)?;
+            let mut manifest = self.catalog.read().manifest();
+            let stored = manifest.tables.iter_mut().filter(|stored| stored.id == id);
+            stored.for_each(|stored| stored.spec = spec.clone());
+            self.save(&manifest, &directory)?;
+            table.set_spec(spec);
+            table
+        };
         self.enforce_cap(&table).map_err(|error| {
             Error::new(error.kind, format!("{}; the new settings are stored", error.message))
         })
@@ -98,15 +119,12 @@ impl Engine {
         )))
     }
 
-    fn save(&self, catalog: &Catalog) -> Result<()> {
-        let directory = self.directory.lock();
-        let directory =
-            directory.as_ref().ok_or_else(|| Error::unavailable("the store is closed"))?;
+    fn save(&self, manifest: &Manifest, directory: &Directory) -> Result<()> {
         // The manifest is durable at once: what was pushed before must not come after it.
         if self.is_journaled() {
             self.journal().sync()?;
         }
-        catalog.manifest().save(directory)
+        manifest.save(directory)
     }
 
     pub(super) fn keys(&self, id: TableId, at: u32, keys: &mut Vec<u64>) -> Result<u32> {

@@ -81,6 +81,14 @@ impl Engine {
         self.failure.check().map(|()| is_open)
     }
 
+    /// As `enter`; `None` while the store is being closed.
+    pub(super) fn try_enter(&self) -> Result<Option<RwLockReadGuard<'_, bool>>> {
+        match self.is_open.try_read() {
+            Some(is_open) if *is_open => self.failure.check().map(|()| Some(is_open)),
+            _ => Ok(None),
+        }
+    }
+
     /// Notes a failure after which rows in DRAM are no longer what was acknowledged.
     pub(super) fn fail(&self, error: &Error) {
         self.failure.note(error);

@@ -102,6 +102,15 @@ pub enum PushOutcome {
     Duplicate,
 }
 
+/// Counters by the names of the public API, at about one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Sums over all tables, and the limits.
+    pub store: Vec<(&'static str, u64)>,
+    /// Of each table, in order of the names; the same counters for all.
+    pub tables: Vec<(String, Vec<(&'static str, u64)>)>,
+}
+
 /// A set of tables in one data directory. All verbs take `&self` and may be called from any
 /// thread.
 pub struct Store {
@@ -217,6 +226,17 @@ impl Store {
         self.engine.lookup(batches)
     }
 
+    /// As `lookup`, if it need not wait: for a device, or for another call that may wait for one.
+    /// Else false, and nothing that was written to the batches counts. For threads that must not
+    /// stand still.
+    ///
+    /// # Errors
+    /// As `lookup`.
+    pub fn try_lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<bool> {
+        let Some(_call) = self.engine.try_enter()? else { return Ok(false) };
+        self.engine.try_lookup(batches)
+    }
+
     /// Reads rows for training: inserts absent keys at their initial row, counts, marks last use.
     ///
     /// # Errors
@@ -299,7 +319,13 @@ impl Store {
 
     /// Sums over all tables, and the limits. Device counters are those of the files.
     pub fn stats(&self) -> Vec<(&'static str, u64)> {
-        self.engine.stats()
+        self.engine.snapshot().store
+    }
+
+    /// Counters of the store and of every table. Each stripe is locked once, for as long as it takes
+    /// to add a few numbers a table.
+    pub fn snapshot(&self) -> Snapshot {
+        self.engine.snapshot()
     }
 
     /// How rows are read from NVMe, in words; a warning where the best way was refused.

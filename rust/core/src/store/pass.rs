@@ -48,6 +48,8 @@ pub(super) struct Pass<'a> {
     locked: VecDeque<(usize, Guard<'a>)>,
     /// Of the keys between probe and visit.
     found: LocationRing,
+    /// False: a stripe that another call holds is not waited for.
+    is_patient: bool,
 }
 
 /// How far one of the steps has come.
@@ -74,14 +76,24 @@ impl Cursor {
 
 impl<'a> Pass<'a> {
     pub(super) fn new(stripes: &'a [Stripe], table: &'a Table, plan: &'a Plan) -> Self {
-        Self { stripes, table, plan, locked: VecDeque::new(), found: LocationRing::default() }
+        let (locked, found) = <(VecDeque<_>, LocationRing)>::default();
+        Self { stripes, table, plan, locked, found, is_patient: true }
     }
 
-    pub(super) fn run(mut self, visits: &mut impl Visits) -> Result<()> {
+    /// A pass that stops at a stripe that another call holds.
+    pub(super) fn impatient(self) -> Self {
+        Self { is_patient: false, ..self }
+    }
+
+    /// False if it stopped, having visited the keys before.
+    pub(super) fn run(mut self, visits: &mut impl Visits) -> Result<bool> {
         let keys = self.plan.items.len();
         let (mut asked, mut probed, mut visited) = <(Cursor, Cursor, Cursor)>::default();
         while visited.key < keys {
             let is_free = self.ask(&mut asked, keys);
+            if !is_free && self.locked.is_empty() {
+                return Ok(false);
+            }
             // At the end, and before a stripe that is taken, there is nothing to hide behind.
             let ahead = if is_free && asked.key < keys { AHEAD } else { 0 };
             let first = probed.key;
@@ -89,7 +101,7 @@ impl<'a> Pass<'a> {
             visits.ask(&self.plan.items[first..probed.key]);
             self.visit(&mut visited, probed.key.saturating_sub(ahead), visits)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Asks for the lines of the next keys. False before a stripe that another call holds.
@@ -113,7 +125,7 @@ impl<'a> Pass<'a> {
     }
 
     fn lock(&self, s: usize) -> Option<Guard<'a>> {
-        match self.locked.is_empty() {
+        match self.is_patient && self.locked.is_empty() {
             true => Some(self.stripes[s].lock()),
             false => self.stripes[s].try_lock(),
         }

@@ -13,6 +13,18 @@ use crate::types::TableId;
 
 impl Engine {
     pub(super) fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
+        let walks = self.lookup_walks(batches)?;
+        let dims = dims(&walks);
+        self.read(&walks, &mut Lookup { batches, dims })
+    }
+
+    pub(super) fn try_lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<bool> {
+        let walks = self.lookup_walks(batches)?;
+        let dims = dims(&walks);
+        self.try_read(&walks, &mut Lookup { batches, dims })
+    }
+
+    fn lookup_walks<'a>(&self, batches: &[LookupBatch<'a>]) -> Result<Vec<Walk<'a>>> {
         let mut walks = Vec::with_capacity(batches.len());
         for batch in batches.iter() {
             let walk = self.walk(batch.table, batch.keys)?;
@@ -27,8 +39,7 @@ impl Engine {
             }
             walks.push(walk);
         }
-        let dims = dims(&walks);
-        self.read(&walks, &mut Lookup { batches, dims })
+        Ok(walks)
     }
 
     pub(super) fn lookup_or_insert(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {

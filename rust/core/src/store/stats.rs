@@ -1,12 +1,14 @@
 //! Counters by the names of the public API.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::engine::Engine;
+use super::Snapshot;
 use crate::error::Result;
 use crate::ledger::{Hold, Kind, Ledger};
 use crate::log::Log;
-use crate::table::{Counters, Table};
+use crate::table::{Counters, Part, Table};
 use crate::types::TableId;
 
 /// Where the rows of a table are, and what they take.
@@ -16,6 +18,16 @@ pub(super) struct Rows {
     dram: u64,
     dram_bytes: u64,
     index_bytes: u64,
+}
+
+impl Rows {
+    fn add(&mut self, part: Option<&Part>) {
+        let Some(part) = part else { return };
+        self.keys += part.index.len() as u64;
+        self.dram += part.pool.len() as u64;
+        self.dram_bytes += part.bytes();
+        self.index_bytes += part.index.bytes();
+    }
 }
 
 /// Memory that lives as long as the store.
@@ -56,12 +68,17 @@ impl Engine {
     pub(super) fn rows(&self, table: &Table) -> Rows {
         let mut rows = Rows::default();
         for stripe in &self.stripes {
-            let state = stripe.lock();
-            if let Some(part) = state.parts.get(&table.id) {
-                rows.keys += part.index.len() as u64;
-                rows.dram += part.pool.len() as u64;
-                rows.dram_bytes += part.bytes();
-                rows.index_bytes += part.index.bytes();
+            rows.add(stripe.lock().parts.get(&table.id));
+        }
+        rows
+    }
+
+    /// Of all tables; each stripe is locked once, however many tables there are.
+    fn all_rows(&self) -> HashMap<TableId, Rows> {
+        let mut rows: HashMap<TableId, Rows> = HashMap::new();
+        for stripe in &self.stripes {
+            for (&table, part) in &stripe.lock().parts {
+                rows.entry(table).or_default().add(Some(part));
             }
         }
         rows
@@ -69,11 +86,8 @@ impl Engine {
 
     pub(super) fn table_stats(&self, id: TableId) -> Result<Vec<(&'static str, u64)>> {
         let table = self.table(id)?;
-        Ok(self.count(&table))
-    }
-
-    fn count(&self, table: &Table) -> Vec<(&'static str, u64)> {
-        Self::describe(&self.rows(table), Self::record_bytes_of(table), &table.counters)
+        let rows = self.rows(&table);
+        Ok(Self::describe(&rows, Self::record_bytes_of(&table), &table.counters))
     }
 
     fn describe(rows: &Rows, record_bytes: u64, counters: &Counters) -> Vec<(&'static str, u64)> {
@@ -92,11 +106,23 @@ impl Engine {
         list
     }
 
-    pub(super) fn stats(&self) -> Vec<(&'static str, u64)> {
+    pub(super) fn snapshot(&self) -> Snapshot {
         let tables: Vec<_> = self.catalog.read().by_id.values().cloned().collect();
+        let rows = self.all_rows();
+        let count = |table: Arc<Table>| {
+            let rows = rows.get(&table.id).copied().unwrap_or_default();
+            let counters = Self::describe(&rows, Self::record_bytes_of(&table), &table.counters);
+            (table.name(), counters)
+        };
+        let mut tables: Vec<_> = tables.into_iter().map(count).collect();
+        tables.sort_unstable();
+        Snapshot { store: self.sum(&tables), tables }
+    }
+
+    fn sum(&self, tables: &[(String, Vec<(&'static str, u64)>)]) -> Vec<(&'static str, u64)> {
         let mut sums = Self::describe(&Rows::default(), 0, &Counters::default());
-        for table in &tables {
-            for (sum, (_, value)) in sums.iter_mut().zip(self.count(table)) {
+        for (_, counters) in tables {
+            for (sum, (_, value)) in sums.iter_mut().zip(counters) {
                 sum.1 += value;
             }
         }

@@ -187,7 +187,12 @@ impl Engine {
             let pin = self.tier.log.pin();
             while misses.len() < MISSES_MIN && !is_done {
                 match windows.next() {
-                    Some((n, walk, plan)) => self.read_window(n, walk, &plan, verb, &mut misses)?,
+                    Some((n, walk, plan)) => {
+                        let pass = Pass::new(&self.stripes, &walk.table, &plan);
+                        if let Some(tally) = self.read_window(n, pass, verb, &mut misses)? {
+                            tally.note(&walk.table, &plan);
+                        }
+                    }
                     None => is_done = true,
                 }
             }
@@ -197,29 +202,59 @@ impl Engine {
         Ok(())
     }
 
+    /// As `read`, if nothing has to be waited for: no row is on NVMe, and no other call holds a
+    /// stripe. Else false, with nothing counted.
+    pub(super) fn try_read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<bool> {
+        let mut misses = Vec::new();
+        let mut tallies = Vec::new();
+        for (batch, walk) in walks.iter().enumerate() {
+            for plan in walk.windows(self.stripes.len()) {
+                let pass = Pass::new(&self.stripes, &walk.table, &plan).impatient();
+                match self.read_window(batch, pass, verb, &mut misses)? {
+                    Some(tally) if misses.is_empty() => tallies.push((walk, plan, tally)),
+                    _ => return Ok(false),
+                }
+            }
+        }
+        tallies.iter().for_each(|(walk, plan, tally)| tally.note(&walk.table, plan));
+        Ok(true)
+    }
+
+    /// None if the pass stopped.
     fn read_window<V: Verb>(
         &self,
         batch: usize,
-        walk: &Walk<'_>,
-        plan: &Plan,
+        pass: Pass<'_>,
         verb: &mut V,
         misses: &mut Vec<Miss>,
-    ) -> Result<()> {
+    ) -> Result<Option<Tally>> {
         let before = misses.len();
         let mut sorter =
             Sorter { engine: self, verb, batch, misses, absent: Vec::new(), absent_keys: 0 };
-        Pass::new(&self.stripes, &walk.table, plan).run(&mut sorter)?;
+        let is_whole = pass.run(&mut sorter)?;
         let (absent, missed) = (sorter.absent_keys, misses.len() - before);
-        if V::IS_BACKGROUND {
+        Ok(is_whole.then_some(Tally { absent, missed, is_background: V::IS_BACKGROUND }))
+    }
+}
+
+/// What became of the keys of a window.
+struct Tally {
+    absent: usize,
+    missed: usize,
+    is_background: bool,
+}
+
+impl Tally {
+    fn note(&self, table: &Table, plan: &Plan) {
+        if self.is_background {
             // Hits and misses are those that callers met.
-            return Ok(());
+            return;
         }
-        let counters = &walk.table.counters;
+        let counters = &table.counters;
         Counters::add(&counters.unique_keys, plan.items.len());
         Counters::add(&counters.probes, plan.items.len());
-        Counters::add(&counters.cache_hits, plan.items.len() - missed - absent);
-        Counters::add(&counters.cache_misses, missed);
-        Ok(())
+        Counters::add(&counters.cache_hits, plan.items.len() - self.missed - self.absent);
+        Counters::add(&counters.cache_misses, self.missed);
     }
 }
 

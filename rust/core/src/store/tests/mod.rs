@@ -8,6 +8,7 @@ mod pass;
 mod power;
 mod repeats;
 mod rows;
+mod waits;
 
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableSpec};
