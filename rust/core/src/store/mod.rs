@@ -34,7 +34,6 @@ use parking_lot::Mutex;
 pub use self::config::StoreConfig;
 use self::engine::Engine;
 use crate::error::Result;
-use crate::journal::{Entry, Frame};
 use crate::spec::{TableChange, TableSpec};
 use crate::types::{Push, TableId};
 
@@ -140,30 +139,15 @@ impl Store {
         &self.engine.config
     }
 
-    /// Registers a session; a new session of the same `client_id` takes over from the old one,
-    /// whose later calls fail. Returns the session's last applied push number, 0 if none.
+    /// Meets a session; a new session of the same `client_id` takes over from the old one, whose
+    /// later calls fail. Returns the session's last applied push number, 0 if none. Only a takeover
+    /// costs a journal entry: other sessions are journaled with their first push.
     ///
     /// # Errors
     /// `Unavailable` when the session was taken over.
     pub fn attach(&self, session: u64, client_id: &str) -> Result<u64> {
         let _call = self.engine.enter()?;
-        let mut sequencer = self.engine.sequencer.lock();
-        let uptime = self.engine.clock.seconds();
-        let last = sequencer.sessions.attach(session, client_id, uptime)?;
-        if self.engine.is_journaled() {
-            let sequence = sequencer.last + 1;
-            let mut frame = Frame::new(&Entry::Attach { session, client_id })?;
-            sequencer.position = Some(self.engine.journal().append(&mut frame, sequence)?);
-            sequencer.last = sequence;
-        }
-        let (position, next) = (sequencer.position, sequencer.last + 1);
-        drop(sequencer);
-        if last > 0 {
-            // Of a session that comes back: what it reads next has seen all its pushes.
-            self.engine.running.wait_before(next);
-        }
-        self.engine.commit(position)?;
-        Ok(last)
+        self.engine.attach(session, client_id)
     }
 
     /// Creates the table, or opens an equal one.
@@ -322,8 +306,8 @@ impl Store {
         self.engine.snapshot().store
     }
 
-    /// Counters of the store and of every table. Each stripe is locked once, for as long as it takes
-    /// to add a few numbers a table.
+    /// Counters of the store and of every table. Each stripe is locked once, while a few numbers
+    /// are added for each table.
     pub fn snapshot(&self) -> Snapshot {
         self.engine.snapshot()
     }

@@ -84,6 +84,28 @@ impl<'c, 'a> Ready<'c, 'a> {
 }
 
 impl Engine {
+    pub(super) fn attach(&self, session: u64, client_id: &str) -> Result<u64> {
+        let mut sequencer = self.sequencer.lock();
+        let uptime = self.clock.seconds();
+        let (last, is_new_owner) = sequencer.sessions.attach(session, client_id, uptime)?;
+        if is_new_owner && self.is_journaled() {
+            let sequence = sequencer.last + 1;
+            let mut frame = Frame::new(&Entry::Attach { session, client_id })?;
+            sequencer.position = Some(self.journal().append(&mut frame, sequence)?);
+            sequencer.last = sequence;
+        } else if last == 0 {
+            return Ok(0);
+        }
+        let (position, next) = (sequencer.position, sequencer.last + 1);
+        drop(sequencer);
+        if last > 0 {
+            // Of a session that comes back: what it reads next has seen all its pushes.
+            self.running.wait_before(next);
+        }
+        self.commit(position)?;
+        Ok(last)
+    }
+
     /// Whether the push was made before. Decides for good only under the lock under which the call
     /// is ordered.
     pub(super) fn decide(&self, push: Push, targets: &[Target<'_>]) -> Result<Decision<Vec<bool>>> {

@@ -77,18 +77,28 @@ impl Sessions {
         (steps + removals + sessions + clients) as u64
     }
 
-    /// Registers a session; returns its last push. `uptime` is in seconds since the store was
-    /// opened, here and below.
-    pub(super) fn attach(&mut self, session: u64, client_id: &str, uptime: u64) -> Result<u64> {
+    /// Meets a session: its last push, and whether it is the new owner of its client, which must
+    /// be journaled. A session without a client is remembered from its first push on: most only
+    /// read. `uptime` is in seconds since the store was opened, here and below.
+    pub(super) fn attach(
+        &mut self,
+        session: u64,
+        client_id: &str,
+        uptime: u64,
+    ) -> Result<(u64, bool)> {
         self.check_owner(session)?;
+        if client_id.is_empty() && !self.sessions.contains_key(&session) {
+            return Ok((0, false));
+        }
         let known = self.sessions.entry(session).or_default();
         known.last_used = self.opened_at + uptime;
         let last_push = known.last_push;
-        if !client_id.is_empty() && known.client_id != client_id {
+        let is_new = !client_id.is_empty() && known.client_id != client_id;
+        if is_new {
             known.client_id = client_id.to_owned();
             self.take_over(session, client_id);
         }
-        Ok(last_push)
+        Ok((last_push, is_new))
     }
 
     fn take_over(&mut self, session: u64, client_id: &str) {
@@ -252,11 +262,28 @@ mod tests {
     #[test]
     fn a_push_counts_once() {
         let mut sessions = Sessions::default();
-        assert_eq!(sessions.attach(1, "", 0).unwrap(), 0);
+        assert_eq!(sessions.attach(1, "", 0).unwrap(), (0, false));
         let apply = Verdict::Apply(vec![true]);
         assert_eq!(sessions.admit(push(1, 1, None), &[7], 0).unwrap(), apply);
         assert_eq!(sessions.admit(push(1, 1, None), &[7], 0).unwrap(), Verdict::Duplicate);
-        assert_eq!(sessions.attach(1, "", 0).unwrap(), 1);
+        assert_eq!(sessions.attach(1, "", 0).unwrap(), (1, false));
+    }
+
+    /// Readers come by the thousand, and none needs to be known again.
+    #[test]
+    fn a_session_without_client_is_remembered_from_its_first_push() {
+        let mut sessions = Sessions::default();
+        for session in 1..=1000 {
+            assert_eq!(sessions.attach(session, "", 0).unwrap(), (0, false));
+        }
+        assert_eq!(sessions.records(0).len(), 0);
+        sessions.admit(push(7, 1, None), &[7], 0).unwrap();
+        assert_eq!(sessions.records(0).len(), 1);
+        assert_eq!(sessions.attach(8, "trainer", 0).unwrap(), (0, true));
+        assert_eq!(sessions.attach(8, "trainer", 0).unwrap(), (0, false));
+        assert_eq!(sessions.attach(9, "trainer", 0).unwrap(), (0, true));
+        assert!(sessions.attach(8, "trainer", 0).is_err());
+        assert_eq!(sessions.records(0).len(), 3);
     }
 
     #[test]
