@@ -239,7 +239,24 @@ class ClientConnection:
         """Answers that `count` more bytes completed. What a peer sent wrong is told by `closed`."""
     def forget(self, question: int) -> None:
         """The caller gave up (deadline): its answer, when it comes, is dropped."""
+    def probe(self) -> bytes:
+        """Asks for a sign of life, which a server gives at once; the bytes to send. Its answer is
+        no Answer: only that bytes come tells.
+        """
     def pending_bytes(self) -> bytes:
         """Small frames (Finish ...) that go with the next write, or at once if none comes soon;
         call() and the verbs put them in front of their own buffers by themselves.
         """
+
+class Role:
+    """What one thread at a time does. An exception out of a signal never leaves it taken."""
+
+    is_taken: bool
+
+    def __init__(self) -> None: ...
+    def claim(self) -> Claim:
+        """`with role.claim() as is_mine:` tries once, and does not wait."""
+
+class Claim:
+    def __enter__(self) -> bool: ...
+    def __exit__(self, kind: object, error: object, traceback: object) -> None: ...

@@ -1,42 +1,45 @@
-"""Blocking transport: one socket a server, driven by the thread that calls.
+"""Blocking transport: one socket a server, driven by the threads that call.
 
-A connection serves one call at a time, under its lock; a call that goes to many servers is sent to
-all before the first answer is read. After a lost connection everything is sent again, pushes under
-their old number. A forked child starts anew: own sockets, own session, no client_id (which would
-take the session over from its parent).
+Many threads have calls in flight on one connection. Whoever calls hands its bytes to the socket
+itself, as far as the socket takes them; one of those who wait holds the role to wait for the socket
+too, and receives for all. What a call is, its number, its deadline and whether it is sent again is
+the line's business (`line`). A forked child starts anew: own sockets, own session, no client_id
+(which would take the session over from its parent); so does a copy that was sent to a process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
+import select
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hybridps import _core
-from hybridps.client import messages
-from hybridps.client.calls import Call, Push
-from hybridps.client.messages import LostError, ServerInfo
-from hybridps.client.retry import Deadline, check_timeout, delays
+from hybridps.client.calls import Push
+from hybridps.client.line import Line
+from hybridps.client.pending import Pending
+from hybridps.client.retry import Deadline, check_timeout
+from hybridps.client.session import Session
 from hybridps.client.urls import Address
 from hybridps.client.verbs import Addressed
-from hybridps.errors import HybridPSError, UnavailableError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
 
 # Below IOV_MAX of every system.
 _BUFFERS_A_SEND: Final = 512
 _RECEIVE_HINT: Final = 1 << 18
+# What one thread sends before it lets others at the connection.
+_TURN_BYTES: Final = 4 << 20
+# How long a thread waits before it looks whether the one that receives is still there.
+_FOLLOW_S: Final = 0.5
+_READABLE: Final = select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 def open_socket(address: Address, timeout: float) -> socket.socket:
-    """A connected socket."""
+    """A connected socket that does not block."""
     if address.port is None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -45,302 +48,309 @@ def open_socket(address: Address, timeout: float) -> socket.socket:
         except BaseException:
             sock.close()
             raise
-        return sock
-    sock = socket.create_connection((address.host, address.port), timeout=timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    else:
+        sock = socket.create_connection((address.host, address.port), timeout=timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setblocking(False)
     return sock
 
 
-class Connection:
-    """One server. All methods but `acquire` and `close` need the lock."""
+class Channel:
+    """One server: its line, and the socket that carries it.
 
-    def __init__(self, address: Address, shard: int, shards: int, identity: Identity) -> None:
-        self.address = address
-        self._place = (shard, shards)
-        self._identity = identity
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._wire: _core.ClientConnection | None = None
-        self._info: ServerInfo | None = None
-        self._last_push = 0
-        self._is_closed = False
-
-    def acquire(self, deadline: Deadline, verb: str) -> None:
-        """Waits for other threads' calls."""
-        if not self._lock.acquire(timeout=deadline.left):
-            raise deadline.error(verb, self.address)
-
-    def release(self) -> None:
-        """The next call may come."""
-        self._lock.release()
-
-    def next_push(self) -> int:
-        """The number of a new push."""
-        self._last_push += 1
-        return self._last_push
-
-    def drop(self) -> None:
-        """Ends the connection; the next call makes a new one."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = self._wire = self._info = None
-
-    def close(self) -> None:
-        """Ends the connection for good; a call that waits in another thread fails."""
-        self._is_closed = True
-        sock = self._socket
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        with self._lock:
-            self.drop()
-
-    def connect(self, deadline: Deadline) -> ServerInfo:
-        """The server, connected and checked. Raises OSError or LostError, to be tried again."""
-        if self._info is not None:
-            return self._info
-        if self._is_closed:
-            raise UnavailableError("this client is closed; connect again")
-        try:
-            self._socket = open_socket(self.address, max(deadline.left, 0.001))
-            self._wire = _core.ClientConnection()
-            question, data = self._wire.start(self._identity.session, self._identity.client_id)
-            self._send([data], deadline)
-            info = messages.read_hello(self.receive(question, deadline))
-            messages.check_server(info, str(self.address), *self._place)
-        except BaseException:
-            self.drop()
-            raise
-        self._info = info
-        return info
-
-    def connect_patiently(self, deadline: Deadline) -> ServerInfo:
-        """As `connect`, trying again until the deadline. Raises UnavailableError then."""
-        for delay in delays():
-            try:
-                return self.connect(deadline)
-            except HybridPSError:
-                raise
-            except (OSError, LostError) as error:
-                if deadline.left <= delay:
-                    raise deadline.unavailable(self.address, error) from None
-            time.sleep(delay)
-        raise AssertionError("delays never end")
-
-    def send(self, call: Call, number: int, deadline: Deadline) -> int:
-        """Sends a call over the open connection; returns its question."""
-        if self._wire is None:
-            raise LostError("not connected")
-        question, buffers = messages.begin(self._wire, call, number)
-        try:
-            self._send(buffers, deadline)
-        except BaseException:
-            # Half a call may be on its way: nothing can follow it.
-            self.drop()
-            raise
-        return question
-
-    def receive(self, question: int, deadline: Deadline) -> _core.Answer:
-        """Waits for the answer to `question`; late answers to others are dropped."""
-        if self._socket is None or self._wire is None:
-            raise LostError("not connected")
-        patience = 0.0
-        try:
-            while True:
-                left = max(deadline.left, 0.000_001)
-                if not left <= patience <= 1.1 * left:
-                    # Not for every piece of a large answer: it is a system call.
-                    patience = left
-                    self._socket.settimeout(left)
-                for answer in _read(self._socket, self._wire):
-                    if answer.question == question:
-                        return answer
-        except TimeoutError:
-            # The connection stays: its answer is dropped when it comes.
-            self._wire.forget(question)
-            raise
-        except BaseException:
-            self.drop()
-            raise
-
-    def reset_after_fork(self) -> None:
-        """In a child: a new lock, since a thread of the parent may hold the old one."""
-        self._lock = threading.Lock()
-        self.drop()
-        self._last_push = 0
-
-    def _send(self, buffers: Sequence[Buffer], deadline: Deadline) -> None:
-        if self._socket is None:
-            raise LostError("not connected")
-        views = messages.views(buffers)
-        start = 0
-        while start < len(views):
-            self._socket.settimeout(max(deadline.left, 0.000_001))
-            sent = self._socket.sendmsg(views[start : start + _BUFFERS_A_SEND])
-            while start < len(views) and sent >= len(views[start]):
-                sent -= len(views[start])
-                start += 1
-            if sent:
-                views[start] = views[start][sent:]
-
-
-def _read(sock: socket.socket, wire: _core.ClientConnection) -> list[_core.Answer]:
-    """Answers that the next bytes complete."""
-    count = sock.recv_into(wire.get_buffer(_RECEIVE_HINT))
-    if count == 0:
-        raise LostError("the server closed the connection")
-    answers = wire.received(count)
-    if wire.closed is not None and not answers:
-        raise LostError(wire.closed)
-    return answers
-
-
-class Identity:
-    """Who this process is to its servers."""
-
-    def __init__(self, client_id: str | None) -> None:
-        self.client_id = client_id or ""
-        self.session = secrets.randbits(63) + 1
-
-    def renew(self) -> None:
-        """A forked child is a client of its own."""
-        self.client_id = ""
-        self.session = secrets.randbits(63) + 1
-
-
-class Exchange:
-    """One call on its way to one server. Holds the connection's lock from `acquire` to `release`.
-
-    `LostError` and the operating system's errors lead to another attempt; HybridPSErrors (some of
-    which are OSErrors too) end the call.
+    The lock is held for moments, never while somebody waits. Who holds the role opens, polls and
+    closes the socket; others may hand it bytes, and wake who polls.
     """
 
-    def __init__(self, connection: Connection, call: Call, deadline: Deadline) -> None:
-        self._connection = connection
-        self._call = call
-        self._deadline = deadline
-        self._number = 0
-        self._sends = 0
-        self._question: int | None = None
-        self._cause: object = "no connection"
-        self.reply: Any = None
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self._make()
 
-    def acquire(self) -> None:
-        """Waits for the connection, the server, and its consent to the size of the call."""
-        self._connection.acquire(self._deadline, messages.verb_of(self._call))
+    def _make(self) -> None:
+        self._lock = threading.Lock()
+        self._role = _core.Role()
+        self._socket: socket.socket | None = None
+        # The connection that the socket was opened for.
+        self._carried: _core.ClientConnection | None = None
+        self._poller = select.poll()
+        self._waker: tuple[socket.socket, socket.socket] | None = None
+        # Of threads that wait for one that receives.
+        self._followers: dict[Pending, threading.Lock] = {}
+
+    def submit(self, pending: Pending, now_s: float) -> None:
+        """Puts a call in line, and sends what the socket takes."""
+        with self._lock, self.line as line:
+            line.submit(pending)
+            self._send(line, now_s)
+            is_left = line.has_unsent or line.wire is None
+        if is_left and self._role.is_taken:
+            self._wake()
+
+    def drive(self, pending: Pending) -> None:
+        """Returns when the call is over."""
+        while not pending.is_over:
+            with self._role.claim() as is_mine:
+                if is_mine:
+                    self._pump(pending)
+            if is_mine:
+                self._hand_over()
+            else:
+                self._follow(pending)
+
+    def give_up(self, pending: Pending) -> None:
+        """The caller waits no longer."""
+        with self._lock, self.line as line:
+            line.give_up(pending)
+            self._followers.pop(pending, None)
+
+    def close(self) -> None:
+        """Ends the connection for good; calls that wait in other threads fail."""
+        with self._lock, self.line as line:
+            line.close()
+        self._wake()
+        with self._role.claim() as is_mine:
+            # Else whoever holds the role leaves it now, and closes the socket.
+            if is_mine:
+                self._drop()
+
+    def reset_after_fork(self) -> None:
+        """In a child: new locks, since a thread of the parent may hold the old ones."""
+        for sock in (self._socket, *(self._waker or ())):
+            if sock is not None:
+                sock.close()
+        self._make()
+        self.line.forget_all()
+
+    # Of who holds the role.
+
+    def _pump(self, pending: Pending) -> None:
+        """Moves bytes, of all calls, until this one is over."""
+        line = self.line
+        while not pending.is_over:
+            now_s = time.monotonic()
+            if line.is_connection_wanted(now_s):
+                self._open(pending, now_s)
+                continue
+            # Rounded up, not to turn in circles for the last millisecond.
+            wait_ms = int((line.next_check_s(now_s) - now_s) * 1000) + 1
+            ready = self._poll(line, wait_ms)
+            with self._lock, line:
+                self._move(line, ready, time.monotonic())
+        if line.wire is not self._carried or line.is_closed:
+            self._drop()
+
+    def _poll(self, line: Line, wait_ms: int) -> dict[int, int]:
+        sock, waker = self._socket, self._waker
+        if sock is not None:
+            wanted = select.POLLIN | (select.POLLOUT if line.has_unsent else 0)
+            self._poller.register(sock, wanted)
+        if waker is None:
+            with self._lock:
+                self._waker = waker = socket.socketpair()
+            for end in waker:
+                end.setblocking(False)
+            self._poller.register(waker[0], select.POLLIN)
+        return dict(self._poller.poll(max(0, min(wait_ms, 60_000))))
+
+    def _move(self, line: Line, ready: dict[int, int], now_s: float) -> None:
+        if self._waker is not None and self._waker[0].fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._waker[0].recv(4096)
+        if self._socket is not None and line.wire is self._carried:
+            if ready.get(self._socket.fileno(), 0) & _READABLE:
+                self._receive(line, self._socket, now_s)
+            self._send(line, now_s)
+        line.check(now_s)
+        if line.wire is not self._carried:
+            self._close_socket()
+
+    def _receive(self, line: Line, sock: socket.socket, now_s: float) -> None:
+        wire = self._carried
+        if wire is None:
+            return
         try:
-            info = self._connection.connect_patiently(self._deadline)
-            messages.check_limits(info, self._call, str(self._connection.address))
-        except BaseException:
-            self._connection.release()
-            raise
+            count = sock.recv_into(wire.get_buffer(_RECEIVE_HINT))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            line.lost(error, now_s)
+            return
+        if count:
+            line.received(count, now_s)
+        else:
+            line.lost("the server closed the connection", now_s)
 
-    def send(self) -> None:
-        """Sends the call; a lost connection is left to `end`."""
-        if self._number == 0 and isinstance(self._call, Push):
-            self._number = self._connection.next_push()
+    def _open(self, pending: Pending, now_s: float) -> None:
+        line = self.line
+        if line.wire is not self._carried:
+            self._drop()
+        within_s = min(line.open_within_s, max(pending.deadline.end_s - now_s, 0.001))
         try:
-            self._connection.connect(self._deadline)
-            self._sends += 1
-            self._question = self._connection.send(self._call, self._number, self._deadline)
-        except HybridPSError:
-            raise
-        except (OSError, LostError) as error:
-            self._cause = error
-
-    def end(self) -> None:
-        """Waits for the reply, sending the call again as often as the connection is lost."""
-        for delay in delays():
-            if self._question is not None and self._receive(self._question):
+            sock = open_socket(line.address, within_s)
+        except OSError as error:
+            with self._lock, line:
+                now_s = time.monotonic()
+                line.lost(error, now_s)
+                line.check(now_s)
+            return
+        with self._lock, line:
+            if line.is_closed:
+                sock.close()
                 return
-            if self._deadline.left <= delay:
-                raise self._deadline.unavailable(self._connection.address, self._cause)
-            time.sleep(delay)
-            self.send()
+            now_s = time.monotonic()
+            self._socket = sock
+            line.opened(now_s)
+            self._carried = line.wire
+            self._send(line, now_s)
 
-    def release(self) -> None:
-        """Gives the connection back."""
-        self._connection.release()
+    def _drop(self) -> None:
+        with self._lock:
+            self._close_socket()
+            if self.line.is_closed:
+                for end in self._waker or ():
+                    end.close()
 
-    def _receive(self, question: int) -> bool:
-        self._question = None
-        try:
-            answer = self._connection.receive(question, self._deadline)
-            self.reply = messages.finish(self._call, answer, is_first=self._sends == 1)
-        except HybridPSError:
-            raise
-        except TimeoutError:
-            verb = messages.verb_of(self._call)
-            raise self._deadline.error(verb, self._connection.address) from None
-        except (OSError, LostError) as error:
-            self._connection.drop()
-            self._cause = error
-            return False
-        return True
+    def _close_socket(self) -> None:
+        sock, self._socket, self._carried = self._socket, None, None
+        if sock is not None:
+            with contextlib.suppress(KeyError):  # It was never polled.
+                self._poller.unregister(sock)
+            sock.close()
+
+    # Of all.
+
+    def _send(self, line: Line, now_s: float) -> None:
+        """Hands the socket what it takes, up to a fair share."""
+        sock, left = self._socket, _TURN_BYTES
+        if sock is None or line.wire is not self._carried:
+            return
+        while line.has_unsent and left > 0:
+            views = line.views(_BUFFERS_A_SEND)
+            try:
+                count = sock.send(views[0]) if len(views) == 1 else sock.sendmsg(views)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                line.lost(error, now_s)
+                return
+            line.sent(count, now_s)
+            left -= count
+
+    def _wake(self) -> None:
+        waker = self._waker
+        if waker is not None:
+            with contextlib.suppress(OSError):
+                waker[1].send(b"\0")
+
+    def _follow(self, pending: Pending) -> None:
+        """Waits until the call is over, or somebody has to take the role."""
+        left_s = pending.deadline.end_s - time.monotonic()
+        if left_s <= 0:
+            with self._lock, self.line as line:
+                line.check(time.monotonic())
+            return
+        gate = threading.Lock()
+        gate.acquire()
+        with self._lock:
+            if pending.is_over or not self._role.is_taken:
+                return
+            self._followers[pending] = gate
+            pending.wake = lambda: self._let_go(pending)
+        gate.acquire(timeout=min(left_s, _FOLLOW_S))
+        with self._lock:
+            self._followers.pop(pending, None)
+
+    def _let_go(self, pending: Pending) -> None:
+        gate = self._followers.pop(pending, None)
+        if gate is not None:
+            gate.release()
+
+    def _hand_over(self) -> None:
+        """The role is free: one of those who wait may take it."""
+        if self._followers:
+            with self._lock:
+                for pending in list(self._followers):
+                    if not pending.is_over:
+                        self._let_go(pending)
+                        return
 
 
 class RemoteTransport:
-    """Executes calls on servers. Safe to use from many threads, and after a fork."""
+    """Executes calls on servers. Safe to use from many threads, after a fork, and as a copy in
+    another process.
+    """
 
     def __init__(self, addresses: Sequence[Address], client_id: str | None, timeout: float) -> None:
-        self._identity = Identity(client_id)
-        self._timeout = timeout
-        self._connections = [
-            Connection(address, shard, len(addresses), self._identity)
-            for shard, address in enumerate(addresses)
-        ]
+        self._addresses = list(addresses)
+        self._timeout = check_timeout(timeout, timeout)
+        self._session = Session(addresses, client_id)
+        self._channels = [Channel(line) for line in self._session.lines]
+        # A push is numbered and put in all its lines before another one is numbered.
+        self._numbering = threading.Lock()
         _OPEN.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy connects by itself, at its first call, as a client of its own."""
+        return RemoteTransport, (self._addresses, None, self._timeout)
 
     @property
     def shards(self) -> int:
         """How many servers share the keys."""
-        return len(self._connections)
+        return len(self._channels)
 
     def connect(self) -> None:
         """Meets every server, so that a wrong URL shows at once."""
-        deadline = Deadline(self._timeout)
-        for connection in self._connections:
-            connection.acquire(deadline, "connect")
-            try:
-                connection.connect_patiently(deadline)
-            finally:
-                connection.release()
+        self._await([(channel, None) for channel in self._channels], self._timeout)
 
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
-        """Replies of the calls, in order; at most one call a server, in order of the servers."""
-        deadline = Deadline(check_timeout(timeout, self._timeout))
-        exchanges = [Exchange(self._connections[s], call, deadline) for s, call in addressed]
-        with contextlib.ExitStack() as held:
-            # In order of the servers, so that two calls never wait for each other.
-            for exchange in exchanges:
-                exchange.acquire()
-                held.callback(exchange.release)
-            for exchange in exchanges:
-                exchange.send()
-            errors = [error for error in map(_end, exchanges) if error is not None]
-        if errors:
-            raise errors[0]
-        return [exchange.reply for exchange in exchanges]
+        """Replies of the calls, in order; at most one call a server."""
+        seconds = check_timeout(timeout, self._timeout)
+        return self._await([(self._channels[s], call) for s, call in addressed], seconds)
 
     def close(self) -> None:
         """Ends the connections; a second call does nothing."""
-        for connection in self._connections:
-            connection.close()
+        for channel in self._channels:
+            channel.close()
 
     def reset_after_fork(self) -> None:
         """In a child: a client of its own."""
-        self._identity.renew()
-        for connection in self._connections:
-            connection.reset_after_fork()
+        self._numbering = threading.Lock()
+        self._session.renew()
+        for channel in self._channels:
+            channel.reset_after_fork()
 
+    def _await(self, asked: Sequence[tuple[Channel, Any]], seconds: float) -> list[Any]:
+        now_s = time.monotonic()
+        deadline = Deadline(seconds, now_s)
+        waiting: list[tuple[Channel, Pending]] = []
+        try:
+            if any(isinstance(call, Push) for _, call in asked):
+                with self._numbering:
+                    number = self._session.next_push()
+                    self._submit(asked, number, deadline, now_s, waiting)
+            else:
+                self._submit(asked, 0, deadline, now_s, waiting)
+            for channel, pending in waiting:
+                channel.drive(pending)
+        finally:
+            for channel, pending in waiting:
+                if not pending.is_over:
+                    channel.give_up(pending)
+        return [pending.reply() for _, pending in waiting]
 
-def _end(exchange: Exchange) -> HybridPSError | None:
-    try:
-        exchange.end()
-    except HybridPSError as error:
-        return error
-    return None
+    @staticmethod
+    def _submit(
+        asked: Sequence[tuple[Channel, Any]],
+        number: int,
+        deadline: Deadline,
+        now_s: float,
+        waiting: list[tuple[Channel, Pending]],
+    ) -> None:
+        for channel, call in asked:
+            pending = Pending(call, number, deadline)
+            waiting.append((channel, pending))
+            channel.submit(pending, now_s)
 
 
 _OPEN: Final[weakref.WeakSet[RemoteTransport]] = weakref.WeakSet()

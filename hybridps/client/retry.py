@@ -1,4 +1,4 @@
-"""How long to wait between attempts, and what to say when time is over. Pure but for the clock.
+"""How long to wait between attempts, and what to say when time is over. Pure.
 
 Reads and pushes alike are sent again after a lost connection: a push keeps its number, so that the
 server applies it once.
@@ -6,7 +6,6 @@ server applies it once.
 
 import random
 import socket
-import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -15,6 +14,8 @@ from hybridps.errors import BadInputError, ConfigError, DeadlineError, Unavailab
 
 FIRST_DELAY_S: Final = 0.02
 LONGEST_DELAY_S: Final = 1.0
+# What infinity and the like come to: clocks and system calls take no more.
+FOREVER_S: Final = 365 * 86400.0
 
 
 def delays() -> Iterator[float]:
@@ -26,23 +27,13 @@ def delays() -> Iterator[float]:
 
 
 class Deadline:
-    """The end of one call."""
+    """The end of one call, on the clock that `now_s` was read from."""
 
-    __slots__ = ("_end", "timeout")
+    __slots__ = ("end_s", "timeout")
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, now_s: float) -> None:
         self.timeout = timeout
-        self._end = time.monotonic() + timeout
-
-    @property
-    def left(self) -> float:
-        """Seconds left; 0 when time is over."""
-        return max(0.0, self._end - time.monotonic())
-
-    @property
-    def is_over(self) -> bool:
-        """True when no time is left."""
-        return time.monotonic() >= self._end
+        self.end_s = now_s + timeout
 
     def error(self, verb: str, where: object) -> DeadlineError:
         """The call's time is over while a server had it."""
@@ -78,7 +69,7 @@ def check_timeout(timeout: float | None, default: float) -> float:
         return default
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
         raise BadInputError(f"timeout is {timeout!r}; give seconds above 0, or None")
-    return timeout
+    return min(timeout, FOREVER_S)
 
 
 def check_settings(client_id: object, timeout: object) -> None:

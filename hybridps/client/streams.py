@@ -1,335 +1,255 @@
 """Asyncio transport: one connection a server, many calls in flight on it.
 
-Calls leave in the order in which verbs hand them over, and after a lost connection those without
-an answer leave again in that order, pushes under their old number: so pushes apply in send order,
-once, and a call sees exactly the pushes before it.
+What a call is, its number, its deadline and whether it is sent again is the line's business
+(`line`); this moves bytes between lines and sockets, and tells them how time goes by.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+import time
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any, Final, cast
 
 from hybridps import _core
-from hybridps.client import messages
 from hybridps.client.calls import Call, Push
-from hybridps.client.messages import LostError, ServerInfo
-from hybridps.client.remote import Identity
-from hybridps.client.retry import Deadline, check_timeout, delays
+from hybridps.client.line import Line
+from hybridps.client.pending import Pending
+from hybridps.client.retry import Deadline, check_timeout
+from hybridps.client.session import Session
 from hybridps.client.urls import Address
 from hybridps.client.verbs import Addressed
-from hybridps.errors import HybridPSError, UnavailableError
+
+# What a socket is handed at once. Its own copy: a call that is given up has its arrays back.
+_CHUNK_BYTES: Final = 256 << 10
 
 
-class Pending:
-    """A call that waits for its answer; `question` is set while a connection carries it."""
+class Stream(asyncio.BufferedProtocol):
+    """One connection of a channel."""
 
-    __slots__ = ("answer", "call", "number", "question", "sends")
-
-    def __init__(self, call: Call, number: int) -> None:
-        self.call = call
-        self.number = number
-        self.question: int | None = None
-        self.sends = 0
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-
-class Wire(asyncio.BufferedProtocol):
-    """One connection: bytes to the compiled state machine, answers to `owner`."""
-
-    def __init__(self, owner: Connection) -> None:
-        self._owner = owner
-        self.machine = _core.ClientConnection()
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self.transport: asyncio.Transport | None = None
-        self.hello: asyncio.Future[_core.Answer] = asyncio.get_running_loop().create_future()
-        self.hello_question = -1
-        self.is_paused = False
+        self.wire: _core.ClientConnection | None = None
+        self.is_full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Says hello."""
         self.transport = cast("asyncio.Transport", transport)
-        identity = self._owner.identity
-        self.hello_question, data = self.machine.start(identity.session, identity.client_id)
-        self.transport.write(data)
+        self.transport.set_write_buffer_limits(high=_CHUNK_BYTES)
+        self._channel.opened(self)
 
     def get_buffer(self, sizehint: int) -> Any:
         """Where the next bytes go."""
-        return self.machine.get_buffer(max(sizehint, 1 << 16))
+        if self.wire is None:  # Nobody looks at them.
+            return bytearray(max(sizehint, 1))
+        return self.wire.get_buffer(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hands answers over."""
-        for answer in self.machine.received(nbytes):
-            if answer.question != self.hello_question:
-                self._owner.answered(answer)
-            elif not self.hello.done():
-                self.hello.set_result(answer)
-        if self.machine.closed is not None and self.transport is not None:
-            self.transport.abort()
+        """Bytes came."""
+        self._channel.received(self, nbytes)
 
     def pause_writing(self) -> None:
         """The socket is full."""
-        self.is_paused = True
+        self.is_full = True
 
     def resume_writing(self) -> None:
         """The socket takes bytes again."""
-        self.is_paused = False
-        self._owner.pump()
+        self.is_full = False
+        self._channel.step()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tells the owner why."""
-        cause = self.machine.closed or exc or "the server closed the connection"
-        if not self.hello.done():
-            self.hello.set_exception(LostError(str(cause)))
-            self.hello.exception()
-        self._owner.lost(self, cause)
+        """The socket is closed, by whichever side."""
+        self._channel.lost(self, exc or "the server closed the connection")
 
-    def send(self, call: Call, number: int) -> int:
-        """Hands a call to the socket; returns its question."""
-        if self.transport is None:
-            raise UnavailableError("the connection is not open")
-        question, buffers = messages.begin(self.machine, call, number)
-        for view in messages.views(buffers):
-            self.transport.write(view)
-        return question
-
-    @property
-    def has_unsent(self) -> bool:
-        """True while bytes of calls wait for the socket."""
-        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+    def abort(self) -> None:
+        """Closes the socket now."""
+        if self.transport is not None:
+            self.transport.abort()
 
 
-class Connection:
-    """One server, reconnected as often as calls wait for it."""
+class Channel:
+    """One server: its line, and the connection that carries it."""
 
-    def __init__(self, address: Address, shard: int, shards: int, identity: Identity) -> None:
-        self.address = address
-        self.identity = identity
-        self._place = (shard, shards)
-        self._wire: Wire | None = None
-        self._info: ServerInfo | None = None
-        self._unsent: deque[Pending] = deque()
-        # In send order, which a dict keeps.
-        self._sent: dict[int, Pending] = {}
-        self._last_push = 0
-        self._connector: asyncio.Task[None] | None = None
-        self._cause: object = "no connection"
-        self._is_closed = False
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self._stream: Stream | None = None
+        self._opener: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        self._is_step_due = False
 
-    def submit(self, call: Call) -> Pending:
-        """Puts a call in line; pushes are numbered here."""
-        if self._is_closed:
-            raise UnavailableError("this client is closed; connect again")
-        if isinstance(call, Push):
-            self._last_push += 1
-        pending = Pending(call, self._last_push)
-        self._unsent.append(pending)
-        self.pump()
-        return pending
+    def submit(self, pending: Pending) -> None:
+        """Puts a call in line. What is submitted in one turn of the loop leaves together."""
+        self.line.submit(pending)
+        if not self._is_step_due:
+            self._is_step_due = True
+            asyncio.get_running_loop().call_soon(self.step)
 
-    async def reply(self, pending: Pending, deadline: Deadline) -> Any:
-        """The reply of a call in line. Raises its error, DeadlineError or UnavailableError."""
-        try:
-            return await asyncio.wait_for(pending.answer, deadline.left)
-        except TimeoutError as error:
-            if isinstance(error, HybridPSError):
-                raise
-            if pending.question is None and self._info is None:
-                raise deadline.unavailable(self.address, self._cause) from None
-            raise deadline.error(messages.verb_of(pending.call), self.address) from None
-        finally:
-            self._give_up(pending)
-
-    async def connect(self, deadline: Deadline) -> None:
-        """Meets the server. Raises UnavailableError when it is not there in time."""
-        cause: object = "no answer"
-        for delay in delays():
-            try:
-                async with asyncio.timeout(deadline.left):
-                    await self._connect()
-            except HybridPSError:
-                raise
-            except (OSError, LostError) as error:
-                cause = str(error) or "timed out"
-            else:
-                return
-            if deadline.left <= delay:
-                raise deadline.unavailable(self.address, cause)
-            await asyncio.sleep(delay)
-
-    def pump(self) -> None:
-        """Sends what is in line while the socket takes it."""
-        wire, info = self._wire, self._info
-        if wire is None or info is None:
-            if self._unsent and self._connector is None and not self._is_closed:
-                self._connector = asyncio.create_task(self._reconnect())
-            return
-        while self._unsent and not wire.is_paused:
-            pending = self._unsent.popleft()
-            if pending.answer.done():
-                continue
-            try:
-                messages.check_limits(info, pending.call, str(self.address))
-                pending.question = wire.send(pending.call, pending.number)
-                pending.sends += 1
-            except HybridPSError as error:
-                pending.answer.set_exception(error)
-            else:
-                self._sent[pending.question] = pending
-
-    def answered(self, answer: _core.Answer) -> None:
-        """Hands an answer to its caller; answers that nobody waits for are dropped."""
-        pending = self._sent.get(answer.question)
-        if pending is None:
-            return
-        try:
-            reply = messages.finish(pending.call, answer, is_first=pending.sends == 1)
-        except LostError:
-            # The server is going away: the call is sent again, in its place in the order.
-            if self._wire is not None and self._wire.transport is not None:
-                self._wire.transport.abort()
-            return
-        except HybridPSError as error:
-            _settle(pending, error=error)
-        else:
-            _settle(pending, reply)
-        del self._sent[answer.question]
-
-    def lost(self, wire: Wire, cause: object) -> None:
-        """The connection ended: calls without an answer go back in line, in order."""
-        if wire is not self._wire:
-            return
-        self._wire = self._info = None
-        self._cause = cause
-        for pending in reversed(self._sent.values()):
-            pending.question = None
-            self._unsent.appendleft(pending)
-        self._sent.clear()
-        self.pump()
+    def give_up(self, pending: Pending) -> None:
+        """The caller waits no longer."""
+        self.line.give_up(pending)
 
     async def close(self) -> None:
         """Ends the connection; calls that wait fail."""
-        self._is_closed = True
-        if self._connector is not None:
-            self._connector.cancel()
+        self.line.close()
+        self.step()
+        if self._opener is not None:
+            self._opener.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._connector
-        wire, self._wire, self._info = self._wire, None, None
-        if wire is not None and wire.transport is not None:
-            wire.transport.abort()
-        self._fail(UnavailableError("this client was closed while a call waited; connect again"))
+                await self._opener
 
-    async def _reconnect(self) -> None:
+    def step(self) -> None:
+        """Does what the line wants: sends, connects, watches the clock."""
+        self._is_step_due = False
+        line, now_s = self.line, time.monotonic()
+        stream = self._stream
+        if stream is not None and stream.wire is not line.wire:
+            self._stream = None
+            stream.abort()
+        elif stream is not None:
+            self._send(stream, now_s)
+        if self._opener is None and line.is_connection_wanted(now_s):
+            self._opener = asyncio.get_running_loop().create_task(self._open())
+        self._watch(now_s)
+
+    # Of the connection.
+
+    def opened(self, stream: Stream) -> None:
+        """A socket is connected."""
+        if self.line.is_closed or self.line.wire is not None:
+            stream.abort()
+            return
+        self._stream = stream
+        self.line.opened(time.monotonic())
+        stream.wire = self.line.wire
+        self.step()
+
+    def received(self, stream: Stream, count: int) -> None:
+        """Bytes came."""
+        if stream is self._stream and stream.wire is self.line.wire:
+            self.line.received(count, time.monotonic())
+        if not self._is_step_due and self._has_work():
+            self.step()
+
+    def lost(self, stream: Stream, cause: object) -> None:
+        """A connection ended."""
+        if stream is self._stream:
+            self._stream = None
+            if stream.wire is self.line.wire:
+                self.line.lost(cause, time.monotonic())
+            self.step()
+
+    # Inside.
+
+    def _has_work(self) -> bool:
+        line, stream = self.line, self._stream
+        return line.has_unsent or stream is None or stream.wire is not line.wire
+
+    def _send(self, stream: Stream, now_s: float) -> None:
+        transport = stream.transport
+        while transport is not None and self.line.has_unsent and not stream.is_full:
+            transport.write(self.line.take(_CHUNK_BYTES, now_s))
+
+    async def _open(self) -> None:
+        line, loop = self.line, asyncio.get_running_loop()
+        host, port = line.address.host, line.address.port
         try:
-            for delay in delays():
-                try:
-                    await self._connect()
-                except HybridPSError as error:
-                    self._fail(error)
-                except (OSError, LostError) as error:
-                    self._cause = error
-                if self._info is not None or not self._unsent:
-                    return
-                await asyncio.sleep(delay)
+            async with asyncio.timeout(line.open_within_s):
+                if port is None:
+                    await loop.create_unix_connection(lambda: Stream(self), host)
+                else:
+                    await loop.create_connection(lambda: Stream(self), host, port)
+        except OSError as error:
+            line.lost(error if str(error) else "timed out", time.monotonic())
         finally:
-            self._connector = None
-            if self._info is not None:
-                self.pump()
+            self._opener = None
+        self.step()
 
-    async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        wire = Wire(self)
-        if self.address.port is None:
-            transport, _ = await loop.create_unix_connection(lambda: wire, self.address.host)
-        else:
-            where = (self.address.host, self.address.port)
-            transport, _ = await loop.create_connection(lambda: wire, *where)
-        try:
-            info = messages.read_hello(await wire.hello)
-            messages.check_server(info, str(self.address), *self._place)
-        except BaseException:
-            transport.abort()
-            raise
-        self._wire, self._info = wire, info
+    def _watch(self, now_s: float) -> None:
+        """Sees to it that the line is checked in time."""
+        if not self.line.is_wanted:
+            return
+        due_s = self.line.next_check_s(now_s)
+        if self._timer is not None:
+            if self._timer_s <= due_s:
+                return
+            self._timer.cancel()
+        self._timer_s = due_s
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, due_s - now_s), self._tick)
 
-    def _fail(self, error: HybridPSError) -> None:
-        for pending in (*self._sent.values(), *self._unsent):
-            _settle(pending, error=error)
-        self._sent.clear()
-        self._unsent.clear()
-
-    def _give_up(self, pending: Pending) -> None:
-        """Forgets a call whose caller has its answer, or no longer wants it."""
-        if pending.question is None:
-            with contextlib.suppress(ValueError):
-                self._unsent.remove(pending)
-        elif self._sent.pop(pending.question, None) is not None and self._wire is not None:
-            self._wire.machine.forget(pending.question)
-            if self._wire.has_unsent and self._wire.transport is not None:
-                # Its arrays are the caller's again, and may change before they are sent.
-                self._wire.transport.abort()
-
-
-def _settle(pending: Pending, reply: Any = None, error: HybridPSError | None = None) -> None:
-    if pending.answer.done():
-        return
-    if error is None:
-        pending.answer.set_result(reply)
-    else:
-        pending.answer.set_exception(error)
+    def _tick(self) -> None:
+        self._timer = None
+        self.line.check(time.monotonic())
+        self.step()
 
 
 class StreamTransport:
     """Executes calls on servers, from one event loop."""
 
     def __init__(self, addresses: Sequence[Address], client_id: str | None, timeout: float) -> None:
-        identity = Identity(client_id)
-        self._timeout = timeout
-        self._connections = [
-            Connection(address, shard, len(addresses), identity)
-            for shard, address in enumerate(addresses)
-        ]
+        self._addresses = list(addresses)
+        self._timeout = check_timeout(timeout, timeout)
+        self._session = Session(addresses, client_id)
+        self._channels = [Channel(line) for line in self._session.lines]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy connects by itself, at its first call, as a client of its own."""
+        return StreamTransport, (self._addresses, None, self._timeout)
 
     @property
     def shards(self) -> int:
         """How many servers share the keys."""
-        return len(self._connections)
+        return len(self._channels)
 
     async def connect(self) -> None:
         """Meets every server, so that a wrong URL shows at once."""
-        deadline = Deadline(self._timeout)
-        meetings = [asyncio.create_task(c.connect(deadline)) for c in self._connections]
         try:
-            await asyncio.gather(*meetings)
+            await self._await([(channel, None) for channel in self._channels], self._timeout)
         except BaseException:
-            # One refusal ends all: no meeting may go on behind the caller's back.
-            for meeting in meetings:
-                meeting.cancel()
-            await asyncio.gather(*meetings, return_exceptions=True)
             await self.close()
             raise
 
     async def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order."""
-        deadline = Deadline(check_timeout(timeout, self._timeout))
-        connections = [self._connections[shard] for shard, _ in addressed]
-        waiting = [
-            connection.reply(connection.submit(call), deadline)
-            for connection, (_, call) in zip(connections, addressed, strict=True)
-        ]
-        if len(waiting) == 1:
-            return [await waiting[0]]
-        replies = await asyncio.gather(*waiting, return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                raise reply
-        return replies
+        seconds = check_timeout(timeout, self._timeout)
+        return await self._await([(self._channels[s], call) for s, call in addressed], seconds)
 
     async def close(self) -> None:
         """Ends the connections; a second call does nothing."""
-        for connection in self._connections:
-            await connection.close()
+        for channel in self._channels:
+            await channel.close()
         # The loop closes sockets in its next turn; a caller may end the loop right after.
         await asyncio.sleep(0)
+
+    async def _await(
+        self, asked: Sequence[tuple[Channel, Call | None]], seconds: float
+    ) -> list[Any]:
+        deadline = Deadline(seconds, time.monotonic())
+        is_push = any(isinstance(call, Push) for _, call in asked)
+        number = self._session.next_push() if is_push else 0
+        waiting = [(channel, Pending(call, number, deadline)) for channel, call in asked]
+        for channel, pending in waiting:
+            channel.submit(pending)
+        try:
+            for _, pending in waiting:
+                if not pending.is_over:
+                    await _over(pending)
+        finally:
+            for channel, pending in waiting:
+                if not pending.is_over:
+                    channel.give_up(pending)
+        return [pending.reply() for _, pending in waiting]
+
+
+async def _over(pending: Pending) -> None:
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    pending.wake = partial(_settle, over)
+    await over
+
+
+def _settle(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)

@@ -17,6 +17,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._answers_to_lose = 0
         self._is_stalled = False
+        self._silent: set[int] = set()
         self.connections = 0
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -45,6 +46,11 @@ class Proxy:
         """While on, answers are swallowed and the connections stay."""
         with self._lock:
             self._is_stalled = on
+
+    def silence(self) -> None:
+        """The connections of now stay and carry nothing any more; new ones work."""
+        with self._lock:
+            self._silent |= {id(sock) for pair in self._pairs for sock in pair}
 
     def cut(self) -> None:
         """Ends all connections."""
@@ -79,7 +85,7 @@ class Proxy:
             while data := source.recv(1 << 16):
                 if is_answer and has_greeted and self._loses():
                     break
-                if is_answer and self._is_stalled:
+                if (is_answer and self._is_stalled) or id(source) in self._silent:
                     continue
                 # What a server sends first answers the hello.
                 has_greeted = True

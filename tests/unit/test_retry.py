@@ -1,12 +1,13 @@
 """Goal: waits grow, stay bounded and differ; deadlines end."""
 
 import itertools
+import math
 import socket
 
 import pytest
 
 import hybridps as hps
-from hybridps.client.retry import LONGEST_DELAY_S, Deadline, check_timeout, delays
+from hybridps.client.retry import FOREVER_S, LONGEST_DELAY_S, Deadline, check_timeout, delays
 from hybridps.client.urls import Address
 
 
@@ -20,15 +21,16 @@ def test_waits_have_full_jitter_below_a_growing_bound() -> None:
 
 
 def test_deadlines() -> None:
-    assert 9 < Deadline(10).left <= 10
-    over = Deadline(1e-9)
-    assert over.left == 0
-    assert over.is_over
-    assert "lookup at hps://a:1" in str(over.error("lookup", Address("a", 1)))
+    deadline = Deadline(10, 5.0)
+    assert (deadline.end_s, deadline.timeout) == (15.0, 10)
+    assert "lookup at hps://a:1" in str(deadline.error("lookup", Address("a", 1)))
     assert check_timeout(None, 3) == 3
     assert check_timeout(2, 3) == 2
-    with pytest.raises(hps.BadInputError):
-        check_timeout(-1, 3)
+    for forever in (math.inf, 1e300):
+        assert check_timeout(forever, 3) == FOREVER_S
+    for wrong in (-1, 0, math.nan, True, "1"):
+        with pytest.raises(hps.BadInputError):
+            check_timeout(wrong, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_deadlines() -> None:
 def test_only_where_none_is_there_a_server_is_to_be_started(
     address: Address, cause: object, remedy: str
 ) -> None:
-    text = str(Deadline(1).unavailable(address, cause))
+    text = str(Deadline(1, 0.0).unavailable(address, cause))
     assert f"{address} within 1 s: {cause}; " in text
     assert remedy in text
     is_absent = isinstance(cause, (ConnectionRefusedError, FileNotFoundError))

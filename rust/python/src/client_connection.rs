@@ -237,6 +237,12 @@ impl ClientConnection {
         self.client.forget(question);
     }
 
+    fn probe<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let mut head = self.client.pending();
+        head.extend(self.client.probe());
+        bytes_of(py, &head)
+    }
+
     fn pending_bytes<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
         bytes_of(py, &self.client.pending())
     }

@@ -10,6 +10,7 @@ mod hot;
 mod outlet;
 mod reads;
 mod receiver;
+mod role;
 mod store;
 mod stream;
 
@@ -35,6 +36,8 @@ mod _core {
     use crate::hot::HotCall;
     #[pymodule_export]
     use crate::outlet::Outlet;
+    #[pymodule_export]
+    use crate::role::{Claim, Role};
     #[pymodule_export]
     use crate::store::PyStore;
 }

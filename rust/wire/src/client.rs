@@ -69,6 +69,8 @@ enum Kind {
     Rows,
     Duplicate,
     Results,
+    /// Only that it is answered matters.
+    Probe,
 }
 
 struct Question {
@@ -100,7 +102,8 @@ impl ClientConnection {
 
     /// Calls without an answer, forgotten ones not counted.
     pub fn in_flight(&self) -> usize {
-        let waits = |q: &&Question| !q.is_forgotten && q.kind != Kind::Login;
+        let waits =
+            |q: &&Question| !q.is_forgotten && q.kind != Kind::Login && q.kind != Kind::Probe;
         self.questions.values().filter(waits).count()
     }
 
@@ -126,6 +129,11 @@ impl ClientConnection {
         composer.text(params + 1, client_id);
         flight.extend(composer.frame());
         (question, flight)
+    }
+
+    /// Asks for a sign of life, which a server gives whatever calls wait: the Gate once more.
+    pub fn probe(&mut self) -> Vec<u64> {
+        rpc::bootstrap(self.ask(Kind::Probe))
     }
 
     fn ask(&mut self, kind: Kind) -> u32 {
@@ -239,6 +247,9 @@ impl ClientConnection {
             return Ok(None);
         }
         self.pending.extend(rpc::finish(question, true));
+        if asked.kind == Kind::Probe {
+            return Ok(None);
+        }
         let (outcome, root) = outcome(asked.kind, answer.result)?;
         if let Some(root) = root {
             set_root(frame, root);

@@ -226,3 +226,20 @@ fn a_streamed_reply_can_end_in_an_exception() {
         assert!(reason.text.len() == text.len() || reason.text.len() > 1000);
     }
 }
+
+#[test]
+fn a_probe_is_answered_at_once_and_costs_nothing_that_stays() {
+    let (mut server, mut client, hello) = connected();
+    for _ in 0..3 * QUESTIONS_MAX {
+        // The call of hello waits all the while.
+        assert!(say(&mut server, &client.probe()).is_empty());
+        let mut answers = frames(&server.outgoing());
+        assert_eq!(answers.len(), 1);
+        assert_eq!(client.receive(&mut answers[0]), None);
+        // The Finish goes with whatever is sent next.
+        assert!(say(&mut server, &client.pending()).is_empty());
+        assert_eq!((server.closing(), client.closed(), client.in_flight()), (None, None, 1));
+    }
+    let mut reply = server.fails(hello, ExceptionKind::Failed, "late");
+    assert_eq!(client.receive(&mut reply).map(|answer| answer.question), Some(hello));
+}
