@@ -6,14 +6,11 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test stops at what it did not expect")]
 
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-
 use hybridps_core::{Durability, Error, ErrorKind, Optimizer, Store};
 
 mod kit;
 mod scratch;
-use kit::{all_keys, apply, assign, config, copy, insert, lookup, push, spec, stat, Model};
+use kit::{all_keys, apply, assign, config, copy, damage, insert, lookup, push, spec, stat, Model};
 use scratch::Scratch;
 
 const DIM: u32 = 16;
@@ -30,22 +27,6 @@ fn adagrad() -> Optimizer {
 /// Keys whose bytes are found nowhere else.
 fn keys(n: u64) -> Vec<u64> {
     (1..=n).map(|i| kit::unhash(i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
-}
-
-/// Flips a byte in every copy of the row of `key`; returns how many there were.
-fn damage(path: &Path, key: u64, floats: usize) -> usize {
-    let path = path.join("rows.log");
-    let bytes = std::fs::read(&path).unwrap();
-    let file = std::fs::File::options().write(true).open(&path).unwrap();
-    let is_record = |at: &usize| {
-        bytes[*at..*at + 8] == key.to_le_bytes()
-            && bytes[*at + 28..*at + 32] == (floats as u32).to_le_bytes()
-    };
-    let found: Vec<usize> = (0..bytes.len() - 48).step_by(16).filter(is_record).collect();
-    for at in &found {
-        file.write_all_at(&[bytes[at + 37] ^ 0x40], *at as u64 + 37).unwrap();
-    }
-    found.len()
 }
 
 fn is_corruption<T: std::fmt::Debug>(outcome: Result<T, Error>) -> bool {

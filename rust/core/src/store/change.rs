@@ -1,15 +1,19 @@
 //! What a mutating call does under a stripe's lock, row by row. Part of step 4 of `mutate`.
-
-use std::borrow::Cow;
+//!
+//! Rows in DRAM first, in one pass; then new rows and those whose records were staged; then, with
+//! the lock given up and the turn kept, what is still on NVMe: reads may move a row meanwhile, no
+//! other change can pass.
 
 use super::engine::Engine;
+use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
 use super::mutate::{Change, Effect, Target};
 use super::order::Turn;
-use super::stage::{Probed, Staged};
-use crate::error::{Error, ErrorKind, Result};
+use super::stage::{Ahead, Probed, Record};
+use crate::error::Result;
 use crate::index::Location;
-use crate::log::Stream;
-use crate::table::{Found, Guard, Item, RowMut, State, Visitor};
+use crate::log::{RecordView, Stream};
+use crate::table::{Found, Guard, Item, Plan, RowMut, State, Visitor};
+use crate::types::{Place, BUCKETS};
 
 /// One target's change in one stripe.
 pub(super) struct Work<'a> {
@@ -19,11 +23,19 @@ pub(super) struct Work<'a> {
     pub(super) effect: &'a mut Effect,
 }
 
+/// How far a call has come with one of its targets: stripes and windows come in the same order.
+pub(super) struct Course<'a> {
+    probed: &'a Probed,
+    window: usize,
+    /// Of a window behind the first.
+    plan: Option<Plan>,
+}
+
 /// Changes what is where the probe saw it; all else is for later.
 struct Pass<'a, 'b> {
     work: &'a mut Work<'b>,
     scratch: Vec<f32>,
-    later: &'a mut Vec<usize>,
+    later: &'a mut Vec<u32>,
     is_watching: bool,
 }
 
@@ -44,37 +56,134 @@ impl Visitor for Pass<'_, '_> {
     }
 
     fn miss(&mut self, n: usize, _: &Item, _: Found) {
-        self.later.push(n);
+        self.later.push(n as u32);
+    }
+}
+
+impl<'a> Course<'a> {
+    pub(super) fn new(probed: &'a Probed) -> Self {
+        Self { probed, window: 0, plan: None }
+    }
+
+    /// Changes the keys of stripe `s`, window by window.
+    pub(super) fn change_stripe(
+        &mut self,
+        work: &mut Work<'_>,
+        state: &mut Guard<'_>,
+        s: usize,
+    ) -> Result<()> {
+        let stripes = work.engine.stripes.len() as u32;
+        let end = (s as u32 + 1) * (BUCKETS / stripes);
+        while let Some(window) = self.probed.windows.get(self.window) {
+            if window.start >= end {
+                break;
+            }
+            if self.window == 0 {
+                let ahead = &self.probed.ahead;
+                let range = ahead.plan.range(s);
+                work.change_items(state, &ahead.plan.items[range.clone()], Some((ahead, s)))?;
+            } else {
+                let keys = &work.target.keys;
+                let plan = self
+                    .plan
+                    .get_or_insert_with(|| Plan::of(keys, window.clone(), stripes as usize));
+                work.change_items(state, plan.group(s), None)?;
+            }
+            if window.end > end {
+                break;
+            }
+            self.window += 1;
+            self.plan = None;
+        }
+        Ok(())
     }
 }
 
 impl Work<'_> {
-    pub(super) fn change_stripe(
+    /// Changes items of one stripe; what was seen of them ahead is used while it holds.
+    fn change_items(
         &mut self,
         state: &mut Guard<'_>,
-        s: usize,
-        probed: &Probed,
+        items: &[Item],
+        ahead: Option<(&Ahead, usize)>,
     ) -> Result<()> {
-        let range = self.target.plan.range(s);
-        let items = &self.target.plan.items[range.clone()];
-        let found = &probed.found[range.clone()];
+        if items.is_empty() {
+            return Ok(());
+        }
+        let mut later = self.change_seen(state, items, ahead);
+        let engine = self.engine;
+        engine.with_log_room(state, |state| {
+            self.change_others(state, items, ahead.map(|ahead| ahead.0), &mut later)
+        })
+    }
+
+    /// The rows in DRAM. Returns which items are left.
+    fn change_seen(
+        &mut self,
+        state: &mut State,
+        items: &[Item],
+        ahead: Option<(&Ahead, usize)>,
+    ) -> Vec<u32> {
         let part = state.part(&self.engine.tier, &self.target.table);
         let mut later = Vec::new();
-        if part.era == probed.eras[s] && !matches!(self.target.change, Change::Remove) {
+        if matches!(self.target.change, Change::Remove) {
+            later.extend(0..items.len() as u32);
+        } else {
+            let fresh;
+            let found = match ahead {
+                Some((ahead, s)) if ahead.eras[s] == part.era => &ahead.found[ahead.plan.range(s)],
+                _ => {
+                    let mut found = Vec::with_capacity(items.len());
+                    part.probe(items, &mut found);
+                    fresh = found;
+                    &fresh[..]
+                }
+            };
             let scratch = vec![0.0; self.target.table.floats];
             let is_watching = part.policy.is_watching();
             let mut pass = Pass { work: self, scratch, later: &mut later, is_watching };
             part.revisit(items, found, &mut pass);
-        } else {
-            later.extend(0..items.len());
         }
         part.policy.age(&mut part.pool, items.len());
-        for n in later {
-            let staged = probed.staged.get(&((range.start + n) as u32));
-            let engine = self.engine;
-            engine.with_log_room(state, |state| self.change_other(state, &items[n], staged))?;
+        later
+    }
+
+    /// All other rows. What was changed is taken out of `later`, also when an error is returned.
+    fn change_others(
+        &mut self,
+        state: &mut Guard<'_>,
+        items: &[Item],
+        ahead: Option<&Ahead>,
+        later: &mut Vec<u32>,
+    ) -> Result<()> {
+        let (mut misses, mut outcome) = (Vec::new(), Ok(()));
+        // Taken under the lock: what the index names now stays until it was read.
+        let pin = self.engine.tier.log.pin();
+        later.retain(|&n| {
+            let item = &items[n as usize];
+            match outcome.is_ok().then(|| self.change_other(state, item, ahead)) {
+                Some(Ok(None)) => return false,
+                Some(Ok(Some(place))) => {
+                    misses.push(Miss { source: 0, index: item.index, place });
+                }
+                Some(Err(error)) => outcome = Err(error),
+                None => {}
+            }
+            true
+        });
+        outcome?;
+        if misses.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let sources = [Source { table: &self.target.table, keys: &self.target.keys }];
+        let engine = self.engine;
+        let mut changing = Changing { work: self, told: Vec::with_capacity(misses.len()) };
+        let fetch = || engine.fetch(&pin, &sources, &mut misses, &mut changing);
+        let outcome = Guard::unlocked(state, fetch);
+        let mut told = changing.told;
+        told.sort_unstable();
+        later.retain(|&n| told.binary_search(&items[n as usize].index).is_err());
+        outcome
     }
 
     /// Changes a row that lies in DRAM.
@@ -103,48 +212,27 @@ impl Work<'_> {
         self.effect.updated += 1;
     }
 
-    /// Changes a row that is new, staged, or has moved since the probe. What was not staged is
-    /// read without the stripe's lock, but within the turn: reads may move the row meanwhile, no
-    /// change can pass.
+    /// Changes a row that is new, staged, or has come to DRAM since the probe; else returns where
+    /// its record is.
     fn change_other(
         &mut self,
-        state: &mut Guard<'_>,
+        state: &mut State,
         item: &Item,
-        staged: Option<&Staged>,
-    ) -> Result<()> {
-        let tier = &self.engine.tier;
-        let table = &self.target.table;
-        let mut rejected = Vec::new();
-        let mut late: Option<Staged> = None;
-        loop {
-            let found = state.part(tier, table).find(item, |place| rejected.contains(&place));
-            match found {
-                Found::Dram(at) => return self.change_resident(state, item, at),
-                Found::Absent if matches!(self.target.change, Change::Remove) => return Ok(()),
-                Found::Absent => {
-                    let at = self.create(state, item)?;
-                    return self.change_resident(state, item, at);
-                }
-                Found::Nvme(place) => {
-                    let mut known = late.as_ref().into_iter().chain(staged);
-                    if let Some(staged) = known.find(|s| self.engine.is_there(s, place)) {
-                        return self.change_staged(state, item, staged);
-                    }
-                    // Taken under the lock: what the index names now stays until it was read.
-                    let pin = tier.log.pin();
-                    let read = || self.engine.read_alone(&pin, table, item, place);
-                    match Guard::unlocked(state, read) {
-                        Ok(Some(staged)) => late = Some(staged),
-                        Ok(None) => rejected.push(place),
-                        Err(error) if error.kind == ErrorKind::Corruption => {
-                            self.effect.lost.get_or_insert(error);
-                            return Ok(());
-                        }
-                        Err(error) => return Err(error),
-                    }
+        ahead: Option<&Ahead>,
+    ) -> Result<Option<Place>> {
+        let found = state.part(&self.engine.tier, &self.target.table).find(item, |_| false);
+        match found {
+            Found::Dram(at) => self.change_resident(state, item, at)?,
+            Found::Absent => self.change_absent(state, item)?,
+            Found::Nvme(place) => {
+                let staged = ahead.and_then(|ahead| ahead.staged(self.engine, item, place));
+                let Some(record) = staged else { return Ok(Some(place)) };
+                if !self.change_record(state, item, place, record)? {
+                    return Ok(Some(place));
                 }
             }
         }
+        Ok(None)
     }
 
     fn change_resident(&mut self, state: &mut State, item: &Item, at: u64) -> Result<()> {
@@ -157,40 +245,76 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Changes a row whose record, read before, is still where it was.
-    fn change_staged(&mut self, state: &mut State, item: &Item, staged: &Staged) -> Result<()> {
+    fn change_absent(&mut self, state: &mut State, item: &Item) -> Result<()> {
         if matches!(self.target.change, Change::Remove) {
-            if !self.turn.is_replay || staged.sequence < self.turn.sequence {
-                self.remove_at(state, item, Location::nvme(staged.place))?;
-            }
             return Ok(());
         }
+        let at = self.create(state, item)?;
+        self.change_resident(state, item, at)
+    }
+
+    /// Changes a row whose record was read from `place`. Returns false if it is no longer there.
+    fn change_record(
+        &mut self,
+        state: &mut State,
+        item: &Item,
+        place: Place,
+        record: Record<'_>,
+    ) -> Result<bool> {
+        if matches!(self.target.change, Change::Remove) {
+            return self.remove_record(state, item, place, record);
+        }
         let (tier, table) = (&self.engine.tier, &self.target.table);
-        let row = match (staged.row(), self.row_instead(item, staged)) {
-            (Ok(row), _) => Cow::Borrowed(row),
-            (Err(_), Some(row)) => Cow::Owned(row),
-            (Err(error), None) => {
-                self.effect.lost.get_or_insert(error);
-                return Ok(());
+        let row;
+        let record = match record {
+            Record::Whole(record) => record,
+            Record::Damaged(damage) => {
+                let Some(instead) = self.row_instead(item, &damage) else {
+                    self.effect.lost.get_or_insert(damage.error);
+                    return Ok(true);
+                };
+                row = instead;
+                let (key, sequence) = (item.key, damage.sequence.unwrap_or(0));
+                let (last_seen, frequency, tombstone) = (0, 0, false);
+                RecordView { key, sequence, last_seen, frequency, tombstone, row: &row }
             }
         };
-        let record = staged.view(item.key, &row);
-        match state.install(tier, table, item, staged.place, &record)? {
-            Some(at) => self.change_resident(state, item, at),
-            None => Err(Error::unavailable(format!(
-                "table {:?}: a row moved under its stripe's lock",
-                table.name()
-            ))),
+        match state.install(tier, table, item, place, &record)? {
+            Some(at) => self.change_resident(state, item, at).map(|()| true),
+            None => Ok(false),
         }
+    }
+
+    /// Of a record that nothing can be read of it is not known whether it is the key's.
+    fn remove_record(
+        &mut self,
+        state: &mut State,
+        item: &Item,
+        place: Place,
+        record: Record<'_>,
+    ) -> Result<bool> {
+        let sequence = match record {
+            Record::Whole(record) => record.sequence,
+            Record::Damaged(Damage { sequence: Some(sequence), .. }) => sequence,
+            Record::Damaged(Damage { error, sequence: None }) => {
+                self.effect.lost.get_or_insert(error);
+                return Ok(true);
+            }
+        };
+        if self.turn.is_replay && sequence >= self.turn.sequence {
+            return Ok(true);
+        }
+        self.remove_at(state, item, Location::nvme(place))
     }
 
     /// What a row whose record is damaged can go on from: only an assignment that leaves nothing of
     /// it needs no more. A record that has seen the call already stays as it is.
-    fn row_instead(&self, item: &Item, staged: &Staged) -> Option<Vec<f32>> {
+    fn row_instead(&self, item: &Item, damage: &Damage) -> Option<Vec<f32>> {
         let table = &self.target.table;
-        let is_done = self.turn.is_replay && staged.sequence >= self.turn.sequence;
+        let sequence = damage.sequence?;
+        let is_done = self.turn.is_replay && sequence >= self.turn.sequence;
         let is_whole = matches!(self.target.change, Change::Rows(_)) && table.floats == table.dim;
-        (staged.row().is_err() && is_whole && !is_done).then(|| {
+        (is_whole && !is_done).then(|| {
             let mut row = vec![0.0; table.floats];
             table.initial_row(item.key, &mut row);
             row
@@ -217,7 +341,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn remove_at(&mut self, state: &mut State, item: &Item, location: Location) -> Result<()> {
+    /// False if the index names another location.
+    fn remove_at(&mut self, state: &mut State, item: &Item, location: Location) -> Result<bool> {
         let (engine, table) = (self.engine, &self.target.table);
         if self.turn.is_replay {
             // An earlier replay, cut short, may have left a record of the key that is younger than
@@ -225,10 +350,54 @@ impl Work<'_> {
             let log = &engine.tier.log;
             log.append_tombstone(Stream::Rows, table.id, item.key, self.turn.sequence)?;
         }
-        if state.remove(&engine.tier, table.id, item, location, self.turn.sequence)? {
+        let was_there = state.remove(&engine.tier, table.id, item, location, self.turn.sequence)?;
+        if was_there {
             self.effect.removed += 1;
             engine.release_records(table, 1);
         }
+        Ok(was_there)
+    }
+}
+
+/// Changes rows as they are read, in turn.
+struct Changing<'a, 'b> {
+    work: &'a mut Work<'b>,
+    /// Items that are done, by their index.
+    told: Vec<u32>,
+}
+
+impl Receiver for Changing<'_, '_> {
+    fn record(
+        &mut self,
+        state: &mut State,
+        wanted: &Wanted<'_>,
+        record: &RecordView<'_>,
+    ) -> Result<bool> {
+        let record = Record::Whole(*record);
+        let is_done = self.work.change_record(state, &wanted.item, wanted.place, record)?;
+        if is_done {
+            self.told.push(wanted.item.index);
+        }
+        Ok(is_done)
+    }
+
+    fn resident(&mut self, state: &mut State, wanted: &Wanted<'_>, at: u64) -> Result<()> {
+        self.work.change_resident(state, &wanted.item, at)?;
+        self.told.push(wanted.item.index);
+        Ok(())
+    }
+
+    fn absent(&mut self, state: &mut State, wanted: &Wanted<'_>) -> Result<()> {
+        self.work.change_absent(state, &wanted.item)?;
+        self.told.push(wanted.item.index);
+        Ok(())
+    }
+
+    fn damaged(&mut self, state: &mut State, wanted: &Wanted<'_>, damage: Damage) -> Result<()> {
+        let record = Record::Damaged(damage);
+        // Its place was looked up under this lock.
+        self.work.change_record(state, &wanted.item, wanted.place, record)?;
+        self.told.push(wanted.item.index);
         Ok(())
     }
 }

@@ -44,7 +44,6 @@ pub(super) struct Wanted<'a> {
 pub(super) struct Damage {
     pub(super) error: Error,
     /// What the footer says of it; `None` if nothing says whose record it is.
-    #[allow(dead_code, reason = "a change of the row will ask for it")]
     pub(super) sequence: Option<Sequence>,
 }
 

@@ -2,28 +2,32 @@
 //! every row under its stripe's lock, in that order. After the journal nothing may fail.
 //!
 //! 1. Probe: each key once, index lines only; room for new keys is checked (`stage`).
-//! 2. Read: records of rows on NVMe are staged in memory of this call, without a lock.
+//! 2. Read: records of rows on NVMe are staged in memory of this call, without a lock; of a call
+//!    of more keys than it has memory for, the first.
 //! 3. Order: the call gets its sequence, its journal entry and a ticket for each stripe that it
 //!    touches (`order`). A push that was made before is acknowledged, once that one is applied.
 //! 4. Change: stripe by stripe, in turn (`change`). Rows that stayed in DRAM are found where the
-//!    probe saw them; staged ones are installed; new ones start at their initial row.
+//!    probe saw them; staged ones are installed; new ones start at their initial row; what is left
+//!    on NVMe is read then.
 //! 5. Commit: wait for what the durability mode promises.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::change::Work;
+use super::change::{Course, Work};
 use super::engine::Engine;
 use super::order::{Decision, Ordered, Ready, Turn};
-use super::stage::Call;
+use super::stage::{Call, Memory};
 use super::walk::check_length;
 use super::PushOutcome;
 use crate::batch::{sum_rows, Unique};
 use crate::error::{Error, Result};
 use crate::journal::Stamp;
+use crate::ledger::{Hold, Kind};
 use crate::optimizer::is_finite;
 use crate::table::{Counters, Plan, Table};
-use crate::types::Push;
+use crate::types::{bucket, hash, Push};
 
 /// What a call does to the rows of its keys.
 #[derive(Clone, Copy)]
@@ -41,7 +45,19 @@ pub(super) struct Target<'a> {
     pub(super) table: Arc<Table>,
     pub(super) keys: Cow<'a, [u64]>,
     pub(super) change: Change<'a>,
-    pub(super) plan: Plan,
+}
+
+/// A push that was not made before, and for which there is memory.
+pub(super) struct Admitted {
+    applies: Vec<bool>,
+    memory: Memory,
+}
+
+/// Unique keys of a batch that repeats some, with one row each.
+struct Merged {
+    keys: Vec<u64>,
+    rows: Vec<f32>,
+    _hold: Hold,
 }
 
 /// What a call did.
@@ -61,7 +77,7 @@ impl Engine {
         push: Push,
         batches: &[super::GradientBatch<'_>],
     ) -> Result<PushOutcome> {
-        let mut merged = Vec::with_capacity(batches.len());
+        let mut tables = Vec::with_capacity(batches.len());
         for (n, batch) in batches.iter().enumerate() {
             let table = self.table(batch.table)?;
             check_length(&table, batch.keys, batch.gradients.len())?;
@@ -72,74 +88,112 @@ impl Engine {
                     table.name()
                 )));
             }
-            merged.push((table, merge_gradients(batch)));
+            tables.push(table);
         }
-        let targets: Vec<Target<'_>> = batches
-            .iter()
-            .zip(&merged)
-            .map(|(batch, (table, merged))| {
-                let (keys, gradients) = match merged {
-                    Some((keys, gradients)) => (&keys[..], &gradients[..]),
-                    None => (batch.keys, batch.gradients),
-                };
-                let change = Change::Gradients(table.learning_rate(), gradients);
-                self.target(table.clone(), keys, change)
-            })
-            .collect();
-        self.push(push, targets).map(|(outcome, _)| outcome)
+        let keys = batches.iter().map(|batch| batch.keys.len()).sum();
+        let admitted = match self.admit(push, &tables, keys)? {
+            Decision::Apply(admitted) => admitted,
+            Decision::Duplicate(before) => {
+                return self.acknowledge(push, &tables, before).map(|(outcome, _)| outcome)
+            }
+        };
+        let window = admitted.memory.window;
+        let merge = |batch: &super::GradientBatch<'_>| {
+            self.merged(batch.keys, batch.gradients, window, sum_rows)
+        };
+        let merged: Vec<Option<Merged>> = batches.iter().map(merge).collect();
+        let mut targets = Vec::with_capacity(batches.len());
+        for ((batch, merged), table) in batches.iter().zip(&merged).zip(tables) {
+            let (keys, gradients) = either(merged, batch.keys, batch.gradients);
+            let change = Change::Gradients(table.learning_rate(), gradients);
+            targets.push(Target { table, keys: keys.into(), change });
+        }
+        self.apply(push, admitted, targets).map(|(outcome, _)| outcome)
     }
 
     pub(super) fn assign(&self, push: Push, assign: &super::Assign<'_>) -> Result<PushOutcome> {
         let table = self.table(assign.table)?;
         check_length(&table, assign.keys, assign.rows.len())?;
         check_finite(&table, "rows", assign.rows)?;
-        let merged = last_rows(assign, table.dim);
-        let (keys, rows) = match &merged {
-            Some((keys, rows)) => (&keys[..], &rows[..]),
-            None => (assign.keys, assign.rows),
+        let tables = [table.clone()];
+        let admitted = match self.admit(push, &tables, assign.keys.len())? {
+            Decision::Apply(admitted) => admitted,
+            Decision::Duplicate(before) => {
+                return self.acknowledge(push, &tables, before).map(|(outcome, _)| outcome)
+            }
         };
-        let target = self.target(table, keys, Change::Rows(rows));
-        self.push(push, vec![target]).map(|(outcome, _)| outcome)
+        let merged = self.merged(assign.keys, assign.rows, admitted.memory.window, last_rows);
+        let (keys, rows) = either(&merged, assign.keys, assign.rows);
+        let target = Target { table, keys: keys.into(), change: Change::Rows(rows) };
+        self.apply(push, admitted, vec![target]).map(|(outcome, _)| outcome)
     }
 
     pub(super) fn remove(&self, push: Push, id: crate::TableId, keys: &[u64]) -> Result<u64> {
         let table = self.table(id)?;
-        let unique = Unique::new(keys, 1);
-        let target = self.target(table, &unique.keys, Change::Remove);
-        self.push(push, vec![target]).map(|(_, removed)| removed)
+        let tables = [table.clone()];
+        let admitted = match self.admit(push, &tables, keys.len())? {
+            Decision::Apply(admitted) => admitted,
+            Decision::Duplicate(before) => {
+                return self.acknowledge(push, &tables, before).map(|(_, removed)| removed)
+            }
+        };
+        let merged = self.merged(keys, &[], admitted.memory.window, |_, _, _, _| ());
+        let (keys, _) = either(&merged, keys, &[]);
+        let target = Target { table, keys: keys.into(), change: Change::Remove };
+        self.apply(push, admitted, vec![target]).map(|(_, removed)| removed)
     }
 
-    pub(super) fn target<'a>(
+    /// Whether a push goes on, and memory and room for it. A duplicate needs neither: what its
+    /// original met may be gone by now.
+    pub(super) fn admit(
         &self,
-        table: Arc<Table>,
-        keys: impl Into<Cow<'a, [u64]>>,
-        change: Change<'a>,
-    ) -> Target<'a> {
-        let keys = keys.into();
-        let plan = Plan::new(&keys, self.stripes.len());
-        Target { table, keys, change, plan }
+        push: Push,
+        tables: &[Arc<Table>],
+        keys: usize,
+    ) -> Result<Decision<Admitted>> {
+        let applies = match self.decide(push, tables)? {
+            Decision::Apply(applies) => applies,
+            Decision::Duplicate(before) => return Ok(Decision::Duplicate(before)),
+        };
+        self.wait_for_space()?;
+        let floats = tables.iter().map(|table| table.floats).max().unwrap_or(0);
+        let memory = Memory::book(self, keys, floats)?;
+        Ok(Decision::Apply(Admitted { applies, memory }))
+    }
+
+    /// Unique keys and one row for each by `merge`, or `None` if the keys are unique.
+    fn merged(
+        &self,
+        keys: &[u64],
+        rows: &[f32],
+        window: usize,
+        merge: impl Fn(&[f32], usize, &[u32], &mut [f32]),
+    ) -> Option<Merged> {
+        let unique = repeated(keys, window)?;
+        let dim = rows.len() / keys.len();
+        let bytes = 12 * keys.len() + (8 + 4 * dim) * unique.keys.len();
+        let hold = self.ledger.hold(Kind::Calls, bytes as u64);
+        let mut merged = vec![0.0; unique.keys.len() * dim];
+        merge(rows, dim, &unique.inverse, &mut merged);
+        Some(Merged { keys: unique.keys, rows: merged, _hold: hold })
     }
 
     /// Returns what became of the push, and how many rows it removed.
-    pub(super) fn push<'a>(
+    pub(super) fn apply<'a>(
         &'a self,
         push: Push,
+        admitted: Admitted,
         targets: Vec<Target<'a>>,
     ) -> Result<(PushOutcome, u64)> {
         let _watch = self.failure.watch();
-        // A duplicate needs neither room nor rows: what its original met may be gone by now.
-        let applies = match self.decide(push, &targets)? {
-            Decision::Apply(applies) => applies,
-            Decision::Duplicate(before) => return self.acknowledge(push, &targets, before),
-        };
-        self.wait_for_space()?;
-        let call = Call::probe(self, targets)?;
+        let Admitted { applies, memory } = admitted;
+        let call = Call::probe(self, targets, memory.window)?;
         call.check_gradients()?;
         let repair = self.repair(&call)?;
         let first = repair.as_ref().map(|call| Ready::before(self, push, call)).transpose()?;
         let (first, ordered) = match self.order(first, Ready::new(self, push, &call, applies)?)? {
             Decision::Apply(places) => places,
-            Decision::Duplicate(before) => return self.acknowledge(push, &call.targets, before),
+            Decision::Duplicate(before) => return self.acknowledge(push, &call.tables(), before),
         };
         if let (Some(repair), Some(mut first)) = (repair, first) {
             let effects = self.change(&repair, &mut first);
@@ -181,10 +235,12 @@ impl Engine {
         for (n, target) in call.targets.iter().enumerate() {
             let keys = call.damaged_keys(n);
             if matches!(target.change, Change::Rows(_)) && !keys.is_empty() {
-                targets.push(self.target(target.table.clone(), keys, Change::Remove));
+                let (table, keys, change) = (target.table.clone(), keys.into(), Change::Remove);
+                targets.push(Target { table, keys, change });
             }
         }
-        (!targets.is_empty()).then(|| Call::probe(self, targets)).transpose()
+        // Of the keys of a window: they were booked with the call.
+        (!targets.is_empty()).then(|| Call::probe(self, targets, usize::MAX)).transpose()
     }
 
     /// Re-applies a journal entry at recovery; returns how many rows it removed. Nothing else runs
@@ -195,11 +251,14 @@ impl Engine {
         targets: Vec<Target<'a>>,
     ) -> Result<u64> {
         let Stamp { generation, sequence } = stamp;
-        let call = Call::probe(self, targets)?;
+        let keys = targets.iter().map(|target| target.keys.len()).sum();
+        let floats = targets.iter().map(|target| target.table.floats).max().unwrap_or(0);
+        let memory = Memory::book(self, keys, floats)?;
+        let call = Call::probe(self, targets, memory.window)?;
         let tickets = {
             let mut sequencer = self.sequencer.lock();
             sequencer.last = sequencer.last.max(sequence);
-            self.draw_tickets(&mut sequencer, sequence, &call.targets)
+            self.draw_tickets(&mut sequencer, sequence, &call)
         };
         let turn = Turn { sequence, generation, position: None, is_replay: true };
         let applies = vec![true; call.targets.len()];
@@ -213,14 +272,15 @@ impl Engine {
     /// Step 4. A failure from here on fails the store: the journal has what the rows have not.
     fn change(&self, call: &Call<'_>, ordered: &mut Ordered<'_>) -> Vec<Effect> {
         let mut effects: Vec<Effect> = call.targets.iter().map(|_| Effect::default()).collect();
+        let mut courses: Vec<Course<'_>> = call.probed.iter().map(Course::new).collect();
         while let Some((s, mut state)) = ordered.tickets.next_turn() {
             let applies = ordered.applies.iter().enumerate();
             for (n, _) in applies.filter(|(_, &applies)| applies) {
-                let (target, probed) = (&call.targets[n], &call.probed[n]);
+                let target = &call.targets[n];
                 let turn = &ordered.turn;
                 let mut effect = Effect::default();
                 let mut work = Work { engine: self, turn, target, effect: &mut effect };
-                if let Err(error) = work.change_stripe(&mut state, s, probed) {
+                if let Err(error) = courses[n].change_stripe(&mut work, &mut state, s) {
                     self.fail(&error);
                 }
                 effect.count(&target.table);
@@ -315,28 +375,36 @@ fn check_finite(table: &Table, what: &str, numbers: &[f32]) -> Result<()> {
     )))
 }
 
-/// Unique keys and summed gradients, or `None` if the keys were unique.
-fn merge_gradients(batch: &super::GradientBatch<'_>) -> Option<(Vec<u64>, Vec<f32>)> {
-    let unique = Unique::new(batch.keys, 1);
-    if unique.keys.len() == batch.keys.len() {
-        return None;
+/// The unique keys, if any is repeated. Looks for that in a window of keys at a time.
+fn repeated(keys: &[u64], window: usize) -> Option<Unique> {
+    let unique_of = |some: &[u64]| {
+        let unique = Unique::new(some, 1);
+        (unique.keys.len() < some.len()).then_some(unique)
+    };
+    if keys.len() <= window {
+        return unique_of(keys);
     }
-    let dim = batch.gradients.len() / batch.keys.len();
-    let mut sums = vec![0.0; unique.keys.len() * dim];
-    sum_rows(batch.gradients, dim, &unique.inverse, &mut sums);
-    Some((unique.keys, sums))
+    let is_repeated = |buckets: Range<u32>| {
+        let is_own = |&&key: &&u64| buckets.contains(&bucket(hash(key)));
+        let some: Vec<u64> = keys.iter().filter(is_own).copied().collect();
+        unique_of(&some).is_some()
+    };
+    Plan::windows(keys, window).into_iter().any(is_repeated).then(|| Unique::new(keys, 1))
 }
 
-/// Unique keys with the last row of each, or `None` if the keys were unique.
-fn last_rows(assign: &super::Assign<'_>, dim: usize) -> Option<(Vec<u64>, Vec<f32>)> {
-    let unique = Unique::new(assign.keys, 1);
-    if unique.keys.len() == assign.keys.len() {
-        return None;
-    }
-    let mut rows = vec![0.0; unique.keys.len() * dim];
-    for (row, &index) in assign.rows.chunks_exact(dim).zip(&unique.inverse) {
+/// What was merged, or else what was given.
+fn either<'a>(
+    merged: &'a Option<Merged>,
+    keys: &'a [u64],
+    rows: &'a [f32],
+) -> (&'a [u64], &'a [f32]) {
+    merged.as_ref().map_or((keys, rows), |merged| (&merged.keys, &merged.rows))
+}
+
+/// `out[inverse[i]] = rows[i]`: of repeated keys the last wins.
+fn last_rows(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
+    for (row, &index) in rows.chunks_exact(dim).zip(inverse) {
         let start = index as usize * dim;
-        rows[start..start + dim].copy_from_slice(row);
+        out[start..start + dim].copy_from_slice(row);
     }
-    Some((unique.keys, rows))
 }

@@ -5,6 +5,8 @@
 //! Here too it is found out that a push was made before. Such a duplicate is acknowledged when
 //! every call that was ordered before it is applied, its original among them.
 
+use std::sync::Arc;
+
 use super::engine::Engine;
 use super::mutate::{Change, Target};
 use super::running::Underway;
@@ -13,7 +15,7 @@ use super::stage::Call;
 use super::PushOutcome;
 use crate::error::{Error, Result};
 use crate::journal::{Entry, Frame, GradientPart, Position};
-use crate::table::{Counters, Tickets};
+use crate::table::{Counters, Table, Tickets};
 use crate::types::{Push, Sequence, TableId};
 
 /// Whoever holds its lock decides what comes next.
@@ -108,21 +110,22 @@ impl Engine {
 
     /// Whether the push was made before. Decides for good only under the lock under which the call
     /// is ordered.
-    pub(super) fn decide(&self, push: Push, targets: &[Target<'_>]) -> Result<Decision<Vec<bool>>> {
-        self.decide_locked(&self.sequencer.lock(), push, targets)
+    pub(super) fn decide(&self, push: Push, tables: &[Arc<Table>]) -> Result<Decision<Vec<bool>>> {
+        self.decide_locked(&self.sequencer.lock(), push, tables)
     }
 
     fn decide_locked(
         &self,
         sequencer: &Sequencer,
         push: Push,
-        targets: &[Target<'_>],
+        tables: &[Arc<Table>],
     ) -> Result<Decision<Vec<bool>>> {
         let name = |id| {
-            let mut tables = targets.iter().map(|target| &target.table);
-            tables.find(|table| table.id == id).map_or_else(String::new, |table| table.name())
+            let table = tables.iter().find(|table| table.id == id);
+            table.map_or_else(String::new, |table| table.name())
         };
-        Ok(match sequencer.sessions.decide(push, &ids(targets), name)? {
+        let ids: Vec<TableId> = tables.iter().map(|table| table.id).collect();
+        Ok(match sequencer.sessions.decide(push, &ids, name)? {
             Verdict::Duplicate => Decision::Duplicate(sequencer.last + 1),
             Verdict::Apply(applies) => Decision::Apply(applies),
         })
@@ -133,7 +136,7 @@ impl Engine {
     pub(super) fn acknowledge(
         &self,
         push: Push,
-        targets: &[Target<'_>],
+        tables: &[Arc<Table>],
         before: Sequence,
     ) -> Result<(PushOutcome, u64)> {
         self.running.wait_before(before);
@@ -143,8 +146,8 @@ impl Engine {
         };
         self.commit(position)?;
         self.failure.check()?;
-        for target in targets {
-            Counters::add(&target.table.counters.duplicate_pushes, 1);
+        for table in tables {
+            Counters::add(&table.counters.duplicate_pushes, 1);
         }
         Ok((PushOutcome::Duplicate, removed))
     }
@@ -157,7 +160,7 @@ impl Engine {
     ) -> Result<Decision<(Option<Ordered<'a>>, Ordered<'a>)>> {
         let mut sequencer = self.sequencer.lock();
         self.check_present(&ready.call.targets)?;
-        match self.decide_locked(&sequencer, ready.push, &ready.call.targets)? {
+        match self.decide_locked(&sequencer, ready.push, &ready.call.tables())? {
             Decision::Duplicate(before) => return Ok(Decision::Duplicate(before)),
             Decision::Apply(applies) if applies != ready.applies => {
                 // Its client was taken over just now: rare enough to lay the entry out again.
@@ -187,9 +190,10 @@ impl Engine {
                 Counters::add(&target.table.counters.journal_bytes, target.bytes() as usize);
             }
         }
-        sequencer.sessions.note(push, &ids(&call.targets), self.clock.seconds());
+        let ids: Vec<TableId> = call.targets.iter().map(|target| target.table.id).collect();
+        sequencer.sessions.note(push, &ids, self.clock.seconds());
         sequencer.last = sequence;
-        let tickets = self.draw_tickets(sequencer, sequence, &call.targets);
+        let tickets = self.draw_tickets(sequencer, sequence, call);
         let turn = Turn { sequence, generation, position: sequencer.position, is_replay: false };
         Ok(Ordered { turn, tickets, applies, _underway: Some(self.running.enter(sequence)) })
     }
@@ -198,11 +202,11 @@ impl Engine {
         &self,
         sequencer: &mut Sequencer,
         sequence: Sequence,
-        targets: &[Target<'_>],
+        call: &Call<'_>,
     ) -> Tickets<'_> {
         let mut drawn = Vec::new();
         for (s, next) in sequencer.tickets.iter_mut().enumerate() {
-            if targets.iter().any(|target| !target.plan.range(s).is_empty()) {
+            if call.touches(s) {
                 drawn.push((s, *next));
                 *next += 1;
             }
@@ -236,10 +240,6 @@ impl Engine {
         }
         Ok(())
     }
-}
-
-fn ids(targets: &[Target<'_>]) -> Vec<TableId> {
-    targets.iter().map(|target| target.table.id).collect()
 }
 
 fn journal_entry<'a>(push: Push, targets: &'a [Target<'_>], applies: &[bool]) -> Entry<'a> {

@@ -10,7 +10,7 @@ use crate::table::Guard;
 /// Pause of a call that waits in its turn for others to give slots free.
 const PAUSE: Duration = Duration::from_millis(1);
 /// How long a caller waits for room before it is told that the store is full.
-const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
+pub(super) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 
 impl Engine {
     /// Bytes that the log keeps free, so that evictions of running calls always find room.

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::config::SEGMENT_BUFFERS;
 use super::engine::{Catalog, Engine, Wake};
-use super::mutate::Change;
+use super::mutate::{Change, Target};
 use super::order::Sequencer;
 use super::running::Running;
 use super::session::Sessions;
@@ -212,7 +212,7 @@ impl Engine {
             if let Change::Gradients(_, rows) | Change::Rows(rows) = change {
                 super::walk::check_length(&table, keys, rows.len())?;
             }
-            targets.push(self.target(table, keys, change));
+            targets.push(Target { table, keys: keys.into(), change });
         }
         let removed = self.replay_change(stamp, targets)?;
         if self.log_free() < self.log_reserve() {

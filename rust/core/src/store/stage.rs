@@ -1,16 +1,46 @@
 //! The first two steps of a mutating call: each key is probed once, and records on NVMe are read
 //! into memory of the call. Nothing is changed, and a damaged record is told from a sound one.
+//!
+//! A call has memory for a window of keys, however many it names. What of its first window is on
+//! NVMe is read here, ahead of its turn; what of later ones is, when their turn has come.
 
-use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::ops::Range;
+use std::sync::Arc;
 
 use super::engine::Engine;
-use super::fetch::count_reads;
+use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
 use super::mutate::{Change, Effect, Target};
-use crate::error::{ErrorKind, Result};
-use crate::log::{Pin, Read, RecordView};
-use crate::table::{stripe_of, Counters, Found, Item, Table};
-use crate::types::{bucket, Place, Sequence};
+use crate::error::{Error, Result};
+use crate::ledger::Hold;
+use crate::log::{Pin, RecordView};
+use crate::table::{Counters, Found, Item, Plan, State, Table};
+use crate::types::{Place, Sequence};
+
+/// Memory of a running call, enough for a window of keys.
+pub(super) struct Memory {
+    pub(super) window: usize,
+    _hold: Hold,
+}
+
+/// Bytes of a key in a window beside its row: what is planned, found, missed and staged of it.
+const KEY_BYTES: u64 = 192;
+/// Most of the memory of all calls that one may have: 1 / this.
+const SHARE: u64 = 4;
+
+impl Memory {
+    /// For a call of `keys` keys, of rows of `floats` numbers at most. Waits for others.
+    ///
+    /// # Errors
+    /// `StoreFull` when none has become free for long.
+    pub(super) fn book(engine: &Engine, keys: usize, floats: usize) -> Result<Self> {
+        let ledger = &engine.ledger;
+        let each = KEY_BYTES + 4 * floats as u64;
+        let window = (ledger.calls_max() / SHARE / each).max(1).min(keys.max(1) as u64);
+        let deadline = std::time::Instant::now() + super::pressure::PATIENCE;
+        let hold = ledger.hold_for_call(window * each, deadline)?;
+        Ok(Self { window: window as usize, _hold: hold })
+    }
+}
 
 /// A call that was probed: what it will change, what was seen of that, what was set aside for it.
 pub(super) struct Call<'a> {
@@ -23,38 +53,60 @@ pub(super) struct Call<'a> {
 
 /// What the probe saw of one target.
 pub(super) struct Probed {
+    /// Buckets of each window, in order.
+    pub(super) windows: Vec<Range<u32>>,
+    /// Whether any key lies in a stripe.
+    pub(super) touched: Vec<bool>,
+    /// Of the first window.
+    pub(super) ahead: Ahead,
+}
+
+/// What was seen of a window, and read, ahead of the turn of its stripes.
+pub(super) struct Ahead {
+    pub(super) plan: Plan,
     /// For each item of the plan.
     pub(super) found: Vec<Found>,
     /// Era of the part in each stripe: addresses in DRAM hold while it lasts.
     pub(super) eras: Vec<u64>,
-    pub(super) staged: HashMap<u32, Staged>,
+    staged: Vec<Staged>,
+    /// Numbers of all staged records.
+    numbers: Vec<f32>,
+}
+
+/// What was read of a row that a call will change.
+pub(super) enum Record<'a> {
+    Whole(RecordView<'a>),
+    Damaged(Damage),
 }
 
 /// A record read ahead of its change.
-pub(super) struct Staged {
-    pub(super) place: Place,
+struct Staged {
+    /// Of the key, in the caller's arrays.
+    index: u32,
+    numbers: Range<usize>,
+    place: Place,
     /// Filling of the place that was read: another one may hold another record.
     incarnation: u64,
-    pub(super) sequence: Sequence,
+    sequence: Sequence,
     last_seen: u32,
     frequency: u32,
-    /// Or why it cannot be read; key and sequence are then what the footer says.
-    row: Result<Vec<f32>>,
+    /// Why it cannot be read; key and sequence are then what the footer says.
+    damage: Option<Box<Error>>,
 }
 
 impl<'a> Call<'a> {
-    /// Probes, reads what is on NVMe, and reserves record bytes for new keys.
-    pub(super) fn probe(engine: &'a Engine, targets: Vec<Target<'a>>) -> Result<Self> {
-        // While it is held, no place that the probe saw is filled again. Not longer: a call that
-        // waits for its turn must not keep compaction from the slots that others need.
-        let pin = engine.tier.log.pin();
+    /// Probes, reads what is on NVMe, and reserves record bytes for new keys. `window`: most keys
+    /// that there is memory for at a time.
+    pub(super) fn probe(
+        engine: &'a Engine,
+        targets: Vec<Target<'a>>,
+        window: usize,
+    ) -> Result<Self> {
+        let keys: usize = targets.iter().map(|target| target.keys.len()).sum();
+        let window = if keys <= window { window } else { (window / targets.len()).max(1) };
         let mut call = Self { engine, targets, probed: Vec::new(), reserved: Vec::new() };
         for target in &call.targets {
-            let mut probed = engine.probe_target(target)?;
-            engine.stage(&pin, target, &mut probed)?;
-            let is_removal = matches!(target.change, Change::Remove);
-            let is_new = |&&found: &&Found| found == Found::Absent && !is_removal;
-            let new = probed.found.iter().filter(is_new).count();
+            let (probed, new) = engine.probe_target(target, window)?;
             engine.reserve_records(&target.table, new)?;
             call.reserved.push(new);
             call.probed.push(probed);
@@ -62,11 +114,21 @@ impl<'a> Call<'a> {
         Ok(call)
     }
 
-    /// Keys of target `n` whose record is damaged.
+    pub(super) fn tables(&self) -> Vec<Arc<Table>> {
+        self.targets.iter().map(|target| target.table.clone()).collect()
+    }
+
+    /// Whether the call has keys in stripe `s`.
+    pub(super) fn touches(&self, s: usize) -> bool {
+        self.probed.iter().any(|probed| probed.touched[s])
+    }
+
+    /// Keys of target `n` whose record was found damaged.
     pub(super) fn damaged_keys(&self, n: usize) -> Vec<u64> {
-        let damaged = self.probed[n].staged.iter().filter(|(_, staged)| staged.row.is_err());
+        let staged = self.probed[n].ahead.staged.iter();
+        let damaged = staged.filter(|staged| staged.damage.is_some());
         let mut keys: Vec<u64> =
-            damaged.map(|(&item, _)| self.targets[n].plan.items[item as usize].key).collect();
+            damaged.map(|staged| self.targets[n].keys[staged.index as usize]).collect();
         keys.sort_unstable();
         keys
     }
@@ -74,8 +136,9 @@ impl<'a> Call<'a> {
     /// A gradient has nothing to be added to where the old row is lost.
     pub(super) fn check_gradients(&self) -> Result<()> {
         for (target, probed) in self.targets.iter().zip(&self.probed) {
-            if matches!(target.change, Change::Gradients(..)) {
-                probed.staged.values().try_for_each(|staged| staged.row().map(drop))?;
+            let mut damage = probed.ahead.staged.iter().filter_map(|staged| staged.damage.clone());
+            if let (Change::Gradients(..), Some(error)) = (target.change, damage.next()) {
+                return Err(*error);
             }
         }
         Ok(())
@@ -104,11 +167,35 @@ impl Drop for Call<'_> {
 }
 
 impl Engine {
-    fn probe_target(&self, target: &Target<'_>) -> Result<Probed> {
-        let mut found = Vec::with_capacity(target.keys.len());
-        let mut eras = vec![0; self.stripes.len()];
+    /// Probes all windows, and stages the first. Returns how many keys are new, too.
+    fn probe_target(&self, target: &Target<'_>, window: usize) -> Result<(Probed, usize)> {
+        let stripes = self.stripes.len();
+        let windows = Plan::windows(&target.keys, window);
+        let mut touched = vec![false; stripes];
+        let (mut first, mut new) = (None, 0);
+        for buckets in &windows {
+            let plan = Plan::of(&target.keys, buckets.clone(), stripes);
+            (0..stripes).for_each(|s| touched[s] |= !plan.range(s).is_empty());
+            // While it is held, no place that the probe saw is filled again. Not longer: a call
+            // that waits for its turn must not keep compaction from the slots that others need.
+            let pin = self.tier.log.pin();
+            let mut ahead = self.probe_window(target, plan)?;
+            if first.is_none() {
+                self.stage(&pin, target, &mut ahead)?;
+            }
+            new += ahead.found.iter().filter(|&&found| found == Found::Absent).count();
+            first.get_or_insert(ahead);
+        }
+        let new = if matches!(target.change, Change::Remove) { 0 } else { new };
+        let ahead = first.unwrap_or_else(|| Ahead::new(Plan::new(&[], stripes)));
+        Ok((Probed { windows, touched, ahead }, new))
+    }
+
+    fn probe_window(&self, target: &Target<'_>, plan: Plan) -> Result<Ahead> {
+        let mut ahead = Ahead::new(plan);
+        let Ahead { plan, found, eras, .. } = &mut ahead;
         for (s, stripe) in self.stripes.iter().enumerate() {
-            let items = target.plan.group(s);
+            let items = plan.group(s);
             if items.is_empty() {
                 continue;
             }
@@ -118,7 +205,7 @@ impl Engine {
                 None => found.resize(before + items.len(), Found::Absent),
                 Some(part) => {
                     eras[s] = part.era;
-                    part.probe(items, &mut found);
+                    part.probe(items, found);
                 }
             }
             if !matches!(target.change, Change::Remove) {
@@ -135,160 +222,107 @@ impl Engine {
         Counters::add(&counters.probes, found.len());
         Counters::add(&counters.cache_hits, in_dram);
         Counters::add(&counters.cache_misses, on_nvme);
-        Ok(Probed { found, eras, staged: HashMap::new() })
+        Ok(ahead)
     }
 
-    /// Reads the records of rows on NVMe; a record of another key sends its own to the next place.
-    fn stage(&self, pin: &Pin<'_>, target: &Target<'_>, probed: &mut Probed) -> Result<()> {
-        let mut rejected: HashMap<u32, Vec<Place>> = HashMap::new();
-        let mut pending: Vec<u32> = (0..probed.found.len() as u32)
-            .filter(|&n| matches!(probed.found[n as usize], Found::Nvme(_)))
-            .collect();
-        let mut is_first = true;
-        while !pending.is_empty() {
-            let others = self.read_staged(pin, target, probed, &pending, is_first)?;
-            pending.clear();
-            for n in others {
-                let item = &target.plan.items[n as usize];
-                let refused = rejected.entry(n).or_default();
-                if let Found::Nvme(place) = probed.found[n as usize] {
-                    refused.push(place);
-                }
-                let state = self.stripes[stripe_of(item.hash, self.stripes.len())].lock();
-                let part = state.parts.get(&target.table.id);
-                let found =
-                    part.map_or(Found::Absent, |part| part.find(item, |p| refused.contains(&p)));
-                probed.found[n as usize] = found;
-                if matches!(found, Found::Nvme(_)) {
-                    pending.push(n);
-                }
-            }
-            is_first = false;
-        }
-        Ok(())
-    }
-
-    /// Reads the places of `pending`; returns those whose record is another key's.
-    fn read_staged(
-        &self,
-        pin: &Pin<'_>,
-        target: &Target<'_>,
-        probed: &mut Probed,
-        pending: &[u32],
-        is_first: bool,
-    ) -> Result<Vec<u32>> {
-        let table = &target.table;
-        let Probed { found, staged, .. } = probed;
-        let place = |n: u32| match found[n as usize] {
-            Found::Nvme(place) => Some(place),
+    /// Reads the records of rows on NVMe.
+    fn stage(&self, pin: &Pin<'_>, target: &Target<'_>, ahead: &mut Ahead) -> Result<()> {
+        let items = ahead.plan.items.iter().zip(&ahead.found);
+        let miss = |(item, found): (&Item, &Found)| match *found {
+            Found::Nvme(place) => Some(Miss { source: 0, index: item.index, place }),
             _ => None,
         };
-        let read = |&n: &u32| place(n).map(|place| (n, read_of(table, place)));
-        let mut reads: Vec<(u32, Read)> = pending.iter().filter_map(read).collect();
-        reads.sort_unstable_by_key(|(_, read)| read.place);
-        let (mut others, mut damaged) = (Vec::new(), Vec::new());
-        let mut outcome = Ok(());
-        let read = |n: usize| reads[n].1;
-        let counts = self.tier.log.read(pin, reads.len(), &read, &mut |n, record| {
-            let n = reads[n].0;
-            match record {
-                Ok(record) if record.key == target.plan.items[n as usize].key => {
-                    staged.extend(place(n).map(|place| (n, self.staged(place, &record))));
-                }
-                Ok(_) => others.push(n),
-                Err(error) if error.kind == ErrorKind::Corruption => damaged.push(n),
-                Err(error) => outcome = Err(error),
-            }
-        });
-        count_reads(std::iter::once((&**table, 1)), 1, counts, !is_first);
-        outcome?;
-        for n in damaged {
-            let Some(place) = place(n) else { continue };
-            match self.read_alone(pin, table, &target.plan.items[n as usize], place)? {
-                Some(own) => drop(staged.insert(n, own)),
-                None => others.push(n),
-            }
-        }
-        Ok(others)
+        let mut misses: Vec<Miss> = items.filter_map(miss).collect();
+        ahead.staged.reserve_exact(misses.len());
+        ahead.numbers.reserve_exact(misses.len() * target.table.floats);
+        let sources = [Source { table: &target.table, keys: &target.keys }];
+        self.fetch(pin, &sources, &mut misses, &mut Staging { engine: self, ahead })?;
+        ahead.staged.sort_unstable_by_key(|staged| staged.index);
+        Ok(())
     }
+}
 
-    /// Reads one record. `None`: another key's. One that stays damaged when it is read again is
-    /// known by its footer, and counted.
-    pub(super) fn read_alone(
-        &self,
-        pin: &Pin<'_>,
-        table: &Table,
-        item: &Item,
-        place: Place,
-    ) -> Result<Option<Staged>> {
-        let mut outcome = Ok(None);
-        // Twice: what is taken for damaged once, and sound later, would be a change lost.
-        for _ in 0..2 {
-            let counts =
-                self.tier.log.read(pin, 1, &|_| read_of(table, place), &mut |_, record| {
-                    let own = |record: &RecordView<'_>| record.key == item.key;
-                    outcome = record.map(|r| own(&r).then(|| self.staged(place, &r)));
-                });
-            count_reads(std::iter::once((table, 1)), 1, counts, true);
-            if !matches!(&outcome, Err(error) if error.kind == ErrorKind::Corruption) {
-                return outcome;
-            }
-        }
-        table.counters.corrupt_records.fetch_add(1, Relaxed);
-        match self.tier.log.entry_at(place, bucket(item.hash))? {
-            Some(entry) if entry.table == table.id && !entry.tombstone => {
-                Ok((entry.key == item.key).then(|| Staged {
-                    place,
-                    incarnation: self.tier.log.incarnation(place),
-                    sequence: entry.sequence,
-                    last_seen: 0,
-                    frequency: 0,
-                    row: outcome.map(|_| Vec::new()),
-                }))
-            }
-            _ => outcome,
-        }
-    }
+/// Keeps what is read. What has moved meanwhile is found again when its turn comes.
+struct Staging<'a> {
+    engine: &'a Engine,
+    ahead: &'a mut Ahead,
+}
 
-    fn staged(&self, place: Place, record: &RecordView<'_>) -> Staged {
-        Staged {
-            place,
-            incarnation: self.tier.log.incarnation(place),
+impl Staging<'_> {
+    fn add(&mut self, wanted: &Wanted<'_>, record: &RecordView<'_>, damage: Option<Error>) {
+        let Ahead { numbers, staged, .. } = self.ahead;
+        let first = numbers.len();
+        numbers.extend_from_slice(record.row);
+        staged.push(Staged {
+            index: wanted.item.index,
+            numbers: first..numbers.len(),
+            place: wanted.place,
+            incarnation: self.engine.tier.log.incarnation(wanted.place),
             sequence: record.sequence,
             last_seen: record.last_seen,
             frequency: record.frequency,
-            row: Ok(record.row.to_vec()),
-        }
-    }
-
-    /// Whether `place`, which the index names now, holds what was staged.
-    pub(super) fn is_there(&self, staged: &Staged, place: Place) -> bool {
-        staged.place == place && staged.incarnation == self.tier.log.incarnation(place)
+            damage: damage.map(Box::new),
+        });
     }
 }
 
-impl Staged {
-    /// The numbers of the row.
-    ///
-    /// # Errors
-    /// `Corruption` if the record is damaged.
-    pub(super) fn row(&self) -> Result<&[f32]> {
-        self.row.as_deref().map_err(Clone::clone)
+impl Receiver for Staging<'_> {
+    fn record(
+        &mut self,
+        _: &mut State,
+        wanted: &Wanted<'_>,
+        record: &RecordView<'_>,
+    ) -> Result<bool> {
+        self.add(wanted, record, None);
+        Ok(true)
     }
 
-    /// The record of `key`, with these numbers.
-    pub(super) fn view<'a>(&self, key: u64, row: &'a [f32]) -> RecordView<'a> {
-        RecordView {
-            key,
-            sequence: self.sequence,
-            last_seen: self.last_seen,
-            frequency: self.frequency,
-            tombstone: false,
-            row,
-        }
+    fn resident(&mut self, _: &mut State, _: &Wanted<'_>, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn absent(&mut self, _: &mut State, _: &Wanted<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn damaged(&mut self, _: &mut State, wanted: &Wanted<'_>, damage: Damage) -> Result<()> {
+        // Not even its footer says whose record it is.
+        let Some(sequence) = damage.sequence else { return Err(damage.error) };
+        let key = wanted.item.key;
+        let (last_seen, frequency, tombstone, row) = (0, 0, false, &[][..]);
+        let record = RecordView { key, sequence, last_seen, frequency, tombstone, row };
+        self.add(wanted, &record, Some(damage.error));
+        Ok(())
     }
 }
 
-fn read_of(table: &Table, place: Place) -> Read {
-    Read { place, row_floats: table.floats, table: table.id }
+impl Ahead {
+    fn new(plan: Plan) -> Self {
+        let found = Vec::with_capacity(plan.items.len());
+        let eras = vec![0; plan.stripes()];
+        Self { plan, found, eras, staged: Vec::new(), numbers: Vec::new() }
+    }
+
+    /// What was staged of the item, if that was its record at `place` and nothing else has been
+    /// written there since.
+    pub(super) fn staged(&self, engine: &Engine, item: &Item, place: Place) -> Option<Record<'_>> {
+        let at = self.staged.binary_search_by_key(&item.index, |staged| staged.index).ok()?;
+        let staged = &self.staged[at];
+        if staged.place != place || staged.incarnation != engine.tier.log.incarnation(place) {
+            return None;
+        }
+        Some(match staged.damage.clone() {
+            Some(error) => {
+                Record::Damaged(Damage { error: *error, sequence: Some(staged.sequence) })
+            }
+            None => Record::Whole(RecordView {
+                key: item.key,
+                sequence: staged.sequence,
+                last_seen: staged.last_seen,
+                frequency: staged.frequency,
+                tombstone: false,
+                row: &self.numbers[staged.numbers.clone()],
+            }),
+        })
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::types::hash;
+use crate::types::{bucket, hash, BUCKETS};
 
 /// One key of a batch.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,6 +24,44 @@ impl Plan {
     /// hash.
     pub(crate) fn new(keys: &[u64], stripes: usize) -> Self {
         Self::window(keys, 0, stripes)
+    }
+
+    /// Cuts the buckets into runs that hold at most `most` of `keys` each, so that a plan of some
+    /// keys at a time can be made of any number. One bucket is never cut.
+    pub(crate) fn windows(keys: &[u64], most: usize) -> Vec<Range<u32>> {
+        if keys.len() <= most {
+            return std::iter::once(0..BUCKETS).collect();
+        }
+        let mut counts = vec![0_u32; BUCKETS as usize];
+        keys.iter().for_each(|&key| counts[bucket(hash(key)) as usize] += 1);
+        let (mut windows, mut start, mut held) = (Vec::new(), 0, 0);
+        for (bucket, &count) in counts.iter().enumerate() {
+            if held > 0 && held + count as usize > most {
+                windows.push(start..bucket as u32);
+                (start, held) = (bucket as u32, 0);
+            }
+            held += count as usize;
+        }
+        windows.push(start..BUCKETS);
+        windows
+    }
+
+    /// As `new`, of the keys of these buckets.
+    pub(crate) fn of(keys: &[u64], buckets: Range<u32>, stripes: usize) -> Self {
+        if buckets == (0..BUCKETS) {
+            return Self::new(keys, stripes);
+        }
+        let hashed = keys.iter().map(|&key| (key, hash(key))).zip(0..);
+        let own = hashed.filter(|((_, hash), _)| buckets.contains(&bucket(*hash)));
+        let mut items: Vec<Item> =
+            own.map(|((key, hash), index)| Item { key, hash, index }).collect();
+        items.sort_unstable_by_key(|item| (stripe_of(item.hash, stripes), item.index));
+        let mut starts = vec![0_u32; stripes + 1];
+        items.iter().for_each(|item| starts[stripe_of(item.hash, stripes) + 1] += 1);
+        for s in 0..stripes {
+            starts[s + 1] += starts[s];
+        }
+        Self { items, starts }
     }
 
     /// As `new`, of keys that lie from `first` on in the caller's arrays.
@@ -50,6 +88,10 @@ impl Plan {
     /// Positions in `items` that belong to stripe `s`.
     pub(crate) fn range(&self, s: usize) -> Range<usize> {
         self.starts[s] as usize..self.starts[s + 1] as usize
+    }
+
+    pub(crate) fn stripes(&self) -> usize {
+        self.starts.len() - 1
     }
 
     pub(crate) fn group(&self, s: usize) -> &[Item] {
@@ -81,5 +123,32 @@ mod tests {
             assert!(plan.group(s).windows(2).all(|w| w[0].index < w[1].index));
         }
         assert!(seen.into_iter().all(|seen| seen));
+    }
+
+    /// Key by key in the order of the whole plan's stripes, whatever the windows.
+    #[test]
+    fn windows_hold_what_the_whole_plan_holds() {
+        let keys: Vec<u64> = (0..5000).map(|i| i * 77 % 3000).collect();
+        let whole = Plan::new(&keys, 16);
+        for most in [1, 7, 500, 4999, 5000] {
+            let windows = Plan::windows(&keys, most);
+            assert!(windows.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert_eq!((windows[0].start, windows[windows.len() - 1].end), (0, BUCKETS));
+            let mut groups = vec![Vec::new(); 16];
+            for buckets in windows {
+                let plan = Plan::of(&keys, buckets.clone(), 16);
+                let own = |item: &Item| bucket(item.hash);
+                let is_one = plan.items.iter().map(own).min() == plan.items.iter().map(own).max();
+                assert!(plan.items.len() <= most || is_one, "{} of {most}", plan.items.len());
+                for (s, group) in groups.iter_mut().enumerate() {
+                    group.extend(plan.group(s).iter().map(|item| (item.index, item.key)));
+                }
+            }
+            for (s, group) in groups.iter_mut().enumerate() {
+                group.sort_unstable();
+                let expected = whole.group(s).iter().map(|item| (item.index, item.key));
+                assert!(group.iter().copied().eq(expected));
+            }
+        }
     }
 }

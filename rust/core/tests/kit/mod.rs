@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -166,6 +166,22 @@ fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
     files(from)?
         .into_iter()
         .try_for_each(|file| std::fs::copy(from.join(&file), to.join(file)).map(drop))
+}
+
+/// Flips a byte in every copy of the row of `key`; returns how many there were.
+pub fn damage(path: &Path, key: u64, floats: usize) -> usize {
+    let path = path.join("rows.log");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    let is_record = |at: &usize| {
+        bytes[*at..*at + 8] == key.to_le_bytes()
+            && bytes[*at + 28..*at + 32] == (floats as u32).to_le_bytes()
+    };
+    let found: Vec<usize> = (0..bytes.len() - 48).step_by(16).filter(is_record).collect();
+    for at in &found {
+        file.write_all_at(&[bytes[at + 37] ^ 0x40], *at as u64 + 37).unwrap();
+    }
+    found.len()
 }
 
 /// A table as a map.

@@ -13,6 +13,7 @@ mod waits;
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableSpec};
 use crate::store::{Store, StoreConfig};
+use crate::table::Tickets;
 use crate::types::{Durability, Push};
 
 pub(super) fn config(scratch: &Scratch, durability: Durability) -> StoreConfig {
@@ -56,4 +57,12 @@ pub(super) fn unhash(hash: u64) -> u64 {
     key ^= key >> 33;
     key = key.wrapping_mul(0x4f74_430c_22a5_4005);
     key ^ (key >> 33)
+}
+
+/// All later calls wait before stripe `first` and those behind it, until this is dropped.
+pub(super) fn hold(store: &'static Store, first: usize) -> Tickets<'static> {
+    let mut sequencer = store.engine.sequencer.lock();
+    let drawn = (first..sequencer.tickets.len()).map(|s| (s, sequencer.tickets[s])).collect();
+    sequencer.tickets[first..].iter_mut().for_each(|next| *next += 1);
+    Tickets::new(&store.engine.stripes, sequencer.last, drawn)
 }

@@ -5,10 +5,11 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::{open, push, spec};
+use super::{hold, open, push, spec};
 use crate::error::ErrorKind;
 use crate::scratch::Scratch;
-use crate::store::mutate::Change;
+use crate::store::mutate::{Change, Target};
+use crate::store::order::Decision;
 use crate::store::{GradientBatch, Store};
 use crate::types::Durability;
 
@@ -30,10 +31,13 @@ fn a_panic_passes_the_turns_and_fails_the_store() {
     };
     apply(1, &keys).unwrap();
     let short = vec![1.0; 2000];
-    let target = || {
-        store.engine.target(store.engine.table(id).unwrap(), &keys, Change::Gradients(1.0, &short))
-    };
-    let panicked = catch_unwind(AssertUnwindSafe(|| store.engine.push(push(2), vec![target()])));
+    let table = store.engine.table(id).unwrap();
+    let admitted = store.engine.admit(push(2), std::slice::from_ref(&table), keys.len()).unwrap();
+    let Decision::Apply(admitted) = admitted else { panic!("it is new") };
+    let change = Change::Gradients(1.0, &short);
+    let target = Target { table, keys: keys.clone().into(), change };
+    let panicked =
+        catch_unwind(AssertUnwindSafe(|| store.engine.apply(push(2), admitted, vec![target])));
     assert!(panicked.is_err(), "the target is not as wrong as it should be");
     let (sender, answer) = mpsc::channel();
     std::thread::spawn(move || sender.send(apply(3, &keys)).unwrap());
@@ -54,14 +58,7 @@ fn calls_in_the_queue_are_released_and_refused() {
     let store: &'static Store = Box::leak(Box::new(open(&scratch, Durability::Process)));
     let id = store.create_table(&spec("t", 4)).unwrap().id;
     let keys: Vec<u64> = (0..1000).collect();
-    let table = store.engine.table(id).unwrap();
-    let target = store.engine.target(table, &keys, Change::Remove);
-    let targets = [target];
-    let tickets = {
-        let mut sequencer = store.engine.sequencer.lock();
-        let sequence = sequencer.last;
-        store.engine.draw_tickets(&mut sequencer, sequence, &targets)
-    };
+    let tickets = hold(store, 0);
     let (sender, answer) = mpsc::channel();
     let waiting = keys.clone();
     std::thread::spawn(move || {

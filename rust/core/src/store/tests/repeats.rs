@@ -6,11 +6,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{channel, Receiver};
 use std::time::Duration;
 
-use super::{open, push, spec};
+use super::{hold, open, push, spec};
 use crate::error::Result;
 use crate::scratch::Scratch;
 use crate::store::{GradientBatch, LookupBatch, PushOutcome, Store};
-use crate::table::Tickets;
 use crate::types::{Durability, Push};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -30,14 +29,6 @@ fn store(scratch: &Scratch) -> (&'static Store, u32) {
     let store: &'static Store = Box::leak(Box::new(open(scratch, Durability::Process)));
     let id = store.create_table(&spec("t", 1)).unwrap().id;
     (store, id)
-}
-
-/// All later calls wait before stripe `first` and those behind it, until this is dropped.
-fn hold(store: &'static Store, first: usize) -> Tickets<'static> {
-    let mut sequencer = store.engine.sequencer.lock();
-    let drawn = (first..sequencer.tickets.len()).map(|s| (s, sequencer.tickets[s])).collect();
-    sequencer.tickets[first..].iter_mut().for_each(|next| *next += 1);
-    Tickets::new(&store.engine.stripes, sequencer.last, drawn)
 }
 
 fn apart<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
