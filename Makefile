@@ -68,6 +68,7 @@ test: setup
 
 # The same campaigns with more rounds; tests read HYBRIDPS_LONG.
 test-long: setup
+	@HYBRIDPS_LONG=1 cargo test --quiet -p hybridps-core --features schedules schedules
 	@HYBRIDPS_LONG=1 PROPTEST_CASES=2000 cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire
 	@HYBRIDPS_LONG=1 $(BIN)/python -m pytest $(ARGS)
 

@@ -20,11 +20,15 @@ mod manifest;
 mod optimizer;
 mod os;
 mod prefetch;
+#[cfg(all(test, feature = "schedules"))]
+#[path = "schedules_tests.rs"]
+mod schedules;
 #[cfg(test)]
 mod scratch;
 mod spec;
 mod store;
 mod superblock;
+mod sync;
 mod table;
 mod types;
 mod vfs;

@@ -7,11 +7,10 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
 use super::stripe::State;
 use crate::failure::{Failure, Watch};
 use crate::ledger::Ledger;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::types::Sequence;
 
 /// A stripe and the queue before it.
