@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::log::{Pin, Read, ReadCounts, RecordView};
+use crate::log::{Pin, Read, ReadCounts, RecordView, ROW_FLOATS_MAX};
 use crate::table::{stripe_of, Counters, Found, Guard, Item, State, Table};
 use crate::types::{bucket, hash, Place, Sequence};
 
@@ -72,9 +72,18 @@ pub(super) trait Receiver {
     fn damaged(&mut self, state: &mut State, wanted: &Wanted<'_>, damage: Damage) -> Result<()>;
 }
 
-/// Records that wait to be handed out together: most of them, and most of their numbers.
+/// Records that wait to be handed out together: most of them, and of their numbers before the last.
 const BATCH: usize = 256;
-const BATCH_FLOATS: usize = 32 << 10;
+const BATCH_FLOATS: usize = 16 << 10;
+
+/// Most bytes of such records.
+pub(super) const BATCH_BYTES_MAX: u64 =
+    (BATCH * size_of::<Head>() + 4 * (BATCH_FLOATS + ROW_FLOATS_MAX)) as u64;
+
+/// Bytes of the records that a fetch of `misses` rows of `floats` numbers holds at one time.
+pub(super) fn batch_bytes(misses: u64, floats: usize) -> u64 {
+    (misses * (size_of::<Head>() + 4 * floats) as u64).min(BATCH_BYTES_MAX)
+}
 
 /// What was learnt of a key that is looked up again.
 #[derive(Default)]

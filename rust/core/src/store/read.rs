@@ -60,9 +60,7 @@ impl Engine {
         self.wait_for_space()?;
         let dims = dims(&walks);
         let now = self.clock.date() as u32;
-        self.again_with_log_room(|| {
-            self.read(&walks, &mut Insert { batches: &mut *batches, dims: dims.clone(), now })
-        })
+        self.read(&walks, &mut Insert { batches, dims, now })
     }
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {

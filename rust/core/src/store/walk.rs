@@ -5,13 +5,16 @@
 //! the same. A call of any size holds the memory of a few windows.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::engine::Engine;
-use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
+use super::fetch::{self, Damage, Miss, Receiver, Source, Wanted};
 use super::pass::{Pass, Visits};
+use super::pressure::PATIENCE;
 use crate::batch::by_width;
 use crate::error::{Error, Result};
 use crate::index::LocationRing;
+use crate::ledger::Hold;
 use crate::log::RecordView;
 use crate::table::{Counters, Found, Item, Part, Plan, RowMut, State, Table, Visitor};
 use crate::types::TableId;
@@ -19,10 +22,13 @@ use crate::types::TableId;
 /// Most bytes of answers that are written in one pass over the stripes. They are written in the
 /// order of the stripes, at random places: so few stay in the cache, and in its page table.
 const WINDOW_BYTES: usize = 1 << 20;
-/// Most keys of a window: a call has memory for so many at a time, however many it names.
-const WINDOW_KEYS: usize = 16 << 10;
-/// Misses of several windows, and tables, are fetched together until they are so many.
-const MISSES_MIN: usize = 4 << 10;
+/// Most keys of a window: a call has memory for so many at a time, however many it names. Misses of
+/// several windows, and tables, are fetched together until they are a quarter as many.
+const WINDOW_KEYS_MAX: usize = 16 << 10;
+/// And in the smallest store.
+const WINDOW_KEYS_MIN: usize = 512;
+/// Bytes that a key takes in the plan of its window, in the misses, among those that are absent.
+const KEY_BYTES: u64 = 100;
 
 /// One table's keys in a call.
 pub(super) struct Walk<'a> {
@@ -34,12 +40,33 @@ impl Walk<'_> {
     fn source(&self) -> Source<'_> {
         Source { table: &self.table, keys: self.keys }
     }
+}
 
-    /// Plans of its windows, one after the other.
-    fn windows(&self, stripes: usize) -> impl Iterator<Item = Plan> + '_ {
-        let width = (WINDOW_BYTES / (4 * self.table.dim)).clamp(1, WINDOW_KEYS);
-        let window = move |(n, keys)| Plan::window(keys, n * width, stripes);
-        self.keys.chunks(width).enumerate().map(window)
+/// How far a call has come: so many keys of this walk, and all walks before.
+#[derive(Clone, Copy, Default)]
+struct Position {
+    walk: usize,
+    key: usize,
+}
+
+impl Position {
+    /// The plan of the next window, of at most `most` keys, and the number of its walk.
+    fn next(&mut self, walks: &[Walk<'_>], most: usize, stripes: usize) -> Option<(usize, Plan)> {
+        while walks.get(self.walk)?.keys.len() == self.key {
+            *self = Self { walk: self.walk + 1, key: 0 };
+        }
+        let walk = &walks[self.walk];
+        let width = (WINDOW_BYTES / (4 * walk.table.dim)).clamp(1, most);
+        let keys = &walk.keys[self.key..];
+        let keys = &keys[..width.min(keys.len())];
+        let plan = Plan::window(keys, self.key, stripes);
+        self.key += keys.len();
+        Some((self.walk, plan))
+    }
+
+    /// Keys that are still to come.
+    fn left(&self, walks: &[Walk<'_>]) -> usize {
+        walks.iter().skip(self.walk).map(|walk| walk.keys.len()).sum::<usize>() - self.key
     }
 }
 
@@ -175,48 +202,86 @@ impl Engine {
     }
 
     pub(super) fn read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<()> {
-        let sources: Vec<Source<'_>> = walks.iter().map(Walk::source).collect();
-        let mut windows = walks.iter().enumerate().flat_map(|(batch, walk)| {
-            walk.windows(self.stripes.len()).map(move |plan| (batch, walk, plan))
-        });
-        let mut misses = Vec::new();
-        let mut is_done = false;
-        while !is_done {
-            // Before the places are looked up, until they were read; not for longer, for as long
-            // no slot of the log that is freed is filled again.
-            let pin = self.tier.log.pin();
-            while misses.len() < MISSES_MIN && !is_done {
-                match windows.next() {
-                    Some((n, walk, plan)) => {
-                        let pass = Pass::new(&self.stripes, &walk.table, &plan);
-                        if let Some(tally) = self.read_window(n, pass, verb, &mut misses)? {
-                            tally.note(&walk.table, &plan);
-                        }
-                    }
-                    None => is_done = true,
-                }
+        let mut position = Position::default();
+        loop {
+            let left = position.left(walks);
+            if left == 0 {
+                return Ok(());
             }
-            self.fetch(&pin, &sources, &mut misses, &mut Fetching { engine: self, verb })?;
-            misses.clear();
+            let _memory = self.hold_for_window(walks, left)?;
+            let mut next = position;
+            // If the log was full: keys of these windows that were read by then are counted again.
+            self.again_with_log_room(|| {
+                next = position;
+                self.read_windows(walks, &mut next, verb)
+            })?;
+            position = next;
         }
-        Ok(())
+    }
+
+    /// Books the memory of the next windows. Calls that ask while there is none take turns, window
+    /// by window.
+    fn hold_for_window(&self, walks: &[Walk<'_>], left: usize) -> Result<Hold> {
+        let bytes = self.window_bytes(walks, left);
+        match self.ledger.try_hold_for_call(bytes) {
+            Some(hold) => Ok(hold),
+            None => self.ledger.hold_for_call(bytes, Instant::now() + PATIENCE),
+        }
+    }
+
+    /// Bytes of the next windows of a call that has so many keys left.
+    fn window_bytes(&self, walks: &[Walk<'_>], left: usize) -> u64 {
+        let keys = left.min(self.window_keys()) as u64;
+        let floats = walks.iter().map(|walk| walk.table.floats).max().unwrap_or(0);
+        keys * KEY_BYTES + fetch::batch_bytes(keys, floats)
+    }
+
+    /// Most keys of a window: a third of what calls may hold serves one.
+    fn window_keys(&self) -> usize {
+        let bytes = (self.ledger.calls_max() / 3).saturating_sub(fetch::BATCH_BYTES_MAX);
+        ((bytes / KEY_BYTES) as usize).clamp(WINDOW_KEYS_MIN, WINDOW_KEYS_MAX)
+    }
+
+    /// Reads windows, until there is enough to fetch or no more keys.
+    fn read_windows<V: Verb>(
+        &self,
+        walks: &[Walk<'_>],
+        position: &mut Position,
+        verb: &mut V,
+    ) -> Result<()> {
+        let sources: Vec<Source<'_>> = walks.iter().map(Walk::source).collect();
+        let most = self.window_keys();
+        // Before the places are looked up, until they were read; not for longer, for as long no
+        // slot of the log that is freed is filled again.
+        let pin = self.tier.log.pin();
+        let mut misses = Vec::new();
+        while misses.len() < most / 4 {
+            let Some((n, plan)) = position.next(walks, most, self.stripes.len()) else { break };
+            let pass = Pass::new(&self.stripes, &walks[n].table, &plan);
+            if let Some(tally) = self.read_window(n, pass, verb, &mut misses)? {
+                tally.note(&walks[n].table, plan.items.len());
+            }
+        }
+        self.fetch(&pin, &sources, &mut misses, &mut Fetching { engine: self, verb })
     }
 
     /// As `read`, if nothing has to be waited for: no row is on NVMe, and no other call holds a
     /// stripe. Else false, with nothing counted.
     pub(super) fn try_read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<bool> {
+        let mut position = Position::default();
+        let bytes = self.window_bytes(walks, position.left(walks));
+        let Some(_memory) = self.ledger.try_hold_for_call(bytes) else { return Ok(false) };
+        let most = self.window_keys();
         let mut misses = Vec::new();
         let mut tallies = Vec::new();
-        for (batch, walk) in walks.iter().enumerate() {
-            for plan in walk.windows(self.stripes.len()) {
-                let pass = Pass::new(&self.stripes, &walk.table, &plan).impatient();
-                match self.read_window(batch, pass, verb, &mut misses)? {
-                    Some(tally) if misses.is_empty() => tallies.push((walk, plan, tally)),
-                    _ => return Ok(false),
-                }
+        while let Some((n, plan)) = position.next(walks, most, self.stripes.len()) {
+            let pass = Pass::new(&self.stripes, &walks[n].table, &plan).impatient();
+            match self.read_window(n, pass, verb, &mut misses)? {
+                Some(tally) if misses.is_empty() => tallies.push((n, plan.items.len(), tally)),
+                _ => return Ok(false),
             }
         }
-        tallies.iter().for_each(|(walk, plan, tally)| tally.note(&walk.table, plan));
+        tallies.iter().for_each(|(n, keys, tally)| tally.note(&walks[*n].table, *keys));
         Ok(true)
     }
 
@@ -245,15 +310,15 @@ struct Tally {
 }
 
 impl Tally {
-    fn note(&self, table: &Table, plan: &Plan) {
+    fn note(&self, table: &Table, keys: usize) {
         if self.is_background {
             // Hits and misses are those that callers met.
             return;
         }
         let counters = &table.counters;
-        Counters::add(&counters.unique_keys, plan.items.len());
-        Counters::add(&counters.probes, plan.items.len());
-        Counters::add(&counters.cache_hits, plan.items.len() - self.missed - self.absent);
+        Counters::add(&counters.unique_keys, keys);
+        Counters::add(&counters.probes, keys);
+        Counters::add(&counters.cache_hits, keys - self.missed - self.absent);
         Counters::add(&counters.cache_misses, self.missed);
     }
 }
