@@ -64,6 +64,15 @@ class Store:
     def io_description(self) -> str:
         """How rows are read from NVMe; a warning where the best way was refused."""
 
+    def health(self) -> tuple[str, str]:
+        """("ok", ""), or what is not served and why.
+
+        "degraded": calls that need room are refused with StoreFullError for want of it; the others
+        go on, and these will once there is room. "failed": nothing that changes anything is served
+        until the store is opened again; reads are, unless the reason is a panic. Never waits for a
+        device.
+        """
+
     def tables(self) -> list[str]: ...
     def drop_table(self, name: str) -> None: ...
     def spec(self, table: int) -> str: ...

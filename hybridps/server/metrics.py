@@ -23,7 +23,7 @@ SECONDS_BUCKETS = (
 )
 # Counters of the engine that may fall as well as rise; every other one only grows.
 GAUGES = frozenset(
-    {"keys", "tables", "dram_limit", "nvme_limit"}
+    {"keys", "tables", "dram_limit", "nvme_limit", "stores_degraded", "stores_failed"}
     | {f"rows_{tier}" for tier in TIERS}
     | {"dram_bytes", "index_bytes", "nvme_bytes", "cold_bytes"}
 )

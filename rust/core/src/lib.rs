@@ -35,6 +35,7 @@ mod vfs;
 
 pub use batch::{gather, sum_counts, sum_rows, Unique};
 pub use error::{Error, ErrorKind, Result};
+pub use failure::Health;
 pub use init::initial_row;
 pub use optimizer::is_finite;
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use hybridps_core::{
-    Assign, Durability, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Snapshot,
-    Store, StoreConfig, TableChange,
+    Assign, Durability, GradientBatch, Health, InsertBatch, LookupBatch, Push, PushOutcome,
+    Snapshot, Store, StoreConfig, TableChange,
 };
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
@@ -166,6 +166,14 @@ impl PyStore {
 
     fn io_description(&self) -> String {
         self.store.io_description()
+    }
+
+    fn health(&self) -> (&'static str, String) {
+        match self.store.health() {
+            Health::Ok => ("ok", String::new()),
+            Health::Degraded(reason) => ("degraded", reason),
+            Health::Failed(reason) => ("failed", reason),
+        }
     }
 
     fn tables(&self, py: Python<'_>) -> PyResult<Vec<String>> {

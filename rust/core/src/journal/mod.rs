@@ -145,6 +145,11 @@ impl Journal {
         Ok(position)
     }
 
+    /// Fails, for ever, once a write or a sync has failed.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.opened()?.turns.check()
+    }
+
     /// Returns when the promise of the durability mode holds for what was appended up to
     /// `position`.
     ///

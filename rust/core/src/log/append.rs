@@ -72,11 +72,30 @@ impl Shared {
                 let id = self.slots.fill(&mut state.roster, buffer.clone());
                 break (buffer, id);
             }
+            if let Some(error) = &state.no_space {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(error.clone());
+            }
             self.progress.wait(&mut state);
         };
         drop(state);
         let base = self.slots.offset(id.slot);
         Ok(Some(OpenSegment::new(id, buffer, base, self.config.segment_bytes)))
+    }
+
+    /// Waits until a segment could be begun at once.
+    pub(super) fn wait_for_buffer(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        loop {
+            self.check()?;
+            if state.has_buffer(&self.config) {
+                return Ok(());
+            }
+            if let Some(error) = &state.no_space {
+                return Err(error.clone());
+            }
+            self.progress.wait(&mut state);
+        }
     }
 
     /// Hands the segment of a stream, if there is one, to the writer thread.

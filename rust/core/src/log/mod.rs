@@ -37,7 +37,8 @@ pub(crate) use slots::SegmentId;
 pub(crate) use victim::Elders;
 
 use crate::device::{self, AlignedBuffer, Device, PAGE};
-use crate::error::{Error, Result};
+use crate::directory;
+use crate::error::{Error, ErrorKind, Result};
 use crate::types::{Place, Sequence, TableId};
 use header::FileHeader;
 use pins::Pins;
@@ -187,6 +188,15 @@ impl Log {
         self.shared.slots.subtract_live(place, row_floats);
     }
 
+    /// Returns when a segment could be begun without waiting for the device: for those who append
+    /// under a lock that others need.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub(crate) fn wait_for_buffer(&self) -> Result<()> {
+        self.shared.wait_for_buffer()
+    }
+
     /// Recovery: the record at `place` is live.
     pub(crate) fn adopt(&self, place: Place, row_floats: usize) {
         self.shared.slots.add_live(place, row_floats);
@@ -255,6 +265,20 @@ impl Log {
     /// Bytes that are written in taken slots; about what the file takes on the file system.
     pub(crate) fn allocated_bytes(&self) -> u64 {
         PAGE as u64 + self.shared.state.lock().roster.written_bytes()
+    }
+
+    /// The first failure of the device, for ever.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.shared.check()
+    }
+
+    /// Why segments cannot be written now, though their slots are within the cap: the file system
+    /// has no space. It is tried again until there is some.
+    pub(crate) fn no_space(&self) -> Option<Error> {
+        self.shared.state.lock().no_space.clone()
     }
 
     /// Slots that can be filled now.
@@ -425,8 +449,12 @@ impl Shared {
         self.failure.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
-    /// Remembers the first failure and wakes everyone who waits.
+    /// Remembers the first failure and wakes everyone who waits. A file system that is full is no
+    /// failure: what could not be written is still in memory.
     fn fail(&self, error: &Error) -> Error {
+        if error.kind == ErrorKind::StoreFull {
+            return error.clone();
+        }
         let text = format!(
             "log {} has failed and takes no more rows until it is opened again: {}",
             self.device.path().display(),
@@ -439,8 +467,11 @@ impl Shared {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.device.write_at(bytes, offset).map_err(|e| {
-            Error::io(&format!("write at offset {offset} of"), self.device.path(), &e)
+        self.device.write_at(bytes, offset).map_err(|cause| {
+            if directory::is_full(&cause) {
+                return directory::failed_write(self.device.path(), &cause);
+            }
+            Error::io(&format!("write at offset {offset} of"), self.device.path(), &cause)
         })?;
         self.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())

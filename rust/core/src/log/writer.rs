@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::footer::encode_footer;
 use super::header::SegmentHeader;
@@ -10,7 +11,7 @@ use super::segment::{collect_entries, OpenSegment, SegmentBuffer};
 use super::slots::{Roster, SegmentId};
 use super::{LogConfig, LogEnd, Shared};
 use crate::device::{AlignedBuffer, PAGE};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Under one lock: which slots and buffers are free, what waits for the device.
 pub(super) struct State {
@@ -19,6 +20,9 @@ pub(super) struct State {
     /// Buffers in all.
     pub(super) made: usize,
     pub(super) queue: VecDeque<Sealed>,
+    /// The file system had no space for the first of the queue; it is tried again then.
+    pub(super) no_space: Option<Error>,
+    retry_at: Option<Instant>,
     closing: bool,
 }
 
@@ -30,7 +34,19 @@ pub(super) struct Sealed {
 
 impl State {
     pub(super) fn new(roster: Roster) -> Self {
-        Self { roster, idle: Vec::new(), made: 0, queue: VecDeque::new(), closing: false }
+        Self {
+            roster,
+            idle: Vec::new(),
+            made: 0,
+            queue: VecDeque::new(),
+            no_space: None,
+            retry_at: None,
+            closing: false,
+        }
+    }
+
+    pub(super) fn has_buffer(&self, config: &LogConfig) -> bool {
+        !self.idle.is_empty() || self.made < config.buffers
     }
 
     pub(super) fn take_buffer(&mut self, config: &LogConfig) -> Option<Arc<SegmentBuffer>> {
@@ -43,34 +59,65 @@ impl State {
     }
 }
 
+/// Pause before a segment that found no space is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+
 impl Shared {
     /// Body of the writer thread.
     pub(super) fn write_segments(&self) {
         while let Some(sealed) = self.next_sealed() {
-            // Everyone would wait for a thread that is gone: a panic fails the log instead.
-            let work = || self.write_segment(sealed).and_then(|()| self.reclaim_if_due());
-            let panicked = || Err(Error::unavailable("the log's thread panicked"));
-            let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| panicked());
-            if let Err(error) = outcome {
+            match guarded(|| self.write_segment(&sealed)) {
+                Ok(header) => self.note_written(sealed, header),
+                Err(error) => self.note_unwritten(sealed, &error),
+            }
+            if let Err(error) = guarded(|| self.reclaim_if_due()) {
                 self.fail(&error);
             }
         }
     }
 
-    /// Waits for a sealed segment; none when the log closes and all are written or it has failed.
+    /// Waits for a sealed segment, or until it is time to try one again; none when the log closes
+    /// and all are written, or cannot be.
     fn next_sealed(&self) -> Option<Sealed> {
         let mut state = self.state.lock();
         loop {
-            if self.failure.get().is_none() {
+            let is_stuck = self.failure.get().is_some() || state.no_space.is_some();
+            if state.closing && (is_stuck || state.queue.is_empty()) {
+                return None;
+            }
+            let retry_at = state.retry_at;
+            if self.failure.get().is_none() && retry_at.is_none_or(|at| at <= Instant::now()) {
                 if let Some(sealed) = state.queue.pop_front() {
                     return Some(sealed);
                 }
             }
-            if state.closing {
-                return None;
+            match retry_at {
+                Some(at) => drop(self.work.wait_until(&mut state, at)),
+                None => self.work.wait(&mut state),
             }
-            self.work.wait(&mut state);
         }
+    }
+
+    fn note_written(&self, sealed: Sealed, header: SegmentHeader) {
+        let mut state = self.state.lock();
+        self.slots.complete(&mut state.roster, header);
+        state.idle.push(sealed.segment.buffer);
+        (state.no_space, state.retry_at) = (None, None);
+        self.progress.notify_all();
+    }
+
+    /// The buffer stays with its slot, so that its rows can still be read. Where the file system
+    /// is full the segment is next again; a part of it that was written counts for nothing, for it
+    /// is written anew.
+    fn note_unwritten(&self, sealed: Sealed, error: &Error) {
+        self.fail(error);
+        let mut state = self.state.lock();
+        if error.kind == ErrorKind::StoreFull {
+            state.queue.push_front(sealed);
+            state.no_space = Some(error.clone());
+            state.retry_at = Some(Instant::now() + RETRY);
+        }
+        self.progress.notify_all();
     }
 
     pub(super) fn close(&self) {
@@ -78,19 +125,14 @@ impl Shared {
         self.work.notify_all();
     }
 
-    /// If it fails, the buffer stays with its slot, so that its rows can still be read.
-    fn write_segment(&self, sealed: Sealed) -> Result<()> {
+    fn write_segment(&self, sealed: &Sealed) -> Result<SegmentHeader> {
         let segment = &sealed.segment;
         (self.config.before_write)(segment.max_sequence)?;
         let base = self.slots.offset(segment.slot);
-        let header = self.complete(&sealed, base)?;
+        let header = self.complete(sealed, base)?;
         let bytes = header.written_bytes() as usize;
         self.write(&segment.buffer.0.read().bytes[..bytes], base)?;
-        let mut state = self.state.lock();
-        self.slots.complete(&mut state.roster, header);
-        state.idle.push(sealed.segment.buffer);
-        self.progress.notify_all();
-        Ok(())
+        Ok(header)
     }
 
     /// Adds footer and header to the pages in the buffer.
@@ -142,6 +184,9 @@ impl Shared {
         let mut state = self.state.lock();
         while state.roster.written_up_to() < target {
             self.check()?;
+            if let Some(error) = &state.no_space {
+                return Err(error.clone());
+            }
             self.progress.wait(&mut state);
         }
         let synced = state.roster.synced();
@@ -227,4 +272,10 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Everyone would wait for a thread that is gone: a panic is an error that fails the log.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let panicked = |_| Err(Error::unavailable("the log's thread panicked"));
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(panicked)
 }

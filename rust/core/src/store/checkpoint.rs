@@ -1,22 +1,28 @@
-//! Checkpoints: rows that only old journal files hold are written back, then those files go. And
-//! what else visits every stripe in the order of calls.
+//! Checkpoints: rows that only old journal files hold are written back, then those files go.
+//!
+//! No call waits for one. Once the calls that were ordered before the rotation have passed a
+//! stripe, no row of it comes to need the old files any more; those that do are written back a few
+//! at a time, each step under the stripe's lock for less than a millisecond, outside of any turn.
 
 use super::engine::Engine;
-use crate::error::Result;
+use super::pressure::Patience;
+use crate::error::{ErrorKind, Result};
 use crate::superblock::Superblock;
 use crate::table::{State, Tickets};
 
+/// Bytes that one step writes back under a stripe's lock, and rows at most and at least.
+const STEP_BYTES: usize = 256 << 10;
+const STEP_ROWS_MAX: usize = 256;
+const STEP_ROWS_MIN: usize = 4;
+
 impl Engine {
     /// Runs `work` on every stripe after all calls ordered so far. Each stripe gets a turn of its
-    /// own, so that no call waits longer than for one stripe, and the log is given room before.
+    /// own, so that no call waits longer than for one stripe.
     pub(super) fn for_each_stripe_in_turn(
         &self,
         mut work: impl FnMut(&mut State) -> Result<()>,
     ) -> Result<()> {
         for s in 0..self.stripes.len() {
-            if self.log_free() < self.log_reserve() {
-                self.compact()?;
-            }
             let mut tickets = {
                 let mut sequencer = self.sequencer.lock();
                 sequencer.tickets[s] += 1;
@@ -24,7 +30,7 @@ impl Engine {
                 Tickets::new(&self.stripes, sequencer.last, drawn)
             };
             if let Some((_, mut state)) = tickets.next_turn() {
-                self.with_log_room(&mut state, |state| work(state))?;
+                work(&mut state)?;
             }
         }
         Ok(())
@@ -32,23 +38,73 @@ impl Engine {
 
     /// Writes back what the older journal files are needed for, then deletes them. `all` writes
     /// every dirty row, training counts included.
+    ///
+    /// # Errors
+    /// `StoreFull` when log or file system have no room: the next checkpoint goes on from there.
     pub(super) fn checkpoint(&self, all: bool) -> Result<()> {
+        let mut unfinished = self.unfinished.lock();
+        let generation = match *unfinished {
+            Some(generation) if !all => generation,
+            _ => self.rotate()?,
+        };
+        *unfinished = Some(generation);
+        self.write_back((!all).then_some(generation))?;
+        self.write_superblock(false)?;
+        self.journal().drop_through(generation)?;
+        *unfinished = None;
+        Ok(())
+    }
+
+    /// Begins a journal file; returns the generation of the one before. Whatever is ordered later
+    /// needs the new file.
+    fn rotate(&self) -> Result<u32> {
         // Leaves little to sync to the rotation, which holds every push up.
         self.journal().sync()?;
-        let generation = {
-            let mut sequencer = self.sequencer.lock();
-            let old = self.journal().generation();
-            let (records, last) =
-                (sequencer.sessions.records(self.clock.seconds()), sequencer.last);
-            self.journal().rotate(records, last)?;
-            old
-        };
-        let bound = (!all).then_some(generation);
-        self.for_each_stripe_in_turn(|state| {
-            state.write_back(&self.tier, bound, usize::MAX).map(drop)
-        })?;
-        self.write_superblock(false)?;
-        self.journal().drop_through(generation)
+        let mut sequencer = self.sequencer.lock();
+        let old = self.journal().generation();
+        let (records, last) = (sequencer.sessions.records(self.clock.seconds()), sequencer.last);
+        self.journal().rotate(records, last)?;
+        Ok(old)
+    }
+
+    /// Writes back rows that need a journal file up to `generation` (for `None` all that were dirty
+    /// at the time of the call), keeping them in DRAM.
+    fn write_back(&self, generation: Option<u32>) -> Result<()> {
+        let tickets = self.sequencer.lock().tickets.clone();
+        let rows_max = self.step_rows();
+        for (stripe, ticket) in self.stripes.iter().zip(tickets) {
+            stripe.wait_served(ticket);
+            // Rows that are made dirty meanwhile need a later file; without one they could be met
+            // again and again, so that the last of as many steps as it takes writes all.
+            let rows = stripe.lock().rows();
+            let mut steps = rows / rows_max + 1;
+            let mut patience = Patience::new(self, false);
+            loop {
+                self.tier.log.wait_for_buffer()?;
+                let rows_max = if steps > 0 { rows_max } else { usize::MAX };
+                let step = stripe.lock().write_back(&self.tier, generation, rows_max);
+                match step {
+                    Ok(true) => break,
+                    Ok(false) => steps = steps.saturating_sub(1),
+                    Err(error) if error.kind == ErrorKind::StoreFull => {
+                        patience.make_log_room(error)?;
+                    }
+                    Err(error) => return Err(error),
+                }
+                if self.log_free() < self.log_reserve() {
+                    self.compact()?;
+                }
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of one step: those of the widest table decide.
+    fn step_rows(&self) -> usize {
+        let catalog = self.catalog.read();
+        let floats = catalog.by_id.values().map(|table| table.floats).max().unwrap_or(1);
+        (STEP_BYTES / (4 * floats)).clamp(STEP_ROWS_MIN, STEP_ROWS_MAX)
     }
 
     /// Syncs log and journal and notes their ends.
@@ -71,9 +127,7 @@ impl Engine {
 
     pub(super) fn flush(&self) -> Result<()> {
         if !self.is_journaled() {
-            self.for_each_stripe_in_turn(|state| {
-                state.write_back(&self.tier, None, usize::MAX).map(drop)
-            })?;
+            self.write_back(None)?;
         }
         self.write_superblock(false)
     }

@@ -28,7 +28,10 @@ impl Engine {
             if !is_due {
                 return Ok(());
             }
-            log.sync()?;
+            match log.sync() {
+                Err(error) if error.kind == ErrorKind::StoreFull => return Ok(()),
+                outcome => drop(outcome?),
+            }
             if log.freed_segments() == freed {
                 return Ok(());
             }

@@ -1,7 +1,7 @@
 //! What the verbs and the maintenance thread share, and the small questions all of them ask.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
@@ -12,8 +12,8 @@ use super::running::Running;
 use super::stats::Holds;
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::error::{Error, Result};
-use crate::failure::Failure;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failure::{Failure, Health};
 use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::superblock::SuperblockFile;
@@ -42,8 +42,12 @@ pub(super) struct Engine {
     pub(super) holds: Mutex<Holds>,
     /// Held by every verb while it runs, so that `close` waits for those that are on their way.
     pub(super) is_open: RwLock<bool>,
+    /// Calls that wait for the file system are given up.
+    pub(super) is_closing: AtomicBool,
     pub(super) failure: Arc<Failure>,
     pub(super) wake: Wake,
+    /// Journal files up to this generation are being written back; held during a checkpoint.
+    pub(super) unfinished: Mutex<Option<u32>>,
     /// Held while segments are compacted: by one thread at a time.
     pub(super) compacting: Mutex<()>,
 }
@@ -72,26 +76,56 @@ pub(super) struct WakeState {
 }
 
 impl Engine {
-    /// The start of every verb: fails when the store is closed or has failed.
+    /// The start of every verb that changes anything: fails when the store is closed or has failed.
     pub(super) fn enter(&self) -> Result<RwLockReadGuard<'_, bool>> {
+        let call = self.enter_reading()?;
+        self.failure.check().map(|()| call)
+    }
+
+    /// The start of every verb that only reads: rows are served although the device failed.
+    pub(super) fn enter_reading(&self) -> Result<RwLockReadGuard<'_, bool>> {
         let is_open = self.is_open.read();
         if !*is_open {
             return Err(Error::unavailable("the store is closed; open it again"));
         }
-        self.failure.check().map(|()| is_open)
+        self.failure.check_reads().map(|()| is_open)
     }
 
-    /// As `enter`; `None` while the store is being closed.
+    /// As `enter_reading`; `None` while the store is being closed.
     pub(super) fn try_enter(&self) -> Result<Option<RwLockReadGuard<'_, bool>>> {
         match self.is_open.try_read() {
-            Some(is_open) if *is_open => self.failure.check().map(|()| Some(is_open)),
+            Some(is_open) if *is_open => self.failure.check_reads().map(|()| Some(is_open)),
             _ => Ok(None),
         }
     }
 
-    /// Notes a failure after which rows in DRAM are no longer what was acknowledged.
+    /// Notes a failure after which nothing that is acknowledged would be sure to last.
     pub(super) fn fail(&self, error: &Error) {
-        self.failure.note(error);
+        self.failure.stop_writes(error);
+    }
+
+    /// Notes an error of a call, if it was refused for want of room.
+    pub(super) fn note_refusal(&self, error: &Error) {
+        if error.kind == ErrorKind::StoreFull {
+            self.failure.note_refusal(error);
+        }
+    }
+
+    /// Whether all verbs are served, and why not.
+    pub(super) fn health(&self) -> Health {
+        if let Err(error) = self.check_devices() {
+            self.fail(&error);
+        }
+        match (self.failure.health(), self.tier.log.no_space()) {
+            (Health::Ok, Some(error)) => Health::Degraded(error.message),
+            (health, _) => health,
+        }
+    }
+
+    /// Fails once a device has failed, also one that only a thread in the background has met.
+    pub(super) fn check_devices(&self) -> Result<()> {
+        self.tier.log.check()?;
+        self.journal.get().map_or(Ok(()), Journal::check)
     }
 
     pub(super) fn table(&self, id: TableId) -> Result<Arc<Table>> {

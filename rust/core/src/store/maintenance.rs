@@ -22,7 +22,7 @@ pub(super) fn stop(engine: &Engine, thread: JoinHandle<()>) {
     engine.wake.state.lock().is_stopping = true;
     engine.wake.worker.notify_one();
     if thread.join().is_err() {
-        engine.fail(&Error::unavailable("the maintenance thread panicked"));
+        engine.failure.break_off(&panicked());
     }
 }
 
@@ -39,8 +39,10 @@ fn run(engine: &Engine) {
         drop(state);
         // A panic fails the store, but not the thread: callers wait for its rounds.
         let round = catch_unwind(AssertUnwindSafe(|| engine.maintain()));
-        let panicked = || Err(Error::unavailable("the maintenance thread panicked"));
-        match round.unwrap_or_else(|_| panicked()) {
+        match round.unwrap_or_else(|_| {
+            engine.failure.break_off(&panicked());
+            Ok(())
+        }) {
             // Nothing is half done then: the journal keeps what was not written back, and callers
             // are told that the store is full.
             Err(error) if error.kind == ErrorKind::StoreFull => {}
@@ -52,12 +54,22 @@ fn run(engine: &Engine) {
     }
 }
 
+fn panicked() -> Error {
+    Error::unavailable(
+        "the maintenance thread panicked; see what the process printed, and report it",
+    )
+}
+
 impl Engine {
     fn maintain(&self) -> Result<()> {
         if self.failure.check().is_err() {
             return Ok(());
         }
+        self.check_devices()?;
         self.account();
+        if self.tier.log.no_space().is_some() {
+            return Ok(());
+        }
         self.compact()?;
         if self.is_journaled() && self.journal().bytes() > self.config.journal_bytes() / 2 {
             self.checkpoint(false)?;

@@ -26,6 +26,7 @@ mod stats;
 mod tests;
 mod walk;
 
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -34,6 +35,7 @@ use parking_lot::Mutex;
 pub use self::config::StoreConfig;
 use self::engine::Engine;
 use crate::error::Result;
+use crate::failure::Health;
 use crate::spec::{TableChange, TableSpec};
 use crate::types::{Push, TableId};
 
@@ -164,7 +166,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn table(&self, name: &str) -> Result<TableInfo> {
-        let _call = self.engine.enter()?;
+        let _call = self.engine.enter_reading()?;
         self.engine.find_table(name)
     }
 
@@ -187,7 +189,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound` (also for a dropped table).
     pub fn spec(&self, table: TableId) -> Result<TableSpec> {
-        let _call = self.engine.enter()?;
+        let _call = self.engine.enter_reading()?;
         Ok(self.engine.table(table)?.spec())
     }
 
@@ -206,7 +208,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`, `BadInput` for a wrong length, `Corruption` for a damaged row.
     pub fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
-        let _call = self.engine.enter()?;
+        let _call = self.engine.enter_reading()?;
         self.engine.lookup(batches)
     }
 
@@ -269,7 +271,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
-        let _call = self.engine.enter()?;
+        let _call = self.engine.enter_reading()?;
         self.engine.prefetch(table, keys)
     }
 
@@ -278,7 +280,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn len(&self, table: TableId) -> Result<u64> {
-        let _call = self.engine.enter()?;
+        let _call = self.engine.enter_reading()?;
         Ok(self.engine.rows(&*self.engine.table(table)?).keys)
     }
 
@@ -288,7 +290,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`, `Corruption`.
     pub fn keys(&self, table: TableId, bucket: u32, keys: &mut Vec<u64>) -> Result<u32> {
-        let _call = self.engine.enter()?;
+        let _call = self.engine.enter_reading()?;
         self.engine.keys(table, bucket, keys)
     }
 
@@ -297,7 +299,7 @@ impl Store {
     /// # Errors
     /// `TableNotFound`.
     pub fn table_stats(&self, table: TableId) -> Result<Vec<(&'static str, u64)>> {
-        let _call = self.engine.enter()?;
+        let _call = self.engine.enter_reading()?;
         self.engine.table_stats(table)
     }
 
@@ -310,6 +312,11 @@ impl Store {
     /// are added for each table.
     pub fn snapshot(&self) -> Snapshot {
         self.engine.snapshot()
+    }
+
+    /// Whether all verbs are served, and why not. Costs two short locks; never waits for a device.
+    pub fn health(&self) -> Health {
+        self.engine.health()
     }
 
     /// How rows are read from NVMe, in words; a warning where the best way was refused.
@@ -335,6 +342,7 @@ impl Store {
         let mut maintenance = self.maintenance.lock();
         let Some(thread) = maintenance.take() else { return Ok(()) };
         // Calls may wait for room in the log: the maintenance thread goes last.
+        self.engine.is_closing.store(true, Ordering::Relaxed);
         *self.engine.is_open.write() = false;
         maintenance::stop(&self.engine, thread);
         self.engine.close()

@@ -184,7 +184,8 @@ impl Engine {
         let sequence = sequencer.last + 1;
         let mut generation = 0;
         if let Some(mut frame) = frame {
-            sequencer.position = Some(self.journal().append(&mut frame, sequence)?);
+            let appended = self.journal().append(&mut frame, sequence);
+            sequencer.position = Some(appended.inspect_err(|error| self.note_refusal(error))?);
             generation = self.journal().generation();
             for target in &call.targets {
                 Counters::add(&target.table.counters.journal_bytes, target.bytes() as usize);

@@ -1,6 +1,7 @@
 //! Back-pressure: callers wait for room in the log and in the journal before they take a place in
 //! the order, and a call that has its place makes room itself.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::engine::Engine;
@@ -31,7 +32,15 @@ impl Engine {
 
     /// Back-pressure: returns when the log has room for what this call may push out of DRAM, and
     /// the journal for its entry.
+    ///
+    /// # Errors
+    /// `StoreFull` when neither finds room in time; at once where the file system is full.
     pub(super) fn wait_for_space(&self) -> Result<()> {
+        self.find_space().inspect_err(|error| self.note_refusal(error))
+    }
+
+    fn find_space(&self) -> Result<()> {
+        self.check_no_space()?;
         if self.log_free() >= self.log_reserve() && !self.is_journal_long() {
             return Ok(());
         }
@@ -41,30 +50,41 @@ impl Engine {
             state.is_asked = true;
             self.wake.worker.notify_one();
             if self.wake.callers.wait_until(&mut state, deadline).timed_out() {
-                return Err(Error::store_full(format!(
-                    "the log holds {} of {} bytes ({} of them live rows) and the journal {}, and \
-                     neither compaction nor write-back finds room; raise nvme or remove keys",
-                    self.tier.log.used_bytes(),
-                    self.tier.log.capacity_bytes(),
-                    self.tier.log.live_bytes(),
-                    self.journal().bytes()
-                )));
+                return Err(self.full());
             }
             self.failure.check()?;
+            self.check_no_space()?;
         }
         self.wake.worker.notify_one();
         Ok(())
     }
 
-    /// Does `work` under a stripe's lock. Where the log is full, the lock is given up (a turn is
-    /// not) until compaction has made room, and the work is done again: until it has room it
-    /// changes nothing.
+    fn check_no_space(&self) -> Result<()> {
+        self.tier.log.no_space().map_or(Ok(()), Err)
+    }
+
+    fn full(&self) -> Error {
+        let log = &self.tier.log;
+        Error::store_full(format!(
+            "the log holds {} of {} bytes ({} of them live rows) and the journal {}, and neither \
+             compaction nor write-back finds room; raise nvme or remove keys",
+            log.used_bytes(),
+            log.capacity_bytes(),
+            log.live_bytes(),
+            self.journal().bytes()
+        ))
+    }
+
+    /// Does `work` under a stripe's lock, of a call that has its place in the order. Where the log
+    /// is full, the lock is given up (a turn is not) until compaction has made room, and the work
+    /// is done again: until it has room it changes nothing. Where the file system is full, until
+    /// there is space: the call's entry is in the journal, so it cannot be refused any more.
     pub(super) fn with_log_room<T>(
         &self,
         state: &mut Guard<'_>,
         mut work: impl FnMut(&mut Guard<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut patience = Patience::new(self);
+        let mut patience = Patience::new(self, true);
         loop {
             match work(state) {
                 Err(error) => Guard::unlocked(state, || patience.make_log_room(error))?,
@@ -76,43 +96,68 @@ impl Engine {
     /// Reads for training again, from the start, if the log was full: rows that were read by then
     /// are counted once more.
     pub(super) fn again_with_log_room(&self, mut read: impl FnMut() -> Result<()>) -> Result<()> {
-        let mut patience = Patience::new(self);
+        let mut patience = Patience::new(self, false);
         while let Err(error) = read() {
-            patience.make_log_room(error)?;
+            patience.make_log_room(error).inspect_err(|error| self.note_refusal(error))?;
         }
         Ok(())
     }
 }
 
 /// How long work that the log refuses is tried again.
-struct Patience<'a> {
+pub(super) struct Patience<'a> {
     engine: &'a Engine,
+    /// It has its place in the order.
+    is_ordered: bool,
     refused: u64,
     deadline: Option<Instant>,
 }
 
 impl<'a> Patience<'a> {
-    fn new(engine: &'a Engine) -> Self {
-        Self { engine, refused: engine.tier.log.refused(), deadline: None }
+    pub(super) fn new(engine: &'a Engine, is_ordered: bool) -> Self {
+        Self { engine, is_ordered, refused: engine.tier.log.refused(), deadline: None }
     }
 
     /// One round of compaction, and a pause if calls that may look at freed slots go on.
     ///
     /// # Errors
     /// `error`, if it is not for want of a slot, or the time is over.
-    fn make_log_room(&mut self, error: Error) -> Result<()> {
+    pub(super) fn make_log_room(&mut self, error: Error) -> Result<()> {
         let log = &self.engine.tier.log;
         let refused = std::mem::replace(&mut self.refused, log.refused());
         let is_log_full = error.kind == ErrorKind::StoreFull && self.refused != refused;
-        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-        if !is_log_full || Instant::now() > deadline {
+        if !is_log_full {
             return Err(error);
         }
         self.engine.failure.check()?;
+        if log.no_space().is_some() {
+            return self.wait_for_the_device(error);
+        }
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+        if Instant::now() > deadline {
+            return Err(error);
+        }
         self.engine.compact()?;
         if !log.has_room() {
             std::thread::sleep(PAUSE);
         }
         Ok(())
+    }
+
+    fn wait_for_the_device(&self, error: Error) -> Result<()> {
+        let log = &self.engine.tier.log;
+        while self.is_ordered && log.no_space().is_some() {
+            if self.engine.is_closing.load(Ordering::Relaxed) {
+                return Err(error);
+            }
+            self.engine.failure.check()?;
+            log.check()?;
+            std::thread::sleep(PAUSE * 10);
+        }
+        if self.is_ordered {
+            Ok(())
+        } else {
+            Err(error)
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! each key the newest record counts; then the journal: entries that a row has not seen yet are
 //! applied again, in order, by the code that applied them first.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -96,8 +96,10 @@ impl Engine {
             superblock: Mutex::new(superblock),
             record_bytes: AtomicU64::new(0),
             is_open: RwLock::new(true),
+            is_closing: AtomicBool::new(false),
             failure,
             wake: Wake::default(),
+            unfinished: Mutex::default(),
             compacting: Mutex::default(),
             config,
             tier,

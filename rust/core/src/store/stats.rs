@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::engine::Engine;
 use super::Snapshot;
 use crate::error::Result;
+use crate::failure::Health;
 use crate::ledger::{Hold, Kind, Ledger};
 use crate::log::Log;
 use crate::table::{Counters, Part, Table};
@@ -129,6 +130,10 @@ impl Engine {
         self.account();
         sums.extend(self.ledger.list());
         self.use_files(&mut sums);
+        // Summed over servers they say how many are.
+        let health = self.health();
+        sums.push(("stores_degraded", u64::from(matches!(health, Health::Degraded(_)))));
+        sums.push(("stores_failed", u64::from(matches!(health, Health::Failed(_)))));
         sums.push(("tables", tables.len() as u64));
         sums.push(("dram_limit", self.config.dram_bytes));
         sums.push(("nvme_limit", self.config.nvme_bytes));

@@ -174,8 +174,8 @@ impl State {
         Ok(Some(at))
     }
 
-    /// The same for a read that can do without: a full log, into which other rows would have to
-    /// leave, is no reason to refuse it.
+    /// The same for a read that can do without: a log that takes no rows, to which others would
+    /// have to leave, because it is full or has failed, is no reason to refuse it.
     pub(crate) fn offer(
         &mut self,
         tier: &Tier,
@@ -185,7 +185,9 @@ impl State {
         record: &RecordView<'_>,
     ) -> Result<()> {
         match self.install(tier, table, item, place, record) {
-            Err(error) if error.kind == ErrorKind::StoreFull => Ok(()),
+            Err(error) if matches!(error.kind, ErrorKind::StoreFull | ErrorKind::Unavailable) => {
+                Ok(())
+            }
             outcome => outcome.map(drop),
         }
     }
@@ -377,6 +379,11 @@ impl State {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Rows in DRAM.
+    pub(crate) fn rows(&self) -> usize {
+        self.parts.values().map(|part| part.pool.len()).sum()
     }
 
     /// Writes rows back that need a journal file up to `generation` (dirty rows for `None`),

@@ -57,6 +57,14 @@ impl Stripe {
         Guard { _watch: self.failure.watch(), state, queue: &self.queue, turn }
     }
 
+    /// Returns when all calls that drew a ticket below `ticket` have passed. Holds nobody up.
+    pub(crate) fn wait_served(&self, ticket: u64) {
+        let mut state = self.state.lock();
+        while state.serving < ticket {
+            self.queue.wait(&mut state);
+        }
+    }
+
     /// Locks when `ticket` is next in line; the turn of call `sequence` ends with the guard.
     fn lock_in_turn(&self, ticket: u64, sequence: Sequence) -> Guard<'_> {
         let mut state = self.state.lock();
