@@ -3,8 +3,10 @@
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
 //! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `error`, `failure`,
-//! `ledger`, `spec`, `init`, `optimizer`, `batch`, `clock` are leaves that any room may use.
+//! `ledger`, `arena`, `spec`, `init`, `optimizer`, `batch`, `clock` are leaves that any room may
+//! use.
 
+mod arena;
 mod batch;
 mod clock;
 mod device;

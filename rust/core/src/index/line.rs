@@ -1,9 +1,13 @@
 //! One cache line of eight entries, compared all at once. Holds the prefetch.
 //!
-//! Whether an entry is wanted, empty or removed shows in its upper half alone: 24 bits of
-//! fingerprint, never zero in an entry in use, above the top of the location.
+//! Whether an entry is wanted or empty shows in its upper half alone: 24 bits of fingerprint, never
+//! zero in an entry in use, above the top of the location.
+
+use crate::arena::Arena;
 
 pub(super) const LANES: usize = 8;
+/// Bytes of a line.
+pub(super) const BYTES: usize = size_of::<Line>();
 
 const FINGERPRINT_MASK: u32 = !0xff;
 
@@ -18,15 +22,9 @@ impl Line {
         self.compare(FINGERPRINT_MASK, (fingerprint as u32) << 8)
     }
 
-    /// Bit i is set if entry i was never used: no entry of the line spilled beyond it.
+    /// Bit i is set if entry i is empty.
     #[inline(always)]
     pub(super) fn empty(&self) -> u32 {
-        self.compare(u32::MAX, 0)
-    }
-
-    /// Bit i is set if entry i is empty or removed.
-    #[inline(always)]
-    pub(super) fn vacant(&self) -> u32 {
         self.matches(0)
     }
 
@@ -63,10 +61,75 @@ impl Line {
         let equal = |lane: usize| u32::from((self.0[lane] >> 32) as u32 & mask == wanted);
         (0..LANES).fold(0, |all, lane| all | equal(lane) << lane)
     }
+}
+
+/// A run of lines in the arena: where it begins, in lines, above how many there are. Whoever has
+/// one took its memory, and owns it alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Region(u64);
+
+const COUNT_BITS: u32 = 24;
+/// Most lines of a region.
+pub(super) const LINES_MAX: usize = (1 << COUNT_BITS) - 1;
+
+impl Region {
+    /// Takes memory for lines that fill `bytes`, all empty. `None` if no address space is left.
+    pub(super) fn take(arena: &Arena, bytes: usize) -> Option<Self> {
+        if bytes == 0 {
+            return Some(Self::default());
+        }
+        let start = arena.take(bytes)? / BYTES as u64;
+        let mut region = Self(start << COUNT_BITS | (bytes / BYTES) as u64);
+        region.lines_mut(arena).fill(Line::default());
+        Some(region)
+    }
+
+    pub(super) fn give(self, arena: &Arena) {
+        if self.count() > 0 {
+            arena.give(self.start() as u64, self.bytes());
+        }
+    }
 
     #[inline(always)]
-    pub(super) fn prefetch(&self) {
-        crate::prefetch::read(std::ptr::from_ref(self).cast());
+    pub(super) fn count(self) -> usize {
+        self.0 as usize & LINES_MAX
+    }
+
+    pub(super) fn bytes(self) -> usize {
+        self.count() * BYTES
+    }
+
+    #[inline(always)]
+    fn start(self) -> usize {
+        (self.0 >> COUNT_BITS) as usize * BYTES
+    }
+
+    /// Asks for a line ahead of its use.
+    #[inline(always)]
+    pub(super) fn prefetch(self, arena: &Arena, line: usize) {
+        crate::prefetch::read(arena.hint(self.start() + line * BYTES));
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "lines are laid out by hand")]
+    pub(super) fn lines(&self, arena: &Arena) -> &[Line] {
+        // SAFETY: the memory was taken by `take`, which wrote every line; it is aligned to lines,
+        // and its owner lends it as long as this is borrowed.
+        unsafe {
+            let start = arena.at(self.start()).cast::<Line>();
+            std::slice::from_raw_parts(start.as_ptr(), self.count())
+        }
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "lines are laid out by hand")]
+    pub(super) fn lines_mut(&mut self, arena: &Arena) -> &mut [Line] {
+        // SAFETY: as `lines`; `&mut self` excludes all others. In `take` nothing was written yet,
+        // but any bytes are a line.
+        unsafe {
+            let start = arena.at(self.start()).cast::<Line>();
+            std::slice::from_raw_parts_mut(start.as_ptr(), self.count())
+        }
     }
 }
 
@@ -76,16 +139,25 @@ mod tests {
 
     #[test]
     fn every_lane_is_seen_alone() {
-        let removed = super::super::REMOVED;
         for lane in 0..LANES {
             let mut line = Line([3 << 40 | 9; LANES]);
-            assert_eq!((line.matches(3), line.matches(2), line.vacant()), (0xff, 0, 0));
+            assert_eq!((line.matches(3), line.matches(2), line.empty()), (0xff, 0, 0));
             line.0[lane] = 0;
-            assert_eq!((line.empty(), line.vacant()), (1 << lane, 1 << lane));
-            line.0[lane] = removed;
-            assert_eq!((line.empty(), line.vacant()), (0, 1 << lane));
+            assert_eq!((line.matches(3), line.empty()), (0xff ^ 1 << lane, 1 << lane));
             line.0[lane] = 0xff_ffff << 40 | 1;
             assert_eq!((line.matches(0xff_ffff), line.matches(3)), (1 << lane, 0xff ^ 1 << lane));
         }
+    }
+
+    #[test]
+    fn a_region_is_empty_when_taken_whatever_was_there() {
+        let arena = Arena::scratch();
+        for _ in 0..2 {
+            let mut region = Region::take(&arena, 128).unwrap();
+            assert!(region.lines(&arena).iter().all(|line| line.empty() == 0xff));
+            region.lines_mut(&arena).fill(Line([u64::MAX; LANES]));
+            region.give(&arena);
+        }
+        assert_eq!(arena.pages_taken(), 0);
     }
 }

@@ -36,7 +36,6 @@ struct Pass<'a, 'b> {
     work: &'a mut Work<'b>,
     scratch: Vec<f32>,
     later: &'a mut Vec<u32>,
-    is_watching: bool,
 }
 
 impl Visitor for Pass<'_, '_> {
@@ -49,9 +48,6 @@ impl Visitor for Pass<'_, '_> {
 
     #[inline(always)]
     fn hit(&mut self, row: RowMut<'_>, item: &Item) {
-        if self.is_watching {
-            row.0.state.warm();
-        }
         self.work.change_row(row, item, &mut self.scratch);
     }
 
@@ -140,11 +136,9 @@ impl Work<'_> {
                 }
             };
             let scratch = vec![0.0; self.target.table.floats];
-            let is_watching = part.policy.is_watching();
-            let mut pass = Pass { work: self, scratch, later: &mut later, is_watching };
+            let mut pass = Pass { work: self, scratch, later: &mut later };
             part.revisit(items, found, &mut pass);
         }
-        part.policy.age(&mut part.pool, items.len());
         later
     }
 

@@ -149,7 +149,6 @@ impl<'a> Pass<'a> {
             match state.parts.get_mut(&self.table.id) {
                 Some(part) => {
                     visits.visit(part, items, &self.found, range.start);
-                    part.policy.age(&mut part.pool, items.len());
                 }
                 None => visits.absent(items),
             }

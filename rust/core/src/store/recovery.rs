@@ -17,6 +17,7 @@ use super::running::Running;
 use super::session::Sessions;
 use super::stats::Holds;
 use super::StoreConfig;
+use crate::arena::Arena;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ use crate::ledger::Ledger;
 use crate::log::{FooterEntry, Log, LogConfig, LogEnd};
 use crate::manifest::Manifest;
 use crate::superblock::{Superblock, SuperblockFile};
-use crate::table::{Arena, Stripe, Table, Tier};
+use crate::table::{Stripe, Table, Tier};
 use crate::types::{Push, Sequence, TableId, BUCKETS};
 
 /// Reads in flight; more gains nothing (measured up to 256).
@@ -74,7 +75,7 @@ impl Engine {
         config.check_rows(ledger.rows_max())?;
         let stripes = config.stripes();
         let tier = Tier {
-            arena: Arc::new(Arena::new(ledger.rows_max())?),
+            arena: Arc::new(Arena::new(&ledger, ledger.rows_max())?),
             log: Arc::new(log),
             buckets_per_stripe: BUCKETS / stripes as u32,
         };

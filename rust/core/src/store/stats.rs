@@ -22,8 +22,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    fn add(&mut self, part: Option<&Part>) {
-        let Some(part) = part else { return };
+    fn add(&mut self, part: &Part) {
         self.keys += part.index.len() as u64;
         self.dram += part.pool.len() as u64;
         self.dram_bytes += part.bytes();
@@ -69,7 +68,9 @@ impl Engine {
     pub(super) fn rows(&self, table: &Table) -> Rows {
         let mut rows = Rows::default();
         for stripe in &self.stripes {
-            rows.add(stripe.lock().parts.get(&table.id));
+            if let Some(part) = stripe.lock().parts.get(&table.id) {
+                rows.add(part);
+            }
         }
         rows
     }
@@ -79,7 +80,7 @@ impl Engine {
         let mut rows: HashMap<TableId, Rows> = HashMap::new();
         for stripe in &self.stripes {
             for (&table, part) in &stripe.lock().parts {
-                rows.entry(table).or_default().add(Some(part));
+                rows.entry(table).or_default().add(part);
             }
         }
         rows

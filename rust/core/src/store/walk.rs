@@ -124,7 +124,6 @@ struct Sorter<'a, V> {
 /// The same, of some keys, in a table of N columns (0: of any number).
 struct Sort<'a, H, const N: usize> {
     hits: H,
-    is_watching: bool,
     batch: usize,
     misses: &'a mut Vec<Miss>,
     absent: &'a mut Vec<Item>,
@@ -133,9 +132,6 @@ struct Sort<'a, H, const N: usize> {
 impl<H: Hits, const N: usize> Visitor for Sort<'_, H, N> {
     #[inline(always)]
     fn hit(&mut self, row: RowMut<'_>, item: &Item) {
-        if self.is_watching {
-            row.0.state.warm();
-        }
         self.hits.hit::<N>(row, item);
     }
 
@@ -158,8 +154,7 @@ fn visit<const N: usize>(
     first: usize,
 ) {
     let Sorter { verb, batch, misses, absent, .. } = sorter;
-    let (hits, is_watching) = (verb.hits(*batch), part.policy.is_watching());
-    let mut sort = Sort::<_, N> { hits, is_watching, batch: *batch, misses, absent };
+    let mut sort = Sort::<_, N> { hits: verb.hits(*batch), batch: *batch, misses, absent };
     part.visit(items, found, first, &mut sort);
 }
 

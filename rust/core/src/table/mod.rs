@@ -4,21 +4,23 @@
 //! Lock order: a stripe's lock, then the log's. Nothing here reads the device; a row that leaves
 //! waits for it only when all segment buffers are on their way there, or the log is full.
 
-mod arena;
+mod heat;
 mod part;
 mod plan;
 mod policy;
 mod pool;
+mod reclaim;
+mod row;
 mod shape;
 mod share;
 mod sketch;
 mod stripe;
 mod turn;
+mod write_back;
 
-pub(crate) use arena::Arena;
 pub(crate) use part::{Found, Part, Visitor};
 pub(crate) use plan::{stripe_of, Item, Plan};
-pub(crate) use pool::RowMut;
+pub(crate) use row::RowMut;
 pub(crate) use shape::{Counters, Table};
 pub(crate) use stripe::{State, Tier};
 pub(crate) use turn::{Guard, Stripe, Tickets};

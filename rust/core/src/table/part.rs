@@ -6,14 +6,16 @@
 
 use std::sync::Arc;
 
-use super::arena::Arena;
+use super::heat::Beat;
 use super::plan::Item;
-use super::policy::Policy;
-use super::pool::{Pool, RowMut};
+use super::policy::{Policy, Pulse};
+use super::pool::Pool;
+use super::row::RowMut;
 use super::shape::Table;
+use crate::arena::Arena;
 use crate::index::{Index, Location, LocationRing, Slot};
 use crate::prefetch::vectorized;
-use crate::types::Place;
+use crate::types::{hash, Place};
 
 /// Where a key's row was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +41,10 @@ pub(crate) struct Part {
     pub(crate) index: Index,
     pub(crate) pool: Pool,
     pub(crate) policy: Policy,
-    /// Grows when rows may have left their addresses for another pool: kept addresses are void.
+    /// Grows when rows may have left their addresses for others: kept addresses are void.
     pub(crate) era: u64,
+    /// Write-back that has looked at some of it, and where it goes on.
+    pub(super) written_back: (u32, (usize, usize)),
 }
 
 /// Keys between the request for a row and its visit.
@@ -49,28 +53,47 @@ const AHEAD: usize = 16;
 const PROBE_AHEAD: usize = 64;
 
 impl Part {
-    pub(crate) fn new(table: Arc<Table>, arena: Arc<Arena>, buckets: u32) -> Self {
-        let pool = Pool::new(arena, table.floats);
-        Self { table, index: Index::new(buckets), pool, policy: Policy::new(), era: 0 }
+    pub(super) fn new(
+        table: Arc<Table>,
+        arena: &Arc<Arena>,
+        buckets: u32,
+        pulse: Arc<Pulse>,
+    ) -> Self {
+        let pool = Pool::new(arena.clone(), table.floats);
+        let index = Index::new(arena.clone(), buckets);
+        let (policy, written_back) = (Policy::new(pulse), <(u32, (usize, usize))>::default());
+        Self { table, index, pool, policy, era: 0, written_back }
     }
 
+    /// Bytes that it holds.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes_with(self.index.bytes(), self.pool.bytes())
+        let Held { rows, index, statistics } = self.held();
+        rows + index + statistics
     }
 
-    /// What the part would take with such an index and such a pool.
-    pub(crate) fn bytes_with(&self, index: u64, pool: u64) -> u64 {
-        index + pool + self.statistics_bytes(pool)
-    }
-
-    fn statistics_bytes(&self, pool: u64) -> u64 {
-        size_of::<Self>() as u64 + Policy::bytes(pool as usize / self.pool.row_bytes())
-    }
-
-    /// The same, by what it is held for.
+    /// The same, by what they are held for.
     pub(super) fn held(&self) -> Held {
-        let (rows, index) = (self.pool.bytes(), self.index.bytes());
-        Held { rows, index, statistics: self.statistics_bytes(rows) }
+        let statistics = size_of::<Self>() as u64 + self.pool.account_bytes() + self.policy.bytes();
+        Held { rows: self.pool.bytes(), index: self.index.bytes(), statistics }
+    }
+
+    /// Adds free rows. False when no address space is left.
+    pub(super) fn grow_pool(&mut self) -> bool {
+        let Self { pool, index, era, written_back, .. } = self;
+        pool.grow(|header, old, new| {
+            move_entry(index, header.key, old, new);
+            (*era, *written_back) = (*era + 1, Default::default());
+        })
+    }
+
+    /// Gives the last extent of rows back. False if its rows do not fit the others.
+    pub(super) fn shrink_pool(&mut self) -> bool {
+        let Self { pool, index, .. } = self;
+        let has_shrunk = pool.shrink(|header, old, new| move_entry(index, header.key, old, new));
+        if has_shrunk {
+            (self.era, self.written_back) = (self.era + 1, Default::default());
+        }
+        has_shrunk
     }
 
     /// Asks for the lines of the index that `items` will be probed in.
@@ -117,13 +140,29 @@ impl Part {
         self.index.find(item.hash, |_| true).map(|(_, location)| location)
     }
 
-    /// Visits the item's row where it was found, or wherever else the index finds it.
+    /// Visits the item's row where it was found, or wherever else the index finds it. Warms it if
+    /// there is a beat for that.
     #[inline(always)]
-    fn visit_one(&mut self, n: usize, item: &Item, found: Found, visitor: &mut impl Visitor) {
+    fn visit_one(
+        &mut self,
+        n: usize,
+        item: &Item,
+        found: Found,
+        beat: Option<Beat>,
+        visitor: &mut impl Visitor,
+    ) {
         if let Found::Dram(at) = found {
-            let row = self.pool.row_mut(at);
-            if row.0.key == item.key && row.0.state.is_live() {
-                return visitor.hit(row, item);
+            let (header, numbers) = self.pool.row_unmarked(at);
+            if header.key == item.key && header.state.is_live() {
+                if let Some(beat) = beat {
+                    header.state.set_heat(header.state.heat().warmed(beat));
+                }
+                let before = header.state.newness();
+                visitor.hit((header, numbers), item);
+                if self.pool.header(at).state.newness() != before {
+                    self.pool.mark(at);
+                }
+                return;
             }
         }
         self.visit_elsewhere(n, item, found, visitor);
@@ -141,6 +180,12 @@ impl Part {
         }
     }
 
+    /// Rank of the heat of a row in DRAM.
+    #[cfg(test)]
+    pub(crate) fn rank(&self, at: u64) -> u8 {
+        self.pool.header(at).state.heat().rank(self.policy.beat())
+    }
+
     /// Looks one key up, passing over the places that were found to hold other keys.
     pub(crate) fn find(&self, item: &Item, is_rejected: impl Fn(Place) -> bool) -> Found {
         let entry = self.index.find(item.hash, |location| match location.resolve() {
@@ -153,6 +198,14 @@ impl Part {
     /// The entry that points at exactly this location.
     pub(crate) fn slot(&self, hash: u64, location: Location) -> Option<Slot> {
         self.index.find(hash, |other| other == location).map(|(slot, _)| slot)
+    }
+}
+
+/// A row moved within DRAM.
+fn move_entry(index: &mut Index, key: u64, old: u64, new: u64) {
+    let entry = index.find(hash(key), |location| location == Location::dram(old));
+    if let Some((slot, _)) = entry {
+        index.relocate(slot, Location::dram(new));
     }
 }
 
@@ -208,8 +261,9 @@ vectorized! {
         first: usize,
         visitor: &mut V,
     ) {
+        let beat = part.policy.visited(items.len());
         for (n, item) in items.iter().enumerate() {
-            part.visit_one(n, item, found.get(first + n).into(), visitor);
+            part.visit_one(n, item, found.get(first + n).into(), beat, visitor);
         }
     }
 }
@@ -217,9 +271,10 @@ vectorized! {
 vectorized! {
     fn revisit<V: Visitor>(part: &mut Part, items: &[Item], found: &[Found], visitor: &mut V) {
         let lines = part.pool.lines(part.table.floats);
+        let beat = part.policy.visited(items.len());
         for step in 0..items.len() + AHEAD {
             if let Some(n) = step.checked_sub(AHEAD) {
-                part.visit_one(n, &items[n], found[n], visitor);
+                part.visit_one(n, &items[n], found[n], beat, visitor);
             }
             if let (Some(item), Some(&Found::Dram(at))) = (items.get(step), found.get(step)) {
                 part.pool.prefetch_lines(at, lines);

@@ -1,188 +1,178 @@
-//! Which rows stay in DRAM: frequency with ageing and remembered counts, and a recency window.
+//! Which rows stay in DRAM: those of the highest heat, of a sample.
 //!
-//! The W-TinyLFU family (Einziger, Friedman, Manes: "TinyLFU: A Highly Efficient Cache Admission
-//! Policy", 2017), arranged for batches: rows carry their own heat; the counts of absent rows are
-//! remembered in a sketch; new rows wait in a first-in-first-out window, and what leaves it
-//! competes with rows of the main part that a hand sweeps over. Ageing follows accesses: a second
-//! hand halves one row's heat for every `AGEING` accesses. No locks here: the stripe holds one.
+//! Rows carry their own heat (`heat`), which forgets slowly enough to know the frequent and fast
+//! enough to follow the recent; that of absent rows is remembered in a sketch, so a row that comes
+//! back goes on from there, and one that came once leaves first: a scan passes through. Victims are
+//! the coldest of the rows that a hand sweeps over (as Redis samples; rows are taken where others
+//! left, so the hand meets them in the order in which they came). No queues, no locks: memory is a
+//! byte a row and four in the sketch, and the stripe holds the lock.
 
-use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
+use std::sync::Arc;
 
+use super::heat::{Beat, Heat};
 use super::pool::{Hand, Pool};
 use super::sketch::Sketch;
 
-/// Accesses per row and halving.
-const AGEING: usize = 10;
-/// Rows that the ageing hand goes over at a time: one alone would wait for its line.
-const AGEING_STEPS: usize = 32;
-/// Rows of the main part looked at for each one evicted.
-const SWEEP: usize = 6;
-/// Share of rows in the window: 1 / this.
-const WINDOW: usize = 16;
+/// Rows looked at for each one evicted.
+const SWEEP: usize = 12;
+/// Rows looked at to tell how cold a table is.
+const SAMPLE: usize = 16;
+
+/// Visits of a stripe, and the beats that they drive: one pulse for all its tables, so that their
+/// heats compare.
+#[derive(Default)]
+pub(crate) struct Pulse {
+    visits: AtomicU64,
+    beat: AtomicU8,
+}
+
+impl Pulse {
+    pub(super) fn beat(&self) -> Beat {
+        Beat::from_bits(self.beat.load(Relaxed))
+    }
+
+    fn note(&self, visits: usize) {
+        self.visits.fetch_add(visits as u64, Relaxed);
+    }
+
+    /// Visits since the last beat.
+    pub(super) fn visits(&self) -> u64 {
+        self.visits.load(Relaxed)
+    }
+
+    /// So many visits were counted.
+    pub(super) fn take(&self, visits: u64) {
+        self.visits.fetch_sub(visits, Relaxed);
+    }
+
+    /// The next beat.
+    pub(super) fn tick(&self) {
+        self.beat.fetch_add(1, Relaxed);
+    }
+}
 
 pub(crate) struct Policy {
-    window: VecDeque<u64>,
+    pulse: Arc<Pulse>,
     sketch: Sketch,
-    sweep_hand: Hand,
-    ageing_hand: Hand,
+    /// Where victims are sought.
+    hand: Hand,
+    /// Where rows are kept from looking hot when they have been cold for long.
+    broom: Hand,
     /// Heat is kept only once DRAM runs short: until then it decides nothing, and to write it into
-    /// every row that is read, and to age it, would cost a fifth of a lookup.
+    /// every row that is read would cost a fifth of a lookup.
     is_watching: bool,
-    accesses: usize,
     /// Heat of the hottest row in the last batch of victims: below it a row does not earn a place.
-    threshold: u8,
+    threshold: Heat,
 }
 
 impl Policy {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new(pulse: Arc<Pulse>) -> Self {
+        let threshold = Heat::coldest(pulse.beat());
+        let (sketch, is_watching) = (Sketch::new(), false);
         Self {
-            window: VecDeque::new(),
-            sketch: Sketch::new(),
-            sweep_hand: Hand::default(),
-            ageing_hand: Hand::default(),
-            is_watching: false,
-            accesses: 0,
-            threshold: 0,
+            pulse,
+            sketch,
+            hand: Hand::default(),
+            broom: Hand::default(),
+            is_watching,
+            threshold,
         }
     }
 
-    /// Bytes that a pool of `rows` costs here, charged before they are used.
-    pub(crate) fn bytes(rows: usize) -> u64 {
-        (2 * window_max(rows) * size_of::<u64>()) as u64 + Sketch::bytes(rows)
+    /// Bytes that it holds beside itself.
+    pub(super) fn bytes(&self) -> u64 {
+        self.sketch.bytes()
     }
 
     /// Rows will soon have to leave: from now on heat is kept.
-    pub(crate) fn watch(&mut self) {
+    pub(super) fn watch(&mut self) {
         self.is_watching = true;
     }
 
+    /// The beat by which visited rows are warmed, if they are; `visits` are counted.
     #[inline(always)]
-    pub(crate) fn is_watching(&self) -> bool {
-        self.is_watching
+    pub(super) fn visited(&self, visits: usize) -> Option<Beat> {
+        if !self.is_watching {
+            return None;
+        }
+        self.pulse.note(visits);
+        Some(self.pulse.beat())
     }
 
-    /// Counts `n` accesses and ages accordingly.
-    pub(crate) fn age(&mut self, pool: &mut Pool, n: usize) {
-        if !self.is_watching {
-            return;
-        }
-        self.accesses += n;
-        if self.accesses < AGEING * AGEING_STEPS {
-            return;
-        }
-        let steps = (self.accesses / AGEING).min(pool.capacity());
-        self.accesses %= AGEING;
-        for _ in 0..steps {
-            let Some(at) = pool.next(&mut self.ageing_hand) else { break };
+    #[cfg(test)]
+    pub(super) fn beat(&self) -> Beat {
+        self.pulse.beat()
+    }
+
+    /// Sweeps the rows that are due at a beat.
+    pub(super) fn sweep(&mut self, pool: &mut Pool) {
+        let beat = self.pulse.beat();
+        self.sketch.sweep(beat);
+        self.threshold = self.threshold.kept(beat);
+        for _ in 0..pool.capacity().div_ceil(Beat::ROUND) {
+            let Some(at) = pool.next(&mut self.broom) else { break };
             let state = &mut pool.header_mut(at).state;
-            state.set_heat(state.heat() / 2);
+            state.set_heat(state.heat().kept(beat));
         }
-        self.sketch.age(steps, pool.capacity());
     }
 
     /// Notes an access to a row that is not in DRAM; true if it has earned a place there.
     pub(crate) fn is_admitted(&mut self, hash: u64) -> bool {
-        self.sketch.add(hash) > self.threshold
+        let beat = self.pulse.beat();
+        self.sketch.add(hash, beat).rank(beat) > self.threshold.rank(beat)
     }
 
-    /// A row was placed in DRAM: it waits in the window, with the heat that is remembered.
-    pub(crate) fn insert(&mut self, pool: &mut Pool, at: u64, hash: u64) {
-        let heat = self.sketch.estimate(hash).saturating_add(1);
-        let state = &mut pool.header_mut(at).state;
-        state.set_heat(heat);
-        state.set_in_window(true);
-        self.window.push_back(at);
-        while self.window.len() > window_max(pool.capacity()) {
-            if let Some(oldest) = self.window.pop_front() {
-                pool.header_mut(oldest).state.set_in_window(false);
-            }
-        }
+    /// A row was placed in DRAM: a visit, beside the heat that is remembered.
+    pub(super) fn insert(&mut self, pool: &mut Pool, at: u64, hash: u64) {
+        let beat = self.pulse.beat();
+        let heat = self.sketch.estimate(hash, beat).warmed(beat);
+        pool.header_mut(at).state.set_heat(heat);
     }
 
     /// A row left DRAM: its heat is remembered.
-    pub(crate) fn remember(&mut self, hash: u64, heat: u8, rows: usize) {
+    pub(super) fn remember(&mut self, hash: u64, heat: Heat, rows: usize) {
         self.is_watching = true;
-        self.sketch.reserve(rows);
-        self.sketch.raise(hash, heat);
+        let beat = self.pulse.beat();
+        self.sketch.reserve(rows, beat);
+        self.sketch.raise(hash, heat, beat);
     }
 
-    /// Up to `n` rows to evict, coldest first; at least one if the pool holds any.
-    pub(crate) fn victims(&mut self, pool: &mut Pool, n: usize) -> Vec<u64> {
-        let mut candidates = self.leaving_window(pool, n);
-        let fresh = candidates.len();
-        self.sweep(pool, n, &mut candidates);
-        if candidates.is_empty() {
-            candidates.extend(self.window.iter().filter(|&&at| is_waiting(pool, at)).take(n));
-            candidates.sort_unstable();
-            candidates.dedup();
+    /// Up to `n` rows to evict, the coldest of those swept over; at least one if there are any.
+    pub(super) fn victims(&mut self, pool: &Pool, n: usize) -> Vec<u64> {
+        let mut ranked = self.swept(pool, n.saturating_mul(SWEEP));
+        let n = n.min(ranked.len());
+        if n > 0 && n < ranked.len() {
+            ranked.select_nth_unstable(n - 1);
         }
-        let heat = |at: u64| pool.header(at).state.heat();
-        // Of equally warm rows the older, swept ones go first: new rows get their chance.
-        let mut order: Vec<(u8, bool, u64)> =
-            candidates.iter().enumerate().map(|(i, &at)| (heat(at), i < fresh, at)).collect();
-        let n = n.min(order.len());
-        if n < order.len() {
-            order.select_nth_unstable(n);
+        ranked.truncate(n);
+        if let Some(&(_, at)) = ranked.iter().max_by_key(|row| row.0) {
+            self.threshold = pool.header(at).state.heat();
         }
-        self.threshold = order[..n].iter().map(|v| v.0).max().unwrap_or(0);
-        let victims: Vec<u64> = order[..n].iter().map(|v| v.2).collect();
-        self.settle(pool, &candidates[..fresh], &victims);
-        victims
+        ranked.into_iter().map(|row| row.1).collect()
     }
 
-    /// Rows at the old end of a window that is longer than its share.
-    fn leaving_window(&mut self, pool: &Pool, n: usize) -> Vec<u64> {
-        let mut leaving = Vec::new();
-        let share = pool.capacity() / WINDOW;
-        while leaving.len() < n && self.window.len() > share {
-            let Some(at) = self.window.pop_front() else { break };
-            if is_waiting(pool, at) {
-                leaving.push(at);
+    /// Rank of a row that is warmer than a quarter of the others. `None` if there are no rows.
+    pub(super) fn coldness(&mut self, pool: &Pool) -> Option<u8> {
+        let mut ranked = self.swept(pool, SAMPLE);
+        let quarter = ranked.len() / 4;
+        (!ranked.is_empty()).then(|| ranked.select_nth_unstable(quarter).1 .0)
+    }
+
+    /// The next `n` live rows, or all, with their ranks.
+    fn swept(&mut self, pool: &Pool, n: usize) -> Vec<(u8, u64)> {
+        let beat = self.pulse.beat();
+        let mut ranked = Vec::with_capacity(n.min(pool.len()));
+        for _ in 0..pool.capacity() {
+            if ranked.len() == n.min(pool.len()) {
+                break;
             }
-        }
-        // A row that was removed and taken anew may be named twice.
-        leaving.sort_unstable();
-        leaving.dedup();
-        leaving
-    }
-
-    fn sweep(&mut self, pool: &Pool, n: usize, candidates: &mut Vec<u64>) {
-        let capacity = pool.capacity();
-        let (wanted, mut seen) = (candidates.len() + n * SWEEP, 0);
-        while seen < capacity && candidates.len() < wanted {
-            let Some(at) = pool.next(&mut self.sweep_hand) else { break };
-            seen += 1;
+            let Some(at) = pool.next(&mut self.hand) else { break };
             let state = pool.header(at).state;
-            if state.is_live() && !state.is_in_window() {
-                candidates.push(at);
+            if state.is_live() {
+                ranked.push((state.heat().rank(beat), at));
             }
         }
+        ranked
     }
-
-    /// Rows that left the window and won join the main part.
-    fn settle(&mut self, pool: &mut Pool, left: &[u64], victims: &[u64]) {
-        for &at in left {
-            pool.header_mut(at).state.set_in_window(false);
-        }
-        if !self.window.is_empty() && victims.iter().any(|at| self.window.front() == Some(at)) {
-            self.window.retain(|at| !victims.contains(at));
-        }
-    }
-
-    /// Rows were removed or their extent dropped: the window may name them no more.
-    pub(crate) fn forget(&mut self, is_gone: impl Fn(u64) -> bool) {
-        self.window.retain(|&at| !is_gone(at));
-        self.sweep_hand = Hand::default();
-        self.ageing_hand = Hand::default();
-    }
-}
-
-/// While nothing is evicted the window passes its share; what is beyond this joins the main part.
-fn window_max(rows: usize) -> usize {
-    2 * rows / WINDOW + 8
-}
-
-fn is_waiting(pool: &Pool, at: u64) -> bool {
-    let state = pool.header(at).state;
-    state.is_live() && state.is_in_window()
 }

@@ -1,137 +1,48 @@
 //! The rows of one table in one stripe: header and numbers side by side, in extents of the arena.
 //!
 //! A pool owns its extents alone, and whoever holds the pool mutably holds its rows mutably; that
-//! is what makes the pointers here sound. Free rows are chained through their own memory.
+//! is what makes the pointers here sound. The first extent is as large as its rows need, and moves
+//! when it grows; from 32 KiB on extents are added, large enough to have notes in the arena: their
+//! number, by which a row finds its extent, and marks of dirty rows. Free rows of an extent are
+//! chained through their own memory.
 
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::arena::{Arena, PAGE};
+use super::row::{Header, RowMut};
+use crate::arena::{Arena, Mark, ALIGN, GRANULE, PAGE};
 use crate::prefetch::LINE;
-use crate::types::Place;
-
-/// What precedes the numbers of a row in DRAM. 32 bytes, as on disk; the last eight differ.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Header {
-    pub(crate) key: u64,
-    /// The last mutating call that changed the row.
-    pub(crate) sequence: u64,
-    /// Unix seconds of the last training read.
-    pub(crate) last_seen: u32,
-    /// Training reads, saturating.
-    pub(crate) frequency: u32,
-    pub(crate) state: RowState,
-}
-
-const _: () = assert!(size_of::<Header>() == 32);
-
-/// Header and numbers.
-pub(crate) type RowMut<'a> = (&'a mut Header, &'a mut [f32]);
-
-/// Packed state of a row in DRAM: bits 0-39 are the place of its record on NVMe (0: it has none);
-/// that record is live, even while the row here is newer, for recovery begins with it. 40-47 are
-/// the heat, then flags, then the low bits of the generation of the oldest journal file that the
-/// row needs beside that record.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct RowState(u64);
-
-const PLACE: u64 = (1 << 40) - 1;
-const HEAT_SHIFT: u32 = 40;
-const LIVE: u64 = 1 << 48;
-const DIRTY: u64 = 1 << 49;
-const WINDOW: u64 = 1 << 50;
-/// A journal entry made it dirty; otherwise its training counts alone are new.
-const JOURNALED: u64 = 1 << 51;
-const GENERATION_SHIFT: u32 = 52;
-/// Journal files that exist at one time are far fewer, so the low bits tell their order.
-const GENERATIONS: u32 = 1 << (64 - GENERATION_SHIFT);
-
-macro_rules! flags {
-    ($($get:ident $set:ident $bit:ident;)*) => { $(
-        pub(crate) fn $get(self) -> bool {
-            self.0 & $bit != 0
-        }
-        pub(crate) fn $set(&mut self, on: bool) {
-            self.0 = if on { self.0 | $bit } else { self.0 & !$bit };
-        }
-    )* };
-}
-
-impl RowState {
-    flags! {
-        is_live set_live LIVE;
-        is_in_window set_in_window WINDOW;
-    }
-
-    pub(crate) fn is_dirty(self) -> bool {
-        self.0 & DIRTY != 0
-    }
-
-    /// The row's record on NVMe.
-    pub(crate) fn place(self) -> Option<Place> {
-        let place = self.0 & PLACE;
-        (place != 0).then_some(Place(place))
-    }
-
-    pub(crate) fn set_place(&mut self, place: Place) {
-        self.0 = self.0 & !PLACE | place.0;
-    }
-
-    /// The row is newer than its record: by a training read, or (`generation`) by a journal entry.
-    #[inline(always)]
-    pub(crate) fn make_dirty(&mut self, generation: Option<u32>) {
-        self.0 |= DIRTY;
-        if let (Some(generation), 0) = (generation, self.0 & JOURNALED) {
-            let low = u64::from(generation % GENERATIONS) << GENERATION_SHIFT;
-            self.0 = self.0 & !(u64::MAX << GENERATION_SHIFT) | JOURNALED | low;
-        }
-    }
-
-    /// The row is what its record at `place` says.
-    pub(crate) fn make_clean(&mut self, place: Place) {
-        self.0 &= !(DIRTY | JOURNALED);
-        self.set_place(place);
-    }
-
-    /// True if the row needs a journal file up to `bound`, the newest but few.
-    pub(crate) fn needs_journal(self, bound: u32) -> bool {
-        let generation = (self.0 >> GENERATION_SHIFT) as u32;
-        let age = bound.wrapping_sub(generation) % GENERATIONS;
-        self.0 & JOURNALED != 0 && age < GENERATIONS / 2
-    }
-
-    #[inline(always)]
-    pub(crate) fn heat(self) -> u8 {
-        (self.0 >> HEAT_SHIFT) as u8
-    }
-
-    #[inline(always)]
-    pub(crate) fn set_heat(&mut self, heat: u8) {
-        self.0 = self.0 & !(0xff << HEAT_SHIFT) | u64::from(heat) << HEAT_SHIFT;
-    }
-
-    #[inline(always)]
-    pub(crate) fn warm(&mut self) {
-        self.set_heat(self.heat().saturating_add(1));
-    }
-}
 
 const HEADER: usize = size_of::<Header>();
 /// Rows begin at multiples of this; locations count in it.
 pub(crate) const UNIT: usize = 16;
+/// No extent.
+const NONE: u32 = u32::MAX;
 
 pub(crate) struct Pool {
     arena: Arc<Arena>,
-    floats: usize,
-    row_bytes: usize,
-    extent_pages: usize,
-    rows_per_extent: usize,
-    /// First page of each extent.
-    extents: Vec<u32>,
-    /// First free row, in units; 0: none. The next is in its `key`.
-    free: u64,
+    floats: u32,
+    row_bytes: u32,
+    extents: Vec<Extent>,
+    /// The extent whose free row is taken next; those with free rows are chained.
+    open: u32,
     live: usize,
+    capacity: usize,
+    bytes: usize,
+}
+
+struct Extent {
+    /// Units of the first row.
+    start: u64,
+    bytes: u32,
+    rows: u32,
+    live: u32,
+    /// One more than the number of the first free row, 0 for none. The next is in its key.
+    free: u32,
+    /// Neighbours in the chain of extents with free rows.
+    next: u32,
+    previous: u32,
 }
 
 /// A place in the round of all rows.
@@ -142,12 +53,18 @@ pub(crate) struct Hand {
 }
 
 impl Pool {
-    pub(crate) fn new(arena: Arc<Arena>, floats: usize) -> Self {
-        let row_bytes = (HEADER + 4 * floats).next_multiple_of(UNIT);
-        let extent_pages = extent_pages(row_bytes);
-        let rows_per_extent = extent_pages * PAGE / row_bytes;
-        let extents = Vec::new();
-        Self { arena, floats, row_bytes, extent_pages, rows_per_extent, extents, free: 0, live: 0 }
+    pub(super) fn new(arena: Arc<Arena>, floats: usize) -> Self {
+        let row_bytes = (HEADER + 4 * floats).next_multiple_of(UNIT) as u32;
+        Self {
+            arena,
+            floats: floats as u32,
+            row_bytes,
+            extents: Vec::new(),
+            open: NONE,
+            live: 0,
+            capacity: 0,
+            bytes: 0,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -155,110 +72,274 @@ impl Pool {
     }
 
     pub(crate) fn row_bytes(&self) -> usize {
-        self.row_bytes
+        self.row_bytes as usize
     }
 
-    pub(crate) fn capacity(&self) -> usize {
-        self.extents.len() * self.rows_per_extent
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     pub(crate) fn has_free(&self) -> bool {
-        self.free != 0
+        self.open != NONE
     }
 
-    pub(crate) fn extent_bytes(&self) -> u64 {
-        (self.extent_pages * PAGE) as u64
+    /// Bytes of its extents.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes as u64
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        self.extents.len() as u64 * self.extent_bytes()
+    /// Bytes of the account of its extents, the arena's notes on them included.
+    pub(super) fn account_bytes(&self) -> u64 {
+        (self.extents.capacity() * size_of::<Extent>() + self.bytes / 1024) as u64
     }
 
-    /// Adds an extent of free rows. False when the arena has none left.
-    pub(crate) fn grow(&mut self) -> bool {
-        let Some(page) = self.arena.allocate(self.extent_pages) else { return false };
-        self.extents.push(page);
-        let start = page as usize * PAGE;
-        for row in (0..self.rows_per_extent).rev() {
-            self.chain(((start + row * self.row_bytes) / UNIT) as u64);
+    /// Bytes that the next growth takes, before it gives the old ones back.
+    pub(super) fn growth_bytes(&self) -> u64 {
+        self.next_extent() as u64
+    }
+
+    fn next_extent(&self) -> usize {
+        let row = self.row_bytes();
+        let full = extent_bytes(row);
+        if self.is_large() {
+            return full;
+        }
+        // Half as many more: one that moves is copied twice on the way, all in all.
+        let rows = self.capacity + (self.capacity / 2).max(1);
+        Arena::round(rows * row).min(full)
+    }
+
+    /// Extents are added to the first one, and have notes.
+    fn is_large(&self) -> bool {
+        self.bytes >= ALIGN
+    }
+
+    /// Adds free rows. Where the first extent becomes larger its rows move: `moved` is told from
+    /// where to where. False when no address space is left.
+    pub(super) fn grow(&mut self, moved: impl FnMut(&Header, u64, u64)) -> bool {
+        let bytes = self.next_extent();
+        let Some(offset) = self.arena.take(bytes) else { return false };
+        let small = (!self.is_large()).then(|| self.extents.pop()).flatten();
+        if let Some(small) = &small {
+            self.forget(small);
+            self.open = NONE;
+        }
+        self.add(offset, bytes);
+        if let Some(small) = small {
+            // The only other extent now, so its number is not asked for.
+            self.move_rows(&small, moved);
+            self.arena.give(small.start * UNIT as u64, small.bytes as usize);
         }
         true
     }
 
-    /// Takes a free row; its header is fresh, its numbers unspecified.
-    pub(crate) fn take(&mut self) -> Option<u64> {
-        let at = self.free;
-        if at == 0 {
-            return None;
+    fn add(&mut self, offset: u64, bytes: usize) {
+        let number = self.extents.len() as u32;
+        let rows = (bytes / self.row_bytes()) as u32;
+        let start = offset / UNIT as u64;
+        let (bytes, live) = (bytes as u32, 0);
+        let extent = Extent { start, bytes, rows, live, free: 0, next: NONE, previous: NONE };
+        if bytes as usize >= ALIGN {
+            self.arena.set_number(offset as usize, bytes as usize, number);
         }
-        self.free = self.header(at).key;
+        for row in (0..rows).rev() {
+            let next = if row + 1 < rows { row + 2 } else { 0 };
+            let at = start + u64::from(row) * self.row_units();
+            *self.header_mut(at) = Header { key: next.into(), ..Header::default() };
+        }
+        self.extents.push(Extent { free: u32::from(rows > 0), ..extent });
+        self.capacity += rows as usize;
+        self.bytes += bytes as usize;
+        self.link(number);
+    }
+
+    /// An extent is no longer of this pool; its live rows are about to be moved.
+    fn forget(&mut self, extent: &Extent) {
+        self.capacity -= extent.rows as usize;
+        self.bytes -= extent.bytes as usize;
+        self.live -= extent.live as usize;
+    }
+
+    /// Copies the live rows of an extent that was taken out to free rows.
+    fn move_rows(&mut self, from: &Extent, mut moved: impl FnMut(&Header, u64, u64)) {
+        for row in 0..from.rows {
+            let old = from.start + u64::from(row) * self.row_units();
+            if self.header(old).state.is_live() {
+                let new = self.take().expect("there are as many free rows as there are to move");
+                self.copy_row(old, new);
+                self.mark(new);
+                moved(self.header(new), old, new);
+            }
+        }
+    }
+
+    /// Gives the last extent back; its live rows, for which there must be free ones in the others,
+    /// move: `moved` is told from where to where. False if there is none, or they would not fit.
+    pub(super) fn shrink(&mut self, moved: impl FnMut(&Header, u64, u64)) -> bool {
+        let Some(last) = self.extents.last() else { return false };
+        let elsewhere = (self.capacity - self.live) - (last.rows - last.live) as usize;
+        if (last.live as usize) > elsewhere {
+            return false;
+        }
+        if last.free != 0 {
+            self.unlink(self.extents.len() as u32 - 1);
+        }
+        let Some(last) = self.extents.pop() else { return false };
+        self.forget(&last);
+        self.move_rows(&last, moved);
+        self.arena.give(last.start * UNIT as u64, last.bytes as usize);
+        true
+    }
+
+    /// Rows of the last extent; so many free ones let it go.
+    pub(super) fn last_rows(&self) -> usize {
+        self.extents.last().map_or(0, |extent| extent.rows as usize)
+    }
+
+    /// So many rows are free that the last extent can go, and none need be added soon.
+    pub(super) fn is_sparse(&self) -> bool {
+        let free = self.capacity - self.live;
+        self.live == 0 && free > 0
+            || self.extents.len() > 1 && free > 2 * self.last_rows() + self.capacity / 8
+    }
+
+    /// Takes a free row; its header is fresh, its numbers unspecified.
+    pub(super) fn take(&mut self) -> Option<u64> {
+        let number = self.open;
+        let extent = self.extents.get(number as usize)?;
+        let at = extent.start + u64::from(extent.free - 1) * self.row_units();
+        let next = self.header(at).key as u32;
         let mut header = Header::default();
         header.state.set_live(true);
         *self.header_mut(at) = header;
+        let extent = &mut self.extents[number as usize];
+        extent.free = next;
+        extent.live += 1;
+        if next == 0 {
+            self.unlink(number);
+        }
         self.live += 1;
         Some(at)
     }
 
     /// Gives a row back.
-    pub(crate) fn give(&mut self, at: u64) {
+    pub(super) fn give(&mut self, at: u64) {
         debug_assert!(self.header(at).state.is_live());
+        let number = self.extent_of(at);
+        let units = self.row_units();
+        let extent = &mut self.extents[number as usize];
+        let row = ((at - extent.start) / units) as u32;
+        let next = std::mem::replace(&mut extent.free, row + 1);
+        extent.live -= 1;
+        *self.header_mut(at) = Header { key: next.into(), ..Header::default() };
+        if next == 0 {
+            self.link(number);
+        }
         self.live -= 1;
-        self.chain(at);
     }
 
-    fn chain(&mut self, at: u64) {
-        *self.header_mut(at) = Header { key: self.free, ..Header::default() };
-        self.free = at;
-    }
-
-    /// Drops the last extent, whose rows must all be free. Returns its bytes.
-    pub(crate) fn shrink(&mut self) -> u64 {
-        let Some(page) = self.extents.pop() else { return 0 };
-        let start = (page as usize * PAGE / UNIT) as u64;
-        let end = start + (self.extent_pages * PAGE / UNIT) as u64;
-        self.unchain(start..end);
-        self.arena.free(page, self.extent_pages);
-        self.extent_bytes()
-    }
-
-    fn unchain(&mut self, gone: std::ops::Range<u64>) {
-        let mut kept = Vec::new();
-        let mut at = self.free;
-        while at != 0 {
-            if !gone.contains(&at) {
-                kept.push(at);
-            }
-            at = self.header(at).key;
+    fn extent_of(&self, at: u64) -> u32 {
+        if self.extents.len() == 1 {
+            return 0;
         }
-        self.free = 0;
-        for at in kept.into_iter().rev() {
-            self.chain(at);
+        self.arena.number(at as usize * UNIT)
+    }
+
+    fn link(&mut self, number: u32) {
+        let next = std::mem::replace(&mut self.open, number);
+        let extent = &mut self.extents[number as usize];
+        (extent.next, extent.previous) = (next, NONE);
+        if let Some(next) = self.extents.get_mut(next as usize) {
+            next.previous = number;
         }
     }
 
-    /// Units of row `n` in the order of extents.
-    pub(crate) fn nth(&self, n: usize) -> u64 {
-        let start = self.extents[n / self.rows_per_extent] as usize * PAGE;
-        ((start + n % self.rows_per_extent * self.row_bytes) / UNIT) as u64
+    fn unlink(&mut self, number: u32) {
+        let (next, previous) = {
+            let extent = &self.extents[number as usize];
+            (extent.next, extent.previous)
+        };
+        if let Some(next) = self.extents.get_mut(next as usize) {
+            next.previous = previous;
+        }
+        match self.extents.get_mut(previous as usize) {
+            Some(previous) => previous.next = next,
+            None => self.open = next,
+        }
+    }
+
+    fn row_units(&self) -> u64 {
+        (self.row_bytes() / UNIT) as u64
     }
 
     /// The next row after the hand, free or not, around and around. `None`: there are no rows.
     #[inline(always)]
-    pub(crate) fn next(&self, hand: &mut Hand) -> Option<u64> {
-        if hand.row >= self.rows_per_extent {
+    pub(super) fn next(&self, hand: &mut Hand) -> Option<u64> {
+        if self.extents.get(hand.extent).is_none_or(|extent| hand.row >= extent.rows as usize) {
             *hand = Hand { extent: hand.extent + 1, row: 0 };
+            if hand.extent >= self.extents.len() {
+                hand.extent = 0;
+            }
         }
-        if hand.extent >= self.extents.len() {
-            *hand = Hand::default();
-        }
-        let start = *self.extents.get(hand.extent)? as usize * PAGE;
+        let extent = self.extents.get(hand.extent)?;
+        let at = extent.start + hand.row as u64 * self.row_units();
         hand.row += 1;
-        Some(((start + (hand.row - 1) * self.row_bytes) / UNIT) as u64)
+        Some(at)
     }
 
-    /// Rows of the last extent, free or not.
-    pub(crate) fn last_extent(&self) -> impl Iterator<Item = u64> + '_ {
-        (self.capacity().saturating_sub(self.rows_per_extent)..self.capacity()).map(|n| self.nth(n))
+    /// Rows that may be marked, from the `from`-th extent and the byte in it on: the place of the
+    /// next group, and the rows that begin there. Small pools have no marks: all rows are one
+    /// group.
+    pub(super) fn next_marked(&self, mark: Mark, from: (usize, usize)) -> Option<Marked<'_>> {
+        let (mut number, mut byte) = from;
+        while let Some(extent) = self.extents.get(number) {
+            if !self.is_large() {
+                let rows = 0..if byte == 0 { extent.rows } else { 0 };
+                return (byte == 0).then(|| self.marked(number, 0, extent.bytes as usize, rows));
+            }
+            let start = extent.start as usize * UNIT;
+            let end = start + extent.bytes as usize;
+            if let Some(at) = self.arena.next_marked(mark, start + byte, end) {
+                let at = at - start;
+                let row = self.row_bytes();
+                let first = at.div_ceil(row) as u32;
+                let last = ((at + GRANULE).div_ceil(row) as u32).min(extent.rows);
+                return Some(self.marked(number, at, GRANULE, first.min(last)..last));
+            }
+            (number, byte) = (number + 1, 0);
+        }
+        None
+    }
+
+    fn marked(&self, extent: usize, byte: usize, bytes: usize, rows: Range<u32>) -> Marked<'_> {
+        Marked { pool: self, extent, byte, bytes, rows }
+    }
+
+    /// Marks a row that is newer than its record.
+    #[inline(always)]
+    pub(super) fn mark(&self, at: u64) {
+        let state = self.header(at).state;
+        if state.is_dirty() && self.is_large() {
+            self.arena.mark(Mark::Dirty, at as usize * UNIT);
+            if state.is_journaled() {
+                self.arena.mark(Mark::Journaled, at as usize * UNIT);
+            }
+        }
+    }
+
+    /// Marks a row that is about to be changed by who does not say how.
+    fn mark_both(&self, at: u64) {
+        if self.is_large() {
+            self.arena.mark(Mark::Dirty, at as usize * UNIT);
+            self.arena.mark(Mark::Journaled, at as usize * UNIT);
+        }
+    }
+
+    /// Takes the mark of a group of rows away.
+    pub(super) fn unmark(&self, mark: Mark, (extent, byte): (usize, usize)) {
+        if self.is_large() {
+            self.arena.unmark(mark, self.extents[extent].start as usize * UNIT + byte);
+        }
     }
 
     #[inline(always)]
@@ -306,6 +387,7 @@ impl Pool {
         unsafe { self.pointer(at).cast::<Header>().as_ref() }
     }
 
+    /// For changes that make no row dirty: those go through `row_mut`.
     #[inline(always)]
     #[allow(unsafe_code, reason = "rows are laid out by hand")]
     pub(crate) fn header_mut(&mut self, at: u64) -> &mut Header {
@@ -313,117 +395,80 @@ impl Pool {
         unsafe { self.pointer(at).cast::<Header>().as_mut() }
     }
 
+    /// A row to change, which a write-back will look at.
+    pub(crate) fn row_mut(&mut self, at: u64) -> RowMut<'_> {
+        self.mark_both(at);
+        self.row_unmarked(at)
+    }
+
+    /// The same for who marks it afterwards, if it became dirty.
     #[inline(always)]
     #[allow(unsafe_code, reason = "rows are laid out by hand")]
-    pub(crate) fn row_mut(&mut self, at: u64) -> RowMut<'_> {
+    pub(super) fn row_unmarked(&mut self, at: u64) -> RowMut<'_> {
         // SAFETY: as `header_mut`; the numbers follow the header inside the row and do not overlap
         // it, and memory that is mapped and was never written reads as zeros, which are numbers.
         unsafe {
             let start = self.pointer(at);
             let numbers = start.add(HEADER).cast::<f32>();
-            let numbers = std::slice::from_raw_parts_mut(numbers.as_ptr(), self.floats);
+            let numbers = std::slice::from_raw_parts_mut(numbers.as_ptr(), self.floats as usize);
             (start.cast::<Header>().as_mut(), numbers)
         }
+    }
+
+    #[allow(unsafe_code, reason = "rows are laid out by hand")]
+    fn copy_row(&mut self, from: u64, to: u64) {
+        // SAFETY: both are rows of this pool, or of the extent that it is about to give back, of so
+        // many bytes; `&mut self` excludes all others, and two rows do not overlap.
+        unsafe {
+            let (from, to) = (self.pointer(from), self.pointer(to));
+            std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), self.row_bytes());
+        }
+    }
+}
+
+/// A group of rows that may be marked.
+pub(super) struct Marked<'a> {
+    pool: &'a Pool,
+    extent: usize,
+    byte: usize,
+    bytes: usize,
+    rows: Range<u32>,
+}
+
+impl Marked<'_> {
+    /// Where the group is: its extent and byte.
+    pub(super) fn place(&self) -> (usize, usize) {
+        (self.extent, self.byte)
+    }
+
+    /// Where to go on.
+    pub(super) fn after(&self) -> (usize, usize) {
+        (self.extent, self.byte + self.bytes)
+    }
+
+    /// The live rows of the group.
+    pub(super) fn rows(&self) -> Vec<u64> {
+        let start = self.pool.extents[self.extent].start;
+        let rows = self.rows.clone().map(|row| start + u64::from(row) * self.pool.row_units());
+        rows.filter(|&at| self.pool.header(at).state.is_live()).collect()
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        for &page in &self.extents {
-            self.arena.free(page, self.extent_pages);
+        for extent in &self.extents {
+            self.arena.give(extent.start * UNIT as u64, extent.bytes as usize);
         }
     }
 }
 
-/// Fewest pages that waste at most a sixteenth behind the last row.
-fn extent_pages(row_bytes: usize) -> usize {
-    let whole = row_bytes.div_ceil(PAGE);
+/// Fewest pages, from `ALIGN` on, that waste at most a sixteenth behind the last row.
+fn extent_bytes(row_bytes: usize) -> usize {
+    let whole = row_bytes.max(ALIGN).div_ceil(PAGE);
     let waste = |pages: usize| (pages * PAGE % row_bytes) as f64 / (pages * PAGE) as f64;
-    (whole..whole + 16).find(|&pages| waste(pages) <= 1.0 / 16.0).unwrap_or(whole)
+    PAGE * (whole..whole + 16).find(|&pages| waste(pages) <= 1.0 / 16.0).unwrap_or(whole)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_keep_what_is_written_and_free_rows_come_back() {
-        let arena = Arc::new(Arena::new(1 << 20).unwrap());
-        let mut pool = Pool::new(arena, 5);
-        assert!(pool.take().is_none() && pool.grow());
-        let rows: Vec<u64> = std::iter::from_fn(|| pool.take()).collect();
-        assert_eq!(rows.len(), pool.capacity());
-        for &at in &rows {
-            let (header, numbers) = pool.row_mut(at);
-            header.key = at;
-            numbers.fill(at as f32);
-        }
-        assert!(rows.iter().all(|&at| pool.row_mut(at).1 == [at as f32; 5]));
-        pool.give(rows[3]);
-        assert_eq!(pool.take(), Some(rows[3]));
-        assert!(pool.grow());
-        let capacity = pool.capacity();
-        assert_eq!(pool.shrink(), pool.extent_bytes());
-        assert!(pool.take().is_none());
-        assert_eq!(pool.capacity() * 2, capacity);
-    }
-
-    #[test]
-    fn the_oldest_generation_is_kept_until_the_row_is_clean() {
-        let mut state = RowState::default();
-        state.make_dirty(None);
-        assert!(state.is_dirty() && !state.needs_journal(u32::MAX));
-        for first in [0, 1, 4095, 4096, 70_000] {
-            state.make_dirty(Some(first));
-            state.make_dirty(Some(first + 3));
-            assert!(state.needs_journal(first) && state.needs_journal(first + 5));
-            assert!(first == 0 || !state.needs_journal(first - 1));
-            state.make_clean(Place(9));
-            assert_eq!((state.place(), state.is_dirty()), (Some(Place(9)), false));
-            assert!(!state.needs_journal(first));
-        }
-    }
-
-    #[test]
-    fn the_hand_passes_every_row_once_a_round() {
-        let arena = Arc::new(Arena::new(1 << 20).unwrap());
-        let mut pool = Pool::new(arena, 5);
-        let mut hand = Hand::default();
-        assert_eq!(pool.next(&mut hand), None);
-        assert!(pool.grow() && pool.grow() && pool.grow());
-        let all: Vec<u64> = (0..pool.capacity()).map(|n| pool.nth(n)).collect();
-        for _ in 0..2 {
-            let round: Vec<u64> = all.iter().filter_map(|_| pool.next(&mut hand)).collect();
-            assert_eq!(round, all);
-        }
-        // It stands in the last extent when that one goes.
-        for _ in 1..all.len() {
-            pool.next(&mut hand);
-        }
-        pool.shrink();
-        assert_eq!(pool.next(&mut hand), Some(all[0]));
-    }
-
-    #[test]
-    fn the_lines_of_a_row_are_enough_wherever_it_begins() {
-        let arena = Arc::new(Arena::new(1 << 20).unwrap());
-        for floats in 1..300 {
-            let pool = Pool::new(arena.clone(), floats);
-            let bytes = HEADER + 4 * floats;
-            let touched = |n: usize| (n * pool.row_bytes % LINE + bytes).div_ceil(LINE);
-            assert_eq!((0..LINE).map(touched).max(), Some(pool.lines(floats)), "{floats}");
-        }
-    }
-
-    #[test]
-    fn extents_waste_little() {
-        for floats in 1..4096 {
-            let row = (HEADER + 4 * floats).next_multiple_of(UNIT);
-            assert!(extent_pages(row) * PAGE >= row);
-            if row <= PAGE {
-                let pages = extent_pages(row);
-                assert!((pages * PAGE % row) * 16 <= pages * PAGE || pages == 1, "{row}");
-            }
-        }
-    }
-}
+#[path = "pool_tests.rs"]
+mod tests;

@@ -36,6 +36,16 @@ impl Share {
         self.rows.bytes() + self.index.bytes() + self.statistics.bytes()
     }
 
+    /// Bytes of all indexes.
+    pub(super) fn index_bytes(&self) -> u64 {
+        self.index.bytes()
+    }
+
+    /// Whether so many bytes more can be held.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.used() + bytes <= self.budget()
+    }
+
     /// A part of the stripe that held `before` holds `after`.
     pub(super) fn change(&mut self, before: &Held, after: &Held) {
         let change = |hold: &mut Hold, before: u64, after: u64| {

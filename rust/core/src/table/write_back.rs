@@ -1,0 +1,121 @@
+//! Dirty rows go to the log and stay in DRAM, clean: in steps, at a cost that follows what is due.
+//!
+//! Marks beside the memory tell which groups of rows may be due (`arena`), so rows that are clean
+//! are not looked at. A step goes on where the last one ended; where rows of a table moved
+//! meanwhile that table begins anew.
+
+use super::part::Part;
+use super::pool::Pool;
+use super::row::RowState;
+use super::shape::{Counters, Table};
+use super::stripe::{State, Tier};
+use crate::arena::Mark;
+use crate::error::Result;
+use crate::log::{Record, Stream};
+
+/// A write-back on its way through a stripe.
+#[derive(Default)]
+pub(super) struct WriteBack {
+    /// Number of it: parts note which one has looked at them.
+    number: u32,
+    /// What it looks for; `None`: there is none.
+    bound: Option<Option<u32>>,
+}
+
+impl State {
+    /// Writes rows back that need a journal file up to `generation` (dirty rows for `None`),
+    /// keeping them in DRAM: about `rows_max` at most. True when none is left.
+    pub(crate) fn write_back(
+        &mut self,
+        tier: &Tier,
+        generation: Option<u32>,
+        rows_max: usize,
+    ) -> Result<bool> {
+        if self.write_back.bound != Some(generation) {
+            self.write_back =
+                WriteBack { number: self.write_back.number + 1, bound: Some(generation) };
+        }
+        let mut left = rows_max;
+        for part in self.parts.values_mut() {
+            if !write_part_back(tier, part, self.write_back.number, generation, &mut left)? {
+                return Ok(false);
+            }
+        }
+        self.write_back.bound = None;
+        debug_assert!(self.parts.values().all(|part| !holds_due(part, generation)));
+        Ok(true)
+    }
+}
+
+/// True when no due row of the part is left.
+fn write_part_back(
+    tier: &Tier,
+    part: &mut Part,
+    number: u32,
+    generation: Option<u32>,
+    left: &mut usize,
+) -> Result<bool> {
+    if part.written_back.0 != number {
+        part.written_back = (number, (0, 0));
+    }
+    let mark = if generation.is_some() { Mark::Journaled } else { Mark::Dirty };
+    while let Some(group) = part.pool.next_marked(mark, part.written_back.1) {
+        let (place, after, rows) = (group.place(), group.after(), group.rows());
+        let due = |pool: &Pool, at: u64| is_due(pool.header(at).state, generation);
+        let due: Vec<u64> = rows.iter().copied().filter(|&at| due(&part.pool, at)).collect();
+        if !due.is_empty() && *left == 0 {
+            return Ok(false);
+        }
+        for &at in &due {
+            write_row(tier, Stream::Rows, &part.table, &mut part.pool, at)?;
+        }
+        *left = left.saturating_sub(due.len());
+        let stays = |state: RowState| match mark {
+            Mark::Journaled => state.is_journaled(),
+            Mark::Dirty => state.is_dirty(),
+        };
+        if !rows.iter().any(|&at| stays(part.pool.header(at).state)) {
+            part.pool.unmark(mark, place);
+        }
+        part.written_back.1 = after;
+    }
+    Ok(true)
+}
+
+fn is_due(state: RowState, generation: Option<u32>) -> bool {
+    state.is_dirty() && generation.is_none_or(|bound| state.needs_journal(bound))
+}
+
+/// Looks at every row: what marks promise is held against it where assertions are compiled in.
+fn holds_due(part: &Part, generation: Option<u32>) -> bool {
+    let mut hand = super::pool::Hand::default();
+    (0..part.pool.capacity()).filter_map(|_| part.pool.next(&mut hand)).any(|at| {
+        let state = part.pool.header(at).state;
+        state.is_live() && is_due(state, generation)
+    })
+}
+
+/// Appends a dirty row to the log and marks it clean.
+pub(super) fn write_row(
+    tier: &Tier,
+    stream: Stream,
+    table: &Table,
+    pool: &mut Pool,
+    at: u64,
+) -> Result<()> {
+    let (header, numbers) = pool.row_unmarked(at);
+    let record = Record {
+        key: header.key,
+        sequence: header.sequence,
+        last_seen: header.last_seen,
+        frequency: header.frequency,
+        row: numbers,
+    };
+    let place = tier.log.append(stream, table.id, &record)?;
+    if let Some(old) = header.state.place() {
+        tier.log.release(old, table.floats);
+    }
+    header.state.make_clean(place);
+    Counters::add(&table.counters.device_bytes_written, pool.row_bytes());
+    Ok(())
+}
