@@ -5,6 +5,7 @@
 #
 #   make setup                               .venv with hybridps (release build), hybridps_torch, tests
 #   make setup TORCH_FROM=/site-packages     the same, with a torch that is already on this machine
+#   make setup TENSORFLOW_FROM=...           the same for TensorFlow; "no" leaves it out
 #   make demo ARGS="--scale 5000000"         the demonstration; ARGS go to `hybridps demo`
 #   make test                                everything that should pass before a commit
 #   make test-long  make bench  make check   campaigns, benchmarks, formatters and linters
@@ -16,6 +17,7 @@ ARGS ?=
 JOBS ?= 2
 # A directory that holds an installed torch; the environment may name it for every command.
 TORCH_FROM ?= $(HYBRIDPS_TORCH_SITE)
+TENSORFLOW_FROM ?= $(HYBRIDPS_TENSORFLOW_SITE)
 
 RUST := $(shell find rust schemas -type f -not -path '*/target/*' 2>/dev/null) Cargo.toml Cargo.lock
 TOOLS := 'maturin>=1.8,<2' 'pytest>=8' 'pytest-asyncio>=0.24' 'hypothesis>=6.100' 'tqdm>=4.66'
@@ -26,7 +28,7 @@ export PIP_QUIET := 1
 .PHONY: setup demo test test-long bench check clean
 .DELETE_ON_ERROR:
 
-setup: $(VENV)/.torch $(VENV)/.engine $(VENV)/.torch-client
+setup: $(VENV)/.torch $(VENV)/.tensorflow $(VENV)/.engine $(VENV)/.torch-client $(VENV)/.tensorflow-client
 	@$(BIN)/python -c 'import hybridps, sys; print("ready: hybridps", hybridps.__version__, "in", sys.prefix)'
 
 $(VENV)/.created:
@@ -42,7 +44,13 @@ $(VENV)/.tools: $(VENV)/.created Makefile
 
 # torch is large: one that is here already is used, and only then is one installed.
 $(VENV)/.torch: $(VENV)/.tools
-	@PYTHON="$(PYTHON)" TORCH_FROM="$(TORCH_FROM)" sh .ci/torch $(BIN)/python
+	@PYTHON="$(PYTHON)" FROM="$(TORCH_FROM)" sh .ci/framework $(BIN)/python torch 'torch>=2.3'
+	@touch $@
+
+# Large too, and not needed: where it does not install, its tests are skipped.
+$(VENV)/.tensorflow: $(VENV)/.torch
+	@PYTHON="$(PYTHON)" FROM="$(TENSORFLOW_FROM)" OPTIONAL=yes \
+	sh .ci/framework $(BIN)/python tensorflow 'tensorflow-cpu>=2.16'
 	@touch $@
 
 $(VENV)/.engine: $(VENV)/.tools pyproject.toml $(RUST)
@@ -54,6 +62,11 @@ $(VENV)/.engine: $(VENV)/.tools pyproject.toml $(RUST)
 $(VENV)/.torch-client: $(VENV)/.engine $(VENV)/.torch clients/torch/pyproject.toml
 	@echo "setup: hybridps_torch"
 	@$(PIP) install --quiet --no-deps --editable clients/torch
+	@touch $@
+
+$(VENV)/.tensorflow-client: $(VENV)/.engine $(VENV)/.tensorflow clients/tensorflow/pyproject.toml
+	@echo "setup: hybridps_tf"
+	@$(PIP) install --quiet --no-deps --editable clients/tensorflow
 	@touch $@
 
 demo: setup

@@ -83,6 +83,12 @@ class Finder:
                 yield from self._named(part)
 
 
+def check_depth(depth: object) -> None:
+    """Raises BadInputError unless it is an int of at least 1."""
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise BadInputError(f"depth is {depth!r}; give an int of at least 1")
+
+
 def warm(found: Iterable[tuple[Feature, Patterns]]) -> None:
     """One `prefetch` call to each store."""
     stores: dict[int, tuple[Any, dict[str, list[Patterns]]]] = {}
@@ -91,6 +97,31 @@ def warm(found: Iterable[tuple[Feature, Patterns]]) -> None:
         tables.setdefault(feature.table, []).append(patterns.reshape(-1))
     for ps, tables in stores.values():
         ps.prefetch({table: np.concatenate(parts) for table, parts in tables.items()})
+
+
+class Warmer:
+    """Warms rows as far as the stores let it, and tells once if they do not."""
+
+    def __init__(self) -> None:
+        self._trouble: HybridPSError | None = None
+        self._has_warned = False
+
+    def warm(self, found: Iterable[tuple[Feature, Patterns]]) -> None:
+        """As the function `warm`; what a store raises is kept for `warn`."""
+        try:
+            warm(found)
+        except HybridPSError as error:
+            self._trouble = error
+
+    def warn(self) -> None:
+        """A UserWarning, once, if rows could not be warmed; in the thread that is to see it."""
+        if self._trouble is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"look-ahead could not warm rows, the loop goes on without: {self._trouble}",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 class LookAhead:
@@ -102,8 +133,7 @@ class LookAhead:
         find: Callable[[Any], list[tuple[Feature, Patterns]]],
         depth: int,
     ) -> None:
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise BadInputError(f"depth is {depth!r}; give an int of at least 1")
+        check_depth(depth)
         self._loader = loader
         self._find = find
         self._depth = depth
@@ -123,7 +153,7 @@ class LookAhead:
         try:
             while True:
                 batch, error = run.ready.get()
-                run.warn()
+                run.warmer.warn()
                 if isinstance(error, StopIteration):
                     return
                 if error is not None:
@@ -142,9 +172,8 @@ class _Run:
         self.slots = threading.Semaphore(depth)
         self._source = source
         self._find = find
+        self.warmer = Warmer()
         self._is_left = threading.Event()
-        self._trouble: HybridPSError | None = None
-        self._has_warned = False
         threading.Thread(target=self._read, name="hybridps-lookahead", daemon=True).start()
 
     def leave(self) -> None:
@@ -156,16 +185,6 @@ class _Run:
         self._is_left.set()
         self.slots.release()
 
-    def warn(self) -> None:
-        """Tells, once, that rows are no longer warmed; called in the thread of the loop."""
-        if self._trouble is not None and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"look-ahead could not warm rows, the loop goes on without: {self._trouble}",
-                UserWarning,
-                stacklevel=3,
-            )
-
     def _read(self) -> None:
         try:
             while True:
@@ -176,15 +195,8 @@ class _Run:
                 found = self._find(batch)
                 # First: a slow answer of the store must not keep the batch from the loop.
                 self.ready.put((batch, None))
-                self._warm(found)
+                if not self._is_left.is_set():
+                    self.warmer.warm(found)
         except BaseException as error:  # noqa: BLE001
             # Raised in the thread of the loop, the end of the loader included.
             self.ready.put((None, error))
-
-    def _warm(self, found: list[tuple[Feature, Patterns]]) -> None:
-        if self._is_left.is_set():
-            return
-        try:
-            warm(found)
-        except HybridPSError as error:
-            self._trouble = error

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,12 @@ import hybridps as hps
 from hybridps.config import SETTINGS, ServerConfig, load
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "clients/torch/README.md", "schemas/README.md")
+PAGES = (
+    "README.md",
+    "clients/tensorflow/README.md",
+    "clients/torch/README.md",
+    "schemas/README.md",
+)
 RUN_S = 120
 
 
@@ -62,6 +68,8 @@ def test_a_program_runs_as_pasted(
     if "torch" in program:
         pytest.importorskip("torch")
         pytest.importorskip("hybridps_torch")
+    if "keras" in program and not (find_spec("keras") and find_spec("hybridps_tf")):
+        pytest.skip("keras or hybridps_tf is not installed")
     host, port = server.address
     program = program.replace("127.0.0.1:7440", f"{host}:{port}")
     program = program.replace('"127.0.0.1", 7440', f'"{host}", {port}')

@@ -10,14 +10,12 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hybridps.errors import BadInputError, TableMismatchError
-from hybridps.keys import as_keys
-from hybridps.layers.gradients import without_padding
 from hybridps.layers.ids import Patterns, as_padding
+from hybridps.layers.loading import load_rows
 from hybridps.layers.reading import Purpose, Request, read
 from hybridps.layers.stores import remember, store_at
 from hybridps_torch.gradients import Accumulator, Backward, Read, ReadRows, is_recomputing
@@ -25,8 +23,6 @@ from hybridps_torch.gradients import Accumulator, Backward, Read, ReadRows, is_r
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 _REDUCTIONS = ("mean", "sum")
-# Rows of one `assign` when rows are loaded: a piece is a fraction of what the smallest store takes.
-_LOAD_BYTES = 1 << 20
 
 
 def eager(forward: Forward) -> Forward:
@@ -117,22 +113,11 @@ class Layer(nn.Module):
             self._hooked = weakref.ref(self.anchor)
 
     def _load(self, feature: str, keys: Any, rows: Any) -> None:
-        """Sets the values of many keys, piece by piece; padding stays out."""
-        spec = self._specs[feature]
-        flat, shape = as_keys(keys, spec.name)
-        values = _host(rows)
-        if values.shape != (*shape, spec.dim):
-            raise BadInputError(
-                f"table {spec.name!r}: rows have shape {values.shape}, keys {shape} and dim is"
-                f" {spec.dim}; give rows of shape {(*shape, spec.dim)}"
-            )
-        if not np.isfinite(values).all():
-            raise BadInputError(f"table {spec.name!r}: rows hold NaN or infinity; none was loaded")
-        patterns, values = without_padding(flat.view(np.int64), values, self._padding[feature])
-        table = self._ps.table(spec.name)
-        piece = max(1, _LOAD_BYTES // (4 * spec.dim))
-        for start in range(0, patterns.size, piece):
-            table.assign(patterns[start : start + piece], values[start : start + piece])
+        """Sets the values of many keys; padding stays out."""
+        if isinstance(rows, Tensor) and rows.dtype == torch.bfloat16:
+            # NumPy has no bfloat16; float32 holds it exactly.
+            rows = rows.float()
+        load_rows(self._ps, self._specs[feature], keys, rows, self._padding[feature])
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds of this layer: names. The rows are the store's to keep."""
@@ -175,11 +160,3 @@ class Layer(nn.Module):
     def extra_repr(self) -> str:
         """As "table='item', dim=16"."""
         return ", ".join(f"table={s.name!r}, dim={s.dim}" for s in self._specs.values())
-
-
-def _host(values: Any) -> Any:
-    if not isinstance(values, Tensor):
-        return np.asarray(values)
-    values = values.detach().cpu()
-    # NumPy has no bfloat16; float32 holds it exactly.
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from support.spy import Spy
 
 import hybridps as hps
 
@@ -16,32 +17,6 @@ if find_spec("torch") and find_spec("hybridps_torch"):
 else:
     # Nothing here can run without the framework.
     collect_ignore_glob = ["test_*.py"]
-
-
-class Spy:
-    """The store, and a list of (verb, argument) of the data verbs called."""
-
-    VERBS = ("lookup", "lookup_or_insert", "apply_gradients", "prefetch")
-
-    def __init__(self, store):
-        self.store = store
-        self.calls = []
-
-    def __getattr__(self, name):
-        if name.startswith("__") or name not in self.VERBS:
-            return getattr(self.store, name)
-
-        def call(tables, **options):
-            self.calls.append((name, tables))
-            return getattr(self.store, name)(tables, **options)
-
-        return call
-
-    def pushes(self):
-        return [tables for verb, tables in self.calls if verb == "apply_gradients"]
-
-    def verbs(self):
-        return [verb for verb, _ in self.calls]
 
 
 class Reference:
