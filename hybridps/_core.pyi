@@ -133,12 +133,15 @@ class Login:
     token: str
 
 class HotCall:
-    """lookup, lookupOrInsert or applyGradients: decoded and answered without Python objects."""
+    """A call that carries arrays: lookup, lookupOrInsert, applyGradients, prefetch, assign or
+    remove. Decoded and answered without Python objects.
+    """
 
     question: int
     verb: Verb
     frame_bytes: int
     reply_bytes: int  # size of the reply to come, 0 when the call will fail
+    announced_bytes: int  # of a push in parts, of which this call only tells; else 0
     code: str  # once run: "ok", or the class name of the error
     cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
 
@@ -148,6 +151,10 @@ class HotCall:
     def run(self) -> Buffer:
         """The Return frame: results, or an exception for anything that is wrong. Never raises for
         what a peer sent. Once; any thread; releases the interpreter lock.
+        """
+    def acknowledge(self) -> Buffer:
+        """The Return frame of a call that is run after it was answered: no results, or what is
+        wrong with it (`code` tells which).
         """
     def send(self, outlet: Outlet, /) -> bool:
         """Sends the next few MiB of a streamed Return while it gathers them; two threads at a time
@@ -181,6 +188,7 @@ class Connection:
     session: int  # set by whoever answers hello; names the pushes of this connection. 0: none yet
     closing: str | None  # why the connection must be closed once outgoing() is written
     is_inside_frame: bool  # the peer owes the rest of a frame
+    is_collecting: bool  # a push waits for further parts
     frame_wanted: int  # bytes of a frame that is on its way and too large for the common buffer
 
     def __init__(self, store: Store, *, frame_limit: int, keys_limit: int) -> None: ...
@@ -196,6 +204,8 @@ class Connection:
         """Return frame around `results`, the to_bytes() of a message whose root is the results."""
     def fails(self, question: int, kind: str, reason: str) -> Buffer:
         """Return frame of an exception; kind: failed, overloaded, disconnected, unimplemented."""
+    def forget_parts(self) -> None:
+        """Drops what came of a push in parts."""
     def cancelled(self, question: int) -> bool:
         """The peer no longer wants the answer. It still has to be given."""
     def outgoing(self) -> bytes:
@@ -205,12 +215,13 @@ class Connection:
 
 class Answer:
     question: int
-    kind: str  # "rows": lookup, lookupOrInsert; "duplicate": applyGradients; "results"; "exception"
+    kind: str  # "rows", "duplicate" (applyGradients), "removed" (remove), "results", "exception"
     rows: list[tuple[Buffer, Buffer | None]]
     """Per table, in the order asked: rows (float32) and found (uint8, None unless asked for),
     writable, views of the received frame: `np.frombuffer(rows, np.float32)` owns it, no copy.
     Lengths are the peer's: check them against keys * dim."""
     duplicate: bool
+    removed: int
     results: Buffer
     """A complete message whose root is the verb's results struct, for pycapnp."""
     exception: tuple[str, str, str]
@@ -239,7 +250,19 @@ class ClientConnection:
         self, batches: Sequence[tuple[int, Keys, NDArray[np.uint32] | None]]
     ) -> tuple[int, list[Buffer]]: ...
     def apply_gradients(
-        self, number: int, step: int | None, batches: Sequence[tuple[int, Keys, Rows]]
+        self,
+        number: int,
+        step: int | None,
+        batches: Sequence[tuple[int, Keys, Rows]],
+        total: int = 0,
+    ) -> tuple[int, list[Buffer]]:
+        """`total`, here and below: bytes of all parts, of a push that comes in parts."""
+    def prefetch(self, batches: Sequence[tuple[int, Keys]]) -> tuple[int, list[Buffer]]: ...
+    def assign(
+        self, number: int, table: int, keys: Keys, rows: Rows, total: int = 0
+    ) -> tuple[int, list[Buffer]]: ...
+    def remove(
+        self, number: int, table: int, keys: Keys, total: int = 0
     ) -> tuple[int, list[Buffer]]: ...
     def call(self, verb: Verb, params: bytes) -> tuple[int, list[Buffer]]:
         """Any verb; `params` is the to_bytes() of a message whose root is its params struct."""

@@ -76,9 +76,13 @@ struct RowBatch {
 
 # Every mutating verb is a push: numbered by its client, in the order sent, and applied once.
 struct Push {
-  number @0 :UInt64;             # 1, 2, 3 ... within the session of hello
+  number @0 :UInt64;             # grows from push to push within the session of hello
   hasStep @1 :Bool;
   step @2 :Int64;
+  # Of a push that does not fit one message: bytes of keys and values in all its parts. The first
+  # part holds none and is answered when there is room for all; then come the others. Nothing is
+  # applied before the last, and then all as one; a push whose parts do not all come never was.
+  total @3 :UInt64;              # 0: this message is the whole push
 }
 
 struct ServerInfo {

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from hybridps import _core
 from hybridps.client import messages
 from hybridps.client.messages import ServerInfo
+from hybridps.client.parts import parts_of
 from hybridps.client.pending import Pending
 from hybridps.client.retry import delays
 from hybridps.client.urls import Address
@@ -187,6 +188,8 @@ class Line:
                 pending.answer(answer)
                 del self._sent[answer.question]
         self._silent_since_s = now_s if self._sent or self._info is None else None
+        if self._waiting:
+            self._encode()
         if wire.closed is not None:
             self.lost(wire.closed, now_s)
 
@@ -292,6 +295,8 @@ class Line:
             if pending.is_over:
                 self._waiting.popleft()
                 continue
+            if pending.is_held_up:
+                break
             try:
                 self._begin(wire, info, pending)
             except HybridPSError as error:
@@ -305,10 +310,11 @@ class Line:
             pending.end()
             return
         if not pending.sent:
-            pending.restart(messages.parts_of(info, pending.call, str(self.address)))
+            where = str(self.address)
+            pending.restart(parts_of(info, pending.call, pending.verb, where))
             pending.sends += 1
         part = pending.parts[pending.sent]
-        question, buffers = messages.begin(wire, part, pending.number)
+        question, buffers = messages.begin(wire, part.call, pending.number, part.total)
         pending.sent += 1
         self._sent[question] = pending
         if pending.sent == len(pending.parts):

@@ -14,16 +14,12 @@ import numpy as np
 from hybridps import _core
 from hybridps.client import calls
 from hybridps.client.calls import Call, Found, Keys, Opened, Rows
-from hybridps.errors import BadInputError, ConfigError, HybridPSError, from_reason
+from hybridps.errors import ConfigError, HybridPSError, from_reason
 from hybridps.rpc import schemas
 from hybridps.types import TableSpec, initializer_from, optimizer_from
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
-
-# Bytes of a call beside its arrays; generous, the server's limit is a round number.
-_HEADER_BYTES: Final = 1024
-_TABLE_BYTES: Final = 64
 
 
 class LostError(Exception):
@@ -60,58 +56,43 @@ def check_server(info: ServerInfo, where: str, shard: int, shards: int) -> None:
         )
 
 
-def parts_of(info: ServerInfo, call: Call, where: str) -> list[Call]:
-    """The call as the server takes it. Refuses what it would not, before a byte of it is sent."""
-    check_limits(info, call, where)
-    return [call]
-
-
-def check_limits(info: ServerInfo, call: Call, where: str) -> None:
-    """Refuses a call that the server would not read, before a byte of it is sent."""
-    tables: Sequence[tuple[Any, ...]] = getattr(call, "tables", ())
-    if isinstance(call, calls.Assign):
-        tables = [(call.table, call.keys, call.rows)]
-    elif isinstance(call, calls.Remove):
-        tables = [(call.table, call.keys)]
-    keys = sum(len(table[1]) for table in tables)
-    arrays = (array for table in tables for array in table[1:] if array is not None)
-    size = _HEADER_BYTES + sum(_TABLE_BYTES + array.nbytes for array in arrays)
-    for what, value, limit, setting in (
-        ("keys", keys, info.keys_limit, "keys_limit"),
-        ("bytes", size, info.frame_limit, "frame_limit"),
-    ):
-        if value > limit:
-            raise BadInputError(
-                f"{verb_of(call)} holds {value} {what} for server {where}, which takes {limit} in"
-                f" one call; split the batch, or raise {setting} in the server's config"
-            )
-
-
-def views(buffers: Sequence[Buffer]) -> list[memoryview]:
-    """The buffers as bytes, empty ones left out."""
-    return [view.cast("B") for view in (memoryview(buffer) for buffer in buffers) if view.nbytes]
-
-
 def verb_of(call: Call) -> str:
     """The verb of a call by its name in the Python API."""
     return _VERBS[type(call)][0]
 
 
-def begin(wire: _core.ClientConnection, call: Call, number: int) -> tuple[int, Sequence[Buffer]]:
-    """The question and the buffers to send. `number` is that of a push, else 0."""
+def begin(
+    wire: _core.ClientConnection, call: Call, number: int, total: int = 0
+) -> tuple[int, Sequence[Buffer]]:
+    """The question and the buffers to send. `number` is that of a push, else 0; `total` the bytes
+    of all its parts, if the call is one of several.
+    """
     match call:
         case calls.Lookup(tables, want_found):
             return wire.lookup(tables, want_found)
         case calls.LookupOrInsert(inserts):
             return wire.lookup_or_insert(inserts)
-        case calls.ApplyGradients(gradients, step):
-            return wire.apply_gradients(number, step, gradients)
+        case calls.Prefetch(tables):
+            return wire.prefetch(tables)
+        case calls.Push():
+            return _begin_push(wire, call, number, total)
     _, verb, fill, _ = _VERBS[type(call)]
     params = schemas.new_params(verb)
-    if isinstance(call, calls.Push):
-        params.init("push").number = number
     fill(params, call)
     return wire.call(verb, params.to_bytes())
+
+
+def _begin_push(
+    wire: _core.ClientConnection, call: calls.Push, number: int, total: int
+) -> tuple[int, Sequence[Buffer]]:
+    match call:
+        case calls.ApplyGradients(gradients, step):
+            return wire.apply_gradients(number, step, gradients, total)
+        case calls.Assign(table, keys, rows):
+            return wire.assign(number, table, keys, rows, total)
+        case calls.Remove(table, keys):
+            return wire.remove(number, table, keys, total)
+    raise HybridPSError(f"no push is called {type(call).__name__}")
 
 
 def finish(call: Call, answer: _core.Answer, *, is_first: bool) -> Any:
@@ -127,6 +108,10 @@ def finish(call: Call, answer: _core.Answer, *, is_first: bool) -> Any:
             return [rows for rows, _ in _rows_of([keys for _, keys, _ in inserts], answer)]
         case calls.ApplyGradients():
             return answer.duplicate and is_first
+        case calls.Remove():
+            return answer.removed
+        case calls.Prefetch() | calls.Assign():
+            return None
     _, verb, _, read = _VERBS[type(call)]
     with schemas.read_results(verb, answer.results) as results:
         return read(results)
@@ -224,21 +209,6 @@ def _snake_case(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
 
 
-def _fill_prefetch(params: Any, call: calls.Prefetch) -> None:
-    tables = params.init("tables", len(call.tables))
-    for builder, (table, keys) in zip(tables, call.tables, strict=True):
-        builder.table = table
-        builder.keys = _bytes(keys)
-
-
-def _fill_assign(params: Any, call: calls.Assign) -> None:
-    params.table, params.keys, params.rows = call.table, _bytes(call.keys), _bytes(call.rows)
-
-
-def _fill_remove(params: Any, call: calls.Remove) -> None:
-    params.table, params.keys = call.table, _bytes(call.keys)
-
-
 def _fill_create_table(params: Any, call: calls.CreateTable) -> None:
     _fill_spec(params.init("spec"), call.spec)
 
@@ -285,20 +255,15 @@ def _read_keys(results: Any) -> tuple[Keys, int]:
     return np.frombuffer(results.keys, "<u8").astype(np.uint64, copy=False), results.next
 
 
-def _bytes(array: Keys | Rows) -> bytes:
-    # Data takes bytes or a view of bytes; an empty array has no view that could be cast.
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
 # Verb in the Python API, method in the schema, how params are filled, how results are read.
 _Verb = tuple[str, str, Callable[[Any, Any], None], Callable[[Any], Any]]
 _VERBS: Final[Mapping[type[Call], _Verb]] = {
     calls.Lookup: ("lookup", "lookup", _fill_nothing, _read_nothing),
     calls.LookupOrInsert: ("lookup_or_insert", "lookupOrInsert", _fill_nothing, _read_nothing),
     calls.ApplyGradients: ("apply_gradients", "applyGradients", _fill_nothing, _read_nothing),
-    calls.Prefetch: ("prefetch", "prefetch", _fill_prefetch, _read_nothing),
-    calls.Assign: ("assign", "assign", _fill_assign, _read_nothing),
-    calls.Remove: ("remove", "remove", _fill_remove, lambda results: results.removed),
+    calls.Prefetch: ("prefetch", "prefetch", _fill_nothing, _read_nothing),
+    calls.Assign: ("assign", "assign", _fill_nothing, _read_nothing),
+    calls.Remove: ("remove", "remove", _fill_nothing, _read_nothing),
     calls.CreateTable: ("create_table", "createTable", _fill_create_table, _read_table),
     calls.OpenTable: ("table", "table", _fill_name, _read_table),
     calls.ListTables: ("tables", "tables", _fill_nothing, lambda results: list(results.names)),

@@ -8,6 +8,7 @@ from typing import Any
 from hybridps import _core
 from hybridps.client import messages
 from hybridps.client.calls import Call
+from hybridps.client.parts import Part
 from hybridps.client.retry import Deadline
 from hybridps.errors import HybridPSError
 
@@ -29,7 +30,7 @@ class Pending:
         self.is_over = False
         self.error: HybridPSError | None = None
         # Of the present connection: parts, how many were sent, and what was answered to each.
-        self.parts: list[Call] = []
+        self.parts: list[Part] = []
         self.sent = 0
         self.answers: list[_core.Answer] = []
         # Connections that have carried it.
@@ -42,11 +43,16 @@ class Pending:
         """The verb by its name in the Python API."""
         return "connect" if self.call is None else messages.verb_of(self.call)
 
-    def restart(self, parts: list[Call]) -> None:
+    def restart(self, parts: list[Part]) -> None:
         """Nothing of it is sent or answered: a new connection begins with the first part."""
         self.parts = parts
         self.sent = 0
         self.answers = []
+
+    @property
+    def is_held_up(self) -> bool:
+        """True while the parts that follow an announcement may not be sent."""
+        return self.sent == 1 and self.parts[0].is_announcement and not self.answers
 
     def answer(self, answer: _core.Answer) -> None:
         """The answer to the next of its parts."""
@@ -76,7 +82,8 @@ class Pending:
         # It was sent over one connection only: a duplicate is no echo of ourselves.
         is_first = self.sends == 1
         replies = [
-            messages.finish(part, answer, is_first=is_first)
+            messages.finish(part.call, answer, is_first=is_first)
             for part, answer in zip(self.parts, self.answers, strict=False)
         ]
+        # Parts of a push are answered in order, the last one with what became of all.
         return replies[-1]

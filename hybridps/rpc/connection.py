@@ -71,6 +71,10 @@ class Connection:
         self._bookings: set[Booking] = set()
         # For the frame on its way, if it is large.
         self._incoming: Grant | None = None
+        # For all parts of the push that is on its way in parts.
+        self._collected: Grant | None = None
+        # Since when its next part is due; None: from the next look at the clock on.
+        self._part_s: float | None = None
         self._is_logged_in = False
         self._is_reading = True
         self._is_full = False
@@ -144,6 +148,8 @@ class Connection:
             self._incoming = None
         for booking in [b for b in self._bookings if not b.is_started]:
             self._release(booking)
+        if not self._bookings:
+            self._forget_parts()
 
     # What the server says.
 
@@ -177,6 +183,8 @@ class Connection:
             self._abandon("frame", "a message was begun and not finished")
         elif self._is_slow(now_s):
             self._abandon("frame", "a message took too long to arrive")
+        elif self._is_push_stale(now_s):
+            self._abandon("parts", "a push was begun and not finished")
         elif not self._is_logged_in and silent_s > limits.login_s:
             self._abandon("login", "nobody logged in")
         elif backlog == 0 and not self._sequencer.calls and silent_s > limits.idle_s:
@@ -195,6 +203,7 @@ class Connection:
     def ended(self, booking: Booking) -> None:
         """A call has ended; of its reply nothing is left to send."""
         self._release(booking)
+        self._look_at_parts(booking)
         self._check_reading()
         if self._is_ending:
             self._end_if_done()
@@ -282,6 +291,8 @@ class Connection:
             self._start(booking)
         elif order_of(call.verb) is Order.READ and self.wire.cancelled(call.question):
             self.answered(booking, self.wire.fails(call.question, "failed", "canceled"))
+        elif call.announced_bytes:
+            self._collect(booking, call.announced_bytes)
         elif call.reply_bytes <= SMALL_REPLY_BYTES:
             booking.reply = self._host.replies.hold(call.reply_bytes)
             self._start(booking)
@@ -292,6 +303,45 @@ class Connection:
     def _start(self, booking: Booking) -> None:
         booking.is_started = True
         self._port.start(booking)
+
+    def _collect(self, booking: Booking, count: int) -> None:
+        """A push is to come in parts: it starts when there is room for all of them."""
+        # The one before, if any, was not gone on with.
+        self._forget_parts()
+        limit = self._limits.push_bytes
+        if count > limit:
+            reason = (
+                f"BadInputError: the push holds {count} bytes and this server takes {limit} in one;"
+                " split the batch"
+            )
+            self.answered(booking, self.wire.fails(booking.call.question, "failed", reason))
+            return
+        self._collected = Grant(self._host.pushes, count)
+        self._collected.take(partial(self._start, booking))
+
+    def _look_at_parts(self, booking: Booking) -> None:
+        """A call has ended: was it the last part of a push?"""
+        if self._collected is None or order_of(booking.call.verb) is not Order.PUSH:
+            return
+        self._part_s = None
+        if not self.wire.is_collecting or not self.is_open:
+            self._forget_parts()
+
+    def _forget_parts(self) -> None:
+        if self._collected is not None:
+            self.wire.forget_parts()
+            self._collected.release()
+            self._collected = None
+
+    def _is_push_stale(self, now_s: float) -> bool:
+        """True if room is held for parts that do not come."""
+        collected, limits = self._collected, self._limits
+        if collected is None or not collected.is_held or self._sequencer.calls:
+            return False
+        if self._part_s is None or self.wire.is_inside_frame:
+            self._part_s = now_s
+        patience_s = limits.pressed_s if self._host.pushes.is_short else limits.frame_s
+        return now_s - self._part_s > patience_s
 
     def _release(self, booking: Booking) -> None:
         self._bookings.discard(booking)

@@ -58,6 +58,7 @@ class Host:
         # Apart, because a call that holds its frame waits for room for its reply.
         self.frames = Budget(limits.inflight_bytes // 2)
         self.replies = Budget(limits.inflight_bytes // 2)
+        self.pushes = Budget(limits.push_bytes)
         self.transports: set[Transport] = set()
         self.is_draining = False
         # True: a call may wait for a device, which none may do on the loop, however small it is.

@@ -24,6 +24,8 @@ class Limits:
     keys: int
     connections: int
     inflight_bytes: int
+    # Pushes that come in parts, all connections together: what they hold until they are whole.
+    push_bytes: int = 1 << 30
     unsent_bytes: int = 64 << 20
     inline_cost_bytes: int = 64 << 10
     inline_pushes: bool = True

@@ -41,7 +41,8 @@ class Listener:
     @property
     def inflight_bytes(self) -> int:
         """Bytes of requests and replies in flight now."""
-        return self._host.frames.used + self._host.replies.used
+        host = self._host
+        return host.frames.used + host.replies.used + host.pushes.used
 
     def allow_waits(self, may_wait: bool) -> None:
         """Whether calls may wait for a device: then none runs on the loop, however small."""

@@ -11,12 +11,16 @@ from typing import Any
 from hybridps import _core
 from hybridps.errors import HybridPSError
 from hybridps.rpc.booking import Booking
+from hybridps.rpc.budget import Grant
 from hybridps.rpc.connection import Connection
 from hybridps.rpc.host import Host
 from hybridps.rpc.sequencer import Order, order_of
 from hybridps.rpc.streaming import Streams
 
 log = logging.getLogger("hybridps.rpc")
+
+# Looking ahead further than this only evicts what was fetched before; later asks are dropped.
+PREFETCHES_MAX = 8
 
 _INTERNAL = "HybridPSError: the call failed inside the server; its log has the details"
 
@@ -28,6 +32,7 @@ class Runner:
         self._host = host
         # The loop keeps only weak references to tasks.
         self._tasks: set[asyncio.Task[None]] = set()
+        self._prefetches = 0
 
     @property
     def is_busy(self) -> bool:
@@ -39,6 +44,8 @@ class Runner:
         call = booking.call
         if isinstance(call, _core.ColdCall):
             self._spawn(self._run_cold(connection, booking, call))
+        elif call.verb == "prefetch":
+            self._prefetch(connection, booking, call)
         elif self._is_inline(call):
             started = time.perf_counter()
             reply = call.run()
@@ -48,6 +55,28 @@ class Runner:
             self._spawn(self._stream(connection, streams, booking, call))
         else:
             self._spawn(self._run_away(connection, booking, call))
+
+    def _prefetch(self, connection: Connection, booking: Booking, call: _core.HotCall) -> None:
+        """Answers, and warms the keys behind it; beyond a few at a time, asks are dropped."""
+        reply = call.acknowledge()
+        if call.code == "ok" and self._prefetches < PREFETCHES_MAX:
+            # The frame stays as long as its keys are read.
+            frame, booking.frame = booking.frame, self._host.frames.hold(0)
+            self._spawn(self._warm(call, frame))
+        self._host.metrics.observe(call.verb, call.code, 0.0)
+        connection.answered(booking, connection.wire.answer(call.question) or reply)
+
+    async def _warm(self, call: _core.HotCall, frame: Grant) -> None:
+        self._prefetches += 1
+        try:
+            await self._host.workers.run(call.run)
+            if call.code != "ok":
+                log.warning("prefetch failed: %s", call.code)
+        except Exception:
+            log.exception("prefetch failed inside the server")
+        finally:
+            self._prefetches -= 1
+            frame.release()
 
     def _is_inline(self, call: _core.HotCall) -> bool:
         limits = self._host.limits

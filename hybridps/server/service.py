@@ -6,13 +6,9 @@ of `hybridps.errors`; what is not one of them is a bug, logged with its tracebac
 client in one line without it. Never here: sockets, order of calls (the connection keeps it).
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hybridps import _core
 from hybridps.config import ServerConfig
@@ -22,9 +18,6 @@ from hybridps.server.logs import Logger
 from hybridps.server.metrics import Metrics, Snapshot
 from hybridps.server.specs import camel_case, fill_spec, snake_case, spec_json, strict_json
 from hybridps.server.workers import Workers
-
-# Looking ahead further than this only evicts what was fetched before; later asks are dropped.
-PREFETCHES_MAX = 8
 
 log = Logger("hybridps.server")
 
@@ -45,7 +38,6 @@ class Service:
         self._config = config
         self._workers = workers
         self._metrics = metrics
-        self._background: set[asyncio.Task[None]] = set()
 
     async def call(self, caller: Caller, verb: str, params: Any) -> bytes:
         """The results message of one call, whose params message is `params` (a buffer).
@@ -95,33 +87,6 @@ class Service:
         server.lastPush = last_push
         server.frameLimit = self._config.frame_limit_bytes
         server.keysLimit = self._config.keys_limit
-
-    async def prefetch(self, _caller: Caller, params: Any, _results: Any) -> None:
-        """Starts to warm the keys and returns; beyond a few at a time, asks are dropped."""
-        batches = [(batch.table, self._keys(batch).copy()) for batch in params.tables]
-        self._check_count(sum(len(keys) for _, keys in batches))
-        if batches and len(self._background) < PREFETCHES_MAX:
-            task = asyncio.create_task(self._prefetch(batches))
-            self._background.add(task)  # The loop itself keeps only weak references.
-            task.add_done_callback(self._background.discard)
-
-    async def assign(self, caller: Caller, params: Any, _results: Any) -> None:
-        """Sets rows of the table."""
-        keys = self._keys(params)
-        # The engine knows the table's dim and checks the count of numbers, whatever their shape.
-        rows = _array(params, "rows", np.dtype("<f4")).reshape(1, -1)
-        number = _push_number(caller, params.push)
-        await self._workers.run(
-            self._store.assign, caller.session, number, params.table, keys, rows
-        )
-
-    async def remove(self, caller: Caller, params: Any, results: Any) -> None:
-        """Drops rows with their slots and statistics."""
-        keys = self._keys(params)
-        number = _push_number(caller, params.push)
-        results.removed = await self._workers.run(
-            self._store.remove, caller.session, number, params.table, keys
-        )
 
     async def create_table(self, _caller: Caller, params: Any, results: Any) -> None:
         """Creates the table, or opens an equal one."""
@@ -185,27 +150,6 @@ class Service:
         """Returns when all that was acknowledged before is on the device."""
         await self._workers.run(self._store.flush)
 
-    async def _prefetch(self, batches: list[tuple[int, NDArray[np.uint64]]]) -> None:
-        try:
-            await self._workers.run(self._store.prefetch, batches)
-        except HybridPSError as error:
-            # The caller has its answer already, and warming is only a hint.
-            log.warning("prefetch failed", error=str(error))
-
-    def _keys(self, params: Any) -> NDArray[np.uint64]:
-        """The keys of a batch, a view of the message; its length and count are checked."""
-        keys = _array(params, "keys", np.dtype("<u8"))
-        self._check_count(len(keys))
-        return keys
-
-    def _check_count(self, keys: int) -> None:
-        if keys > self._config.keys_limit:
-            self._metrics.reject("keys_limit")
-            raise BadInputError(
-                f"the call names {keys} keys and this server takes {self._config.keys_limit} a"
-                " call; split the batch, or raise keys_limit in the server's config"
-            )
-
     def _read_counters(self) -> Snapshot:
         tables = {}
         for name in self._store.tables():
@@ -215,25 +159,6 @@ class Service:
             except TableNotFoundError:  # Dropped since it was listed.
                 continue
         return Snapshot(self._store.stats(), tables)
-
-
-def _array(params: Any, field: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    data = params.get_data_as_view(field)
-    if len(data) % dtype.itemsize:
-        raise BadInputError(
-            f"{field} holds {len(data)} bytes, not a multiple of {dtype.itemsize}; send"
-            f" {dtype.itemsize} bytes each, little-endian"
-        )
-    return np.frombuffer(data, dtype=dtype)
-
-
-def _push_number(caller: Caller, push: Any) -> int:
-    if caller.session == 0:
-        raise BadInputError("a push came before hello; call hello first, once a connection")
-    if push.number == 0:
-        raise BadInputError("push number is 0; number pushes 1, 2, 3 ... within the session")
-    number: int = push.number
-    return number
 
 
 def _fill_counters(results: Any, counters: dict[str, int]) -> None:
@@ -246,7 +171,7 @@ def _fill_counters(results: Any, counters: dict[str, int]) -> None:
 _METHODS = {
     camel_case(name): getattr(Service, name)
     for name in (
-        *("hello", "prefetch", "assign", "remove", "create_table", "table", "tables"),
+        *("hello", "create_table", "table", "tables"),
         *("drop_table", "set_learning_rate", "alter", "size", "keys", "table_stats", "stats"),
         "flush",
     )

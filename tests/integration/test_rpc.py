@@ -105,9 +105,6 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
             info = {"id": 3, "spec": spec, "warnings": ["a", "b" * 5000]}
             counters = [{"name": "keys", "value": 2**63}]
             cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-                "prefetch": ({"tables": [{"table": 1, "keys": pack([1])}]}, {}),
-                "assign": ({"push": {"number": 1}, "table": 2, "keys": pack([7]), "rows": big}, {}),
-                "remove": ({"push": {"number": 2}, "table": 2, "keys": big}, {"removed": 9}),
                 "createTable": ({"spec": spec}, {"table": info}),
                 "table": ({"name": "n"}, {"table": info}),
                 "tables": ({}, {"names": [str(n) for n in range(5000)]}),
@@ -120,7 +117,7 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 "stats": ({}, {"counters": counters}),
                 "flush": ({}, {}),
             }
-            hot = {"lookup", "lookupOrInsert", "applyGradients"}
+            hot = {"lookup", "lookupOrInsert", "applyGradients", "prefetch", "assign", "remove"}
             assert set(cases) | hot | {"hello"} == set(SCHEMA.Session.schema.method_names)
             for verb, (params, answer) in cases.items():
                 served.service.handlers[verb] = handler(verb, answer)
@@ -129,6 +126,35 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 contains(seen[verb], params)
                 contains(reply, answer)
             assert served.service.calls == ["hello", *cases]
+
+    run(main())
+
+
+def test_verbs_with_arrays_answer_a_stock_client(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as served, stock(served) as session:
+            remote, table = session.remote, served.table
+            with pytest.raises(capnp.KjException, match="BadInputError: a push before hello"):
+                await remote.remove({"number": 1}, table, pack([1]))
+            await session.hello(5)
+            rows = np.arange(3 * DIM, dtype=np.float32).tobytes()
+            await remote.assign({"number": 1}, table, pack([1, 2**63, 3]), rows)
+            assert served.store.size(table) == 3
+            await remote.prefetch([{"table": table, "keys": pack([1, 99])}])
+            reply = await remote.remove({"number": 2}, table, pack([1, 9]))
+            assert (reply.removed, served.store.size(table)) == (1, 2)
+            many = bytes(8 * ((1 << 20) + 1))
+            for wrong, reason in (
+                (lambda: remote.remove({"number": 0}, table, pack([1])), "push number is 0"),
+                (lambda: remote.remove({"number": 3}, table, b"1234567"), "64-bit words"),
+                (lambda: remote.remove({"number": 3}, table, many), "1048577 keys.*keys_limit"),
+                (lambda: remote.assign({"number": 3}, table, pack([1]), b"12345"), "32-bit"),
+                (lambda: remote.assign({"number": 3}, table, pack([1]), b"1234"), "of dim 4"),
+                (lambda: remote.prefetch([{"table": 99, "keys": pack([1])}]), "TableNotFoundError"),
+            ):
+                with pytest.raises(capnp.KjException, match=reason):
+                    await wrong()
+            assert served.store.size(table) == 2
 
     run(main())
 

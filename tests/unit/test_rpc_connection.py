@@ -15,7 +15,7 @@ from support.wired import DIM, SPEC, Counts, limits
 from hybridps import _core
 from hybridps.rpc import schemas
 from hybridps.rpc.booking import Booking
-from hybridps.rpc.budget import Grant
+from hybridps.rpc.budget import Budget, Grant
 from hybridps.rpc.connection import Connection
 from hybridps.rpc.host import Host
 
@@ -117,8 +117,16 @@ class Shared(Host):
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bytes of frames and of replies."""
-        return self.frames.used, self.replies.used
+        """Bytes of frames, with those of pushes in parts, and of replies."""
+        return self.frames.used + self.pushes.used, self.replies.used
+
+
+def fill(budget: Budget, count: int) -> Grant:
+    """So much is somebody else's."""
+    grant = Grant(budget, count)
+    grant.take(lambda: None)
+    assert grant.is_held
+    return grant
 
 
 @pytest.fixture
@@ -159,7 +167,7 @@ def reach_arriving(_host: Shared, peer: Peer) -> list[Grant]:
 
 
 def reach_announced(host: Shared, peer: Peer) -> list[Grant]:
-    filler = host.frames.hold(1 << 19)
+    filler = fill(host.frames, 1 << 19)
     peer.push(1)
     peer.deliver()
     assert (bool(peer.unsent), peer.is_reading, host.frames.is_short) == (True, False, True)
@@ -182,7 +190,7 @@ def reach_running(host: Shared, peer: Peer) -> list[Grant]:
 
 
 def reach_for_a_reply(host: Shared, peer: Peer) -> list[Grant]:
-    filler = host.replies.hold(1 << 19)
+    filler = fill(host.replies, 1 << 19)
     reach_in_line(host, peer)
     peer.run()
     assert (peer.running, host.replies.is_short) == ([], True)
@@ -281,6 +289,70 @@ def test_any_steps_end_with_nothing_held(host: Shared, seed: int) -> None:
     assert (host.held, host.frames.is_short, host.replies.is_short) == ((0, 0), False, False)
 
 
+def announce(peer: Peer, number: int, count: int) -> None:
+    """Tells of a push in parts of so many bytes."""
+    nothing = (peer.table, LARGE[:0], ROWS[:0])
+    peer.say(peer.client.apply_gradients(number, None, [nothing], count)[1])
+
+
+def send_part(peer: Peer, number: int, count: int, rows: int) -> None:
+    part = (peer.table, LARGE[:rows], ROWS[:rows])
+    peer.say(peer.client.apply_gradients(number, None, [part], count)[1])
+
+
+ROW_BYTES = 8 + 4 * DIM
+
+
+def test_a_push_in_parts_holds_room_for_all_until_it_is_whole(host: Shared) -> None:
+    peer, other = host.peer(), host.peer()
+    for each in (peer, other):
+        each.greet()
+    total = 2000 * ROW_BYTES
+    announce(peer, 1, total)
+    peer.deliver()
+    peer.run()
+    assert host.pushes.used == total
+    for _ in range(2):
+        assert host.held[0] == total
+        send_part(peer, 1, total, 1000)
+        peer.deliver()
+        peer.run()
+    assert host.held == (0, 0)
+    # Beyond the limit: refused. While another has the room: waits, and holds next to nothing.
+    announce(other, 1, host.limits.push_bytes + 1)
+    other.deliver()
+    assert (other.running, b"BadInputError" in other.written) == ([], True)
+    announce(peer, 2, total)
+    peer.deliver()
+    peer.run()
+    announce(other, 2, host.limits.push_bytes)
+    other.deliver()
+    assert (other.running, host.pushes.is_short) == ([], True)
+    assert host.frames.used < 1000
+    # What is not gone on with is cut, sooner when somebody waits.
+    peer.connection.check(100.0, 0)
+    peer.connection.check(101.5, 0)
+    assert peer.told == ["abort"]
+    lose(peer)
+    assert [booking.call.verb for booking in other.running] == ["applyGradients"]
+    lose(other)
+    assert (host.held, host.pushes.is_short) == ((0, 0), False)
+
+
+def test_a_push_that_is_not_gone_on_with_gives_way_to_the_next(host: Shared) -> None:
+    peer = host.peer()
+    peer.greet()
+    for number in range(1, 4):
+        announce(peer, number, 1000 * ROW_BYTES)
+        send_part(peer, number, 1000 * ROW_BYTES, 10)
+        peer.deliver()
+        while peer.running:
+            peer.run()
+        assert host.pushes.used == 1000 * ROW_BYTES
+    lose(peer)
+    assert host.held == (0, 0)
+
+
 def test_time_ends_what_stalls(host: Shared) -> None:
     silent, halfway, idle, slow = (host.peer() for _ in range(4))
     for peer in (halfway, idle, slow):
@@ -312,14 +384,14 @@ def test_who_reads_nothing_is_cut_sooner_when_others_wait(host: Shared) -> None:
     deaf, waits = host.peer(), host.peer()
     for peer in (deaf, waits):
         peer.greet()
-    filling = host.replies.hold(400 << 10)
+    filling = fill(host.replies, 300 << 10)
     deaf.lookup()
     deaf.deliver()
     deaf.run()
     deaf.connection.check(0.0, BACKLOG)
     deaf.connection.check(20.0, BACKLOG)
     assert deaf.told == []
-    taken = host.replies.hold(200 << 10)
+    taken = fill(host.replies, 150 << 10)
     waits.lookup()
     waits.deliver()
     assert host.replies.is_short
@@ -331,7 +403,7 @@ def test_who_reads_nothing_is_cut_sooner_when_others_wait(host: Shared) -> None:
 def test_a_frame_that_waits_for_its_grant_is_not_blamed_for_the_time(host: Shared) -> None:
     peer = host.peer()
     peer.greet()
-    filler = host.frames.hold(1 << 19)
+    filler = fill(host.frames, 1 << 19)
     peer.push(1)
     peer.deliver(now_s=0.0)
     peer.connection.check(300.0, 0)

@@ -1,7 +1,6 @@
 """Goal: every verb of the service reads the schema's params and fills its results, and refuses
 what is wrong by class. Method: whole params and results messages, a real store, no socket."""
 
-import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ class Peer:
     """A connection as the service sees it, with the calls a client would make."""
 
     service: Service
+    store: _core.Store
     session: int = 0
 
     async def call(self, verb: str, **fields: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
     workers = Workers(2)
     store = _open(config)
     metrics = Metrics("1", (0, 1), "asyncio")
-    yield Peer(Service(store, config, workers, metrics))
+    yield Peer(Service(store, config, workers, metrics), store)
     await workers.close()
     store.close()
 
@@ -57,14 +57,6 @@ def spec(name: str = "item", **changes: Any) -> dict[str, Any]:
         "seed": 7,
         **changes,
     }
-
-
-def keys(*values: int) -> bytes:
-    return struct.pack(f"<{len(values)}Q", *values)
-
-
-def rows(*values: float) -> bytes:
-    return struct.pack(f"<{len(values)}f", *values)
 
 
 async def test_hello_names_the_session_and_tells_the_limits(peer: Peer) -> None:
@@ -136,12 +128,10 @@ async def test_a_bad_spec_is_refused(peer: Peer) -> None:
     assert (await peer.call("tables"))["names"] == []
 
 
-async def test_assign_size_keys_remove(peer: Peer) -> None:
+async def test_size_and_keys(peer: Peer) -> None:
     table = (await peer.call("createTable", spec=spec()))["table"]["id"]
-    await peer.call("hello", session=5)
-    push = {"number": 1}
-    data = {"keys": keys(1, 2**63, 3), "rows": rows(1, 2, 3, 4, 5, 6)}
-    await peer.call("assign", push=push, table=table, **data)
+    patterns = np.array([1, 2**63, 3], np.uint64)
+    peer.store.assign(5, 1, table, patterns, np.ones((3, 2), np.float32))
     assert (await peer.call("size", table=table))["keys"] == 3
     listed, bucket = [], 0
     while bucket < 4096:
@@ -150,45 +140,7 @@ async def test_assign_size_keys_remove(peer: Peer) -> None:
         assert part["next"] > bucket
         bucket = part["next"]
     assert sorted(np.concatenate(listed)) == [1, 3, 2**63]
-    removed = await peer.call("remove", push={"number": 2}, table=table, keys=keys(1, 9))
-    assert removed["removed"] == 1
-    assert (await peer.call("size", table=table))["keys"] == 2
-    assert (await peer.call("hello", session=5))["server"]["lastPush"] == 2
-
-
-async def test_pushes_need_a_session_and_a_number(peer: Peer) -> None:
-    table = (await peer.call("createTable", spec=spec()))["table"]["id"]
-    with pytest.raises(errors.BadInputError, match="before hello"):
-        await peer.call("remove", push={"number": 1}, table=table, keys=keys(1))
-    await peer.call("hello", session=5)
-    with pytest.raises(errors.BadInputError, match="push number is 0"):
-        await peer.call("remove", push={"number": 0}, table=table, keys=keys(1))
-
-
-async def test_lengths_are_checked(peer: Peer) -> None:
-    table = (await peer.call("createTable", spec=spec()))["table"]["id"]
-    await peer.call("hello", session=5)
-    push = {"number": 1}
-    for wrong in (
-        {"keys": b"1234567", "rows": b""},
-        {"keys": keys(1), "rows": rows(1)},
-        {"keys": keys(1), "rows": b"123456789"},
-        {"keys": keys(1, 2), "rows": rows(1, 2)},
-        {"keys": keys(1), "rows": rows(1, float("nan"))},
-    ):
-        with pytest.raises(errors.BadInputError):
-            await peer.call("assign", push=push, table=table, **wrong)
-    assert (await peer.call("size", table=table))["keys"] == 0
-
-
-async def test_keys_beyond_the_limit_are_refused(peer: Peer) -> None:
-    table = (await peer.call("createTable", spec=spec()))["table"]["id"]
-    await peer.call("hello", session=5)
-    many = bytes(8 * ((1 << 20) + 1))
-    with pytest.raises(errors.BadInputError, match=r"1048577 keys.*keys_limit"):
-        await peer.call("remove", push={"number": 1}, table=table, keys=many)
-    with pytest.raises(errors.BadInputError, match=r"1048577 keys.*keys_limit"):
-        await peer.call("prefetch", tables=[{"table": table, "keys": many}])
+    assert (await peer.call("hello", session=5))["server"]["lastPush"] == 1
 
 
 async def test_live_settings(peer: Peer) -> None:
@@ -238,12 +190,6 @@ async def test_counters_and_flush(peer: Peer) -> None:
     assert snapshot.store["tables"] == 1
 
 
-async def test_prefetch_returns_at_once_and_never_inserts(peer: Peer) -> None:
-    table = (await peer.call("createTable", spec=spec()))["table"]["id"]
-    await peer.call("prefetch", tables=[{"table": table, "keys": keys(1, 2)}])
-    assert (await peer.call("size", table=table))["keys"] == 0
-
-
 async def test_an_unknown_verb_is_refused(peer: Peer) -> None:
     with pytest.raises(errors.BadInputError, match="'frobnicate'"):
         await peer.service.call(peer, "frobnicate", b"")
@@ -267,7 +213,7 @@ async def test_a_bug_is_told_without_a_traceback(
 
 
 def test_every_cold_verb_of_the_schema_has_a_method() -> None:
-    hot = {"lookup", "lookupOrInsert", "applyGradients"}
+    hot = {"lookup", "lookupOrInsert", "applyGradients", "prefetch", "assign", "remove"}
     assert schemas.VERBS - hot == set(_METHODS)
 
 

@@ -25,6 +25,7 @@ pub(crate) struct Answer {
     kind: &'static str,
     rows: Py<PyList>,
     duplicate: bool,
+    removed: u64,
     results: Option<Py<Buffer>>,
     exception: Option<(&'static str, String, String)>,
 }
@@ -44,6 +45,7 @@ impl ClientConnection {
             kind: "results",
             rows: PyList::empty(py).unbind(),
             duplicate: false,
+            removed: 0,
             results: None,
             exception: None,
         };
@@ -53,6 +55,7 @@ impl ClientConnection {
                 made.rows = row_views(py, frame)?;
             }
             Outcome::Duplicate(duplicate) => (made.kind, made.duplicate) = ("duplicate", duplicate),
+            Outcome::Removed(removed) => (made.kind, made.removed) = ("removed", removed),
             Outcome::Results => made.results = Some(Py::new(py, Buffer::whole(frame))?),
             Outcome::Exception { kind, reason } => {
                 made.kind = "exception";
@@ -172,12 +175,14 @@ impl ClientConnection {
         Ok((question, self.buffers(py, &layout, arrays)?))
     }
 
+    #[pyo3(signature = (number, step, batches, total=0))]
     fn apply_gradients<'py>(
         &mut self,
         py: Python<'py>,
         number: u64,
         step: Option<i64>,
         batches: Vec<(u32, KeysIn<'py>, RowsIn<'py>)>,
+        total: u64,
     ) -> PyResult<Call<'py>> {
         let (mut tables, mut arrays) = (Vec::new(), Vec::new());
         for (table, keys, gradients) in &batches {
@@ -186,9 +191,54 @@ impl ClientConnection {
             arrays.push(Some(keys.as_any().clone()));
             arrays.push(Some(gradients.as_any().clone()));
         }
-        let push = PushHeader { number, step };
+        let push = PushHeader { number, step, total };
         let (question, layout) = self.client.apply_gradients(push, &tables);
         Ok((question, self.buffers(py, &layout, arrays)?))
+    }
+
+    fn prefetch<'py>(
+        &mut self,
+        py: Python<'py>,
+        batches: Vec<(u32, KeysIn<'py>)>,
+    ) -> PyResult<Call<'py>> {
+        let mut tables = Vec::with_capacity(batches.len());
+        for (table, keys) in &batches {
+            tables.push((*table, size_of_array("keys", slice(keys)?.len(), 8)?));
+        }
+        let (question, layout) = self.client.prefetch(&tables);
+        let arrays = batches.iter().map(|(_, keys)| Some(keys.as_any().clone())).collect();
+        Ok((question, self.buffers(py, &layout, arrays)?))
+    }
+
+    #[pyo3(signature = (number, table, keys, rows, total=0))]
+    fn assign<'py>(
+        &mut self,
+        py: Python<'py>,
+        number: u64,
+        table: u32,
+        keys: KeysIn<'py>,
+        rows: RowsIn<'py>,
+        total: u64,
+    ) -> PyResult<Call<'py>> {
+        let bytes = size_of_array("rows", slice(&rows)?.len(), 4)?;
+        let call = (table, size_of_array("keys", slice(&keys)?.len(), 8)?, bytes);
+        let (question, layout) = self.client.assign(PushHeader { number, step: None, total }, call);
+        let arrays = vec![Some(keys.as_any().clone()), Some(rows.as_any().clone())];
+        Ok((question, self.buffers(py, &layout, arrays)?))
+    }
+
+    #[pyo3(signature = (number, table, keys, total=0))]
+    fn remove<'py>(
+        &mut self,
+        py: Python<'py>,
+        number: u64,
+        table: u32,
+        keys: KeysIn<'py>,
+        total: u64,
+    ) -> PyResult<Call<'py>> {
+        let call = (table, size_of_array("keys", slice(&keys)?.len(), 8)?);
+        let (question, layout) = self.client.remove(PushHeader { number, step: None, total }, call);
+        Ok((question, self.buffers(py, &layout, vec![Some(keys.as_any().clone())])?))
     }
 
     fn call<'py>(

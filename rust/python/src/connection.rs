@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use hybridps_wire::{Event, ExceptionKind, ServerConnection, HOT_VERBS, VERBS};
+use hybridps_wire::{is_hot, Event, ExceptionKind, ServerConnection, VERBS};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
@@ -66,7 +66,7 @@ impl Connection {
         let frame_bytes = frame.len() * 8;
         Ok(match event {
             Event::Login { question, token } => Py::new(py, Login { question, token })?.into_any(),
-            Event::Call { question, verb } if verb < HOT_VERBS => {
+            Event::Call { question, verb } if is_hot(verb) => {
                 Py::new(py, HotCall::new(&self.shared, question, verb, frame))?.into_any()
             }
             Event::Call { question, verb } => {
@@ -124,6 +124,11 @@ impl Connection {
     }
 
     #[getter]
+    fn is_collecting(&self) -> bool {
+        self.shared.parts.is_collecting()
+    }
+
+    #[getter]
     fn is_inside_frame(&self) -> bool {
         self.receiver.is_inside_frame()
     }
@@ -176,6 +181,10 @@ impl Connection {
             ))
         })?;
         Ok(Buffer::whole(self.server.fails(question, kind, reason).into()))
+    }
+
+    fn forget_parts(&self) {
+        self.shared.parts.forget();
     }
 
     fn cancelled(&self, question: u32) -> bool {

@@ -3,21 +3,24 @@
 
 use std::collections::HashMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use hybridps_core::{Error, ErrorKind, GradientBatch, Push, PushOutcome, Store};
-use hybridps_wire::{self as wire, Batch, ExceptionKind, Malformed, Refusal, StreamedReply, VERBS};
+use hybridps_core::{Error, ErrorKind, Store};
+use hybridps_wire::{
+    self as wire, Batch, ExceptionKind, Malformed, Refusal, StreamedReply, LOOKUP,
+    LOOKUP_OR_INSERT, PREFETCH, VERBS,
+};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::buffer::{as_numbers, Buffer, Words};
 use crate::outlet::Outlet;
+use crate::parts::{is_announcement, Parts};
+use crate::pushes::push;
 use crate::reads::{self, Sizes};
 use crate::stream::{Stream, PIECE_BYTES};
 
-pub(crate) const LOOKUP: u16 = 0;
-const LOOKUP_OR_INSERT: u16 = 1;
 /// Replies larger than this are streamed.
 const WHOLE_MAX: usize = PIECE_BYTES + PIECE_BYTES / 2;
 
@@ -52,15 +55,18 @@ impl From<Refusal> for Failure {
     }
 }
 
-fn bad_input(text: String) -> Failure {
+pub(crate) fn bad_input(text: String) -> Failure {
     Failure::from(Error::bad_input(text))
 }
 
-/// The reply of a read: its arrays and keys per table.
+/// What is known of a call before it runs.
 #[derive(Default)]
 struct Plan {
+    /// Of a read, the reply's arrays, and the keys per table.
     sizes: Sizes,
     keys: Vec<usize>,
+    /// Bytes that a push in parts announces.
+    announced: u64,
 }
 
 /// What all hot calls of a connection share.
@@ -69,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) session: AtomicU64,
     pub(crate) frame_limit: usize,
     pub(crate) keys_limit: usize,
+    pub(crate) parts: Parts,
     /// Columns by table. Ids are never used again and a table's dim is fixed, so this never goes
     /// stale; a dropped table is refused by the store.
     dims: Mutex<HashMap<u32, usize>>,
@@ -80,7 +87,7 @@ const DIMS_MAX: usize = 4096;
 impl Shared {
     pub(crate) fn new(store: Arc<Store>, frame_limit: usize, keys_limit: usize) -> Self {
         let (session, dims) = (AtomicU64::new(0), Mutex::default());
-        Self { store, session, frame_limit, keys_limit, dims }
+        Self { store, session, frame_limit, keys_limit, parts: Parts::default(), dims }
     }
 
     fn dim(&self, table: u32) -> Result<usize, Failure> {
@@ -99,8 +106,15 @@ impl Shared {
     /// The reply's shape. What is wrong with a read's arrays is found here, before a byte is sent.
     fn plan(&self, verb: u16, frame: &[u64]) -> Result<Plan, Failure> {
         let batches = wire::decode_batches(verb, frame, self.keys_limit)?;
-        if verb > LOOKUP_OR_INSERT {
+        if verb == PREFETCH {
+            // Nobody hears what goes wrong later.
+            batches.iter().try_for_each(|batch| self.dim(batch.table).map(drop))?;
             return Ok(Plan::default());
+        }
+        if verb > LOOKUP_OR_INSERT {
+            let header = wire::decode_push(frame)?;
+            let announced = if is_announcement(&header, &batches) { header.total } else { 0 };
+            return Ok(Plan { announced, ..Plan::default() });
         }
         let want_found = verb == LOOKUP && wire::decode_want_found(frame)?;
         let mut plan = Plan::default();
@@ -134,6 +148,8 @@ pub(crate) struct HotCall {
     frame_bytes: usize,
     #[pyo3(get)]
     reply_bytes: usize,
+    #[pyo3(get)]
+    announced_bytes: u64,
     work: Work,
     /// Class of the error that was answered.
     failure: OnceLock<String>,
@@ -151,6 +167,7 @@ impl HotCall {
         let reply_bytes =
             plan.as_ref().map_or(0, |plan| plan.sizes.iter().map(|(r, f)| r + f + 64).sum());
         let frame_bytes = frame.len() * 8;
+        let announced_bytes = plan.as_ref().map_or(0, |plan| plan.announced);
         let work = match plan {
             Ok(plan) if reply_bytes > WHOLE_MAX => {
                 Work::Stream(Stream::new(question, frame, &plan.sizes, &plan.keys).into())
@@ -158,7 +175,7 @@ impl HotCall {
             plan => Work::Whole(Mutex::new(Some((frame, plan.map(|plan| plan.sizes))))),
         };
         let (shared, failure) = (Arc::clone(shared), OnceLock::new());
-        Self { shared, question, verb, frame_bytes, reply_bytes, work, failure }
+        Self { shared, question, verb, frame_bytes, reply_bytes, announced_bytes, work, failure }
     }
 
     /// The reply; None if it was run before, or is to be sent.
@@ -187,27 +204,27 @@ impl HotCall {
             LOOKUP | LOOKUP_OR_INSERT => {
                 reads::whole(&self.shared.store, self.question, self.verb, &batches, plan)
             }
-            _ => self.apply_gradients(&batches, frame),
+            PREFETCH => {
+                for batch in batches {
+                    self.shared.store.prefetch(batch.table, batch.keys)?;
+                }
+                Ok(wire::empty_reply(self.question).into())
+            }
+            verb => push(&self.shared, self.question, verb, frame, &batches),
         }
     }
 
-    fn apply_gradients(&self, batches: &[Batch<'_>], frame: &[u64]) -> Result<Words, Failure> {
-        let session = self.shared.session.load(Ordering::Relaxed);
-        if session == 0 {
-            return Err(bad_input(
-                "a push before hello; say hello on this connection first".into(),
-            ));
+    /// The answer of a call that is carried out later: whether it can be.
+    fn accept(&self) -> Option<Words> {
+        let Work::Whole(work) = &self.work else { return None };
+        let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
+        match work.as_ref()? {
+            (_, Ok(_)) => Some(wire::empty_reply(self.question).into()),
+            (_, Err(_)) => {
+                let (_, plan) = work.take()?;
+                plan.err().map(|failure| self.exception(&failure))
+            }
         }
-        let header = wire::decode_push(frame)?;
-        let mut calls = Vec::with_capacity(batches.len());
-        for batch in batches {
-            let gradients = numbers::<f32>("gradients", batch)?;
-            calls.push(GradientBatch { table: batch.table, keys: batch.keys, gradients });
-        }
-        let push = Push { session, number: header.number, step: header.step };
-        let outcome = self.shared.store.apply_gradients(push, &calls)?;
-        let duplicate = outcome == PushOutcome::Duplicate;
-        Ok(wire::duplicate_reply(self.question, duplicate).into())
     }
 }
 
@@ -239,6 +256,13 @@ impl HotCall {
             Work::Whole(_) => 0,
             Work::Stream(stream) => stream.unsent_bytes(),
         }
+    }
+
+    fn acknowledge(&self) -> PyResult<Buffer> {
+        let reply = self.accept().ok_or_else(|| {
+            PyRuntimeError::new_err("this call was run before, or is streamed: send() it")
+        })?;
+        Ok(Buffer::whole(reply))
     }
 
     fn run(&self, py: Python<'_>) -> PyResult<Buffer> {

@@ -8,6 +8,8 @@ mod connection;
 mod errors;
 mod hot;
 mod outlet;
+mod parts;
+mod pushes;
 mod reads;
 mod receiver;
 mod role;

@@ -2,10 +2,10 @@
 //! once or, for a large reply, piece by piece (`stream`).
 
 use hybridps_core::{InsertBatch, LookupBatch, Store};
-use hybridps_wire::{self as wire, Batch};
+use hybridps_wire::{self as wire, Batch, LOOKUP};
 
 use crate::buffer::{as_numbers_mut, Number, Words};
-use crate::hot::{numbers, Failure, LOOKUP};
+use crate::hot::{numbers, Failure};
 
 /// Per table the bytes of rows and of found flags.
 pub(crate) type Sizes = Vec<(usize, usize)>;

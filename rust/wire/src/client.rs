@@ -8,6 +8,7 @@ use crate::message::{set_root, Malformed, Message, Struct};
 use crate::rpc::{self, ExceptionKind, Incoming, Returned, Target};
 use crate::schema::{
     APPLY_GRADIENTS, HELLO, INTERFACE_GATE, INTERFACE_SESSION, LOGIN, LOOKUP, LOOKUP_OR_INSERT,
+    REMOVE,
 };
 use crate::verbs::{self, Layout, PushHeader};
 
@@ -30,6 +31,8 @@ pub enum Outcome {
     Rows,
     /// Result of `applyGradients`.
     Duplicate(bool),
+    /// Result of `remove`.
+    Removed(u64),
     /// Results of another verb: the frame's root is now the results struct.
     Results,
     /// The call failed.
@@ -68,6 +71,7 @@ enum Kind {
     Login,
     Rows,
     Duplicate,
+    Removed,
     Results,
     /// Only that it is answered matters.
     Probe,
@@ -182,6 +186,24 @@ impl ClientConnection {
         (question, verbs::apply_gradients_call(question, &self.target(), push, tables))
     }
 
+    /// Call of `prefetch`; per table its id and the bytes of its keys.
+    pub fn prefetch(&mut self, tables: &[(u32, usize)]) -> (u32, Layout) {
+        let question = self.ask(Kind::Results);
+        (question, verbs::prefetch_call(question, &self.target(), tables))
+    }
+
+    /// Call of `assign`: the table, and the bytes of its keys and rows.
+    pub fn assign(&mut self, push: PushHeader, table: (u32, usize, usize)) -> (u32, Layout) {
+        let question = self.ask(Kind::Results);
+        (question, verbs::assign_call(question, &self.target(), push, table))
+    }
+
+    /// Call of `remove`: the table, and the bytes of its keys.
+    pub fn remove(&mut self, push: PushHeader, table: (u32, usize)) -> (u32, Layout) {
+        let question = self.ask(Kind::Removed);
+        (question, verbs::remove_call(question, &self.target(), push, table))
+    }
+
     /// Call of any verb with `params`, a message whose root is its params struct.
     ///
     /// # Errors
@@ -191,6 +213,7 @@ impl ClientConnection {
         let kind = match verb {
             LOOKUP | LOOKUP_OR_INSERT => Kind::Rows,
             APPLY_GRADIENTS => Kind::Duplicate,
+            REMOVE => Kind::Removed,
             _ => Kind::Results,
         };
         let (question, composer, at) = self.open(verb, kind);
@@ -287,6 +310,9 @@ fn outcome(kind: Kind, result: Returned<'_, '_>) -> Result<(Outcome, Option<u64>
     Ok(match (result, kind) {
         (Returned::Results { payload }, Kind::Duplicate) => {
             (Outcome::Duplicate(payload.structure(0)?.bit(0)), None)
+        }
+        (Returned::Results { payload }, Kind::Removed) => {
+            (Outcome::Removed(payload.structure(0)?.u64(0)), None)
         }
         (Returned::Results { payload }, Kind::Rows) => (Outcome::Rows, Some(payload.as_root(0))),
         (Returned::Results { payload }, _) => (Outcome::Results, Some(payload.as_root(0))),

@@ -26,10 +26,13 @@ pub use client::{Answer, ClientConnection, Outcome, Reason};
 pub use frame::{FrameSize, SEGMENTS_MAX};
 pub use message::{Bytes, Malformed, Message, Struct, StructList};
 pub use rpc::{exception_return, ExceptionKind};
-pub use schema::{HOT_VERBS, INTERFACE_GATE, INTERFACE_SESSION, VERBS};
+pub use schema::{
+    is_hot, APPLY_GRADIENTS, ASSIGN, INTERFACE_GATE, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT,
+    PREFETCH, REMOVE, VERBS,
+};
 pub use server::{Event, ServerConnection, QUESTIONS_MAX};
 pub use stream::StreamedReply;
 pub use verbs::{
-    decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, rows_reply,
-    Batch, BlobAt, Layout, PushHeader, Refusal, RowsAt, DATA_MAX,
+    decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, empty_reply,
+    removed_reply, rows_reply, Batch, BlobAt, Layout, PushHeader, Refusal, RowsAt, DATA_MAX,
 };

@@ -27,11 +27,23 @@ pub const VERBS: [&str; 18] = [
     "flush",
 ];
 
-/// The first so many verbs are answered without leaving Rust.
-pub const HOT_VERBS: u16 = 3;
-
 pub(crate) const LOGIN: u16 = 0;
-pub(crate) const LOOKUP: u16 = 0;
-pub(crate) const LOOKUP_OR_INSERT: u16 = 1;
-pub(crate) const APPLY_GRADIENTS: u16 = 2;
 pub(crate) const HELLO: u16 = 3;
+
+/// Ordinals of the verbs that carry arrays, which are read and answered without leaving Rust.
+pub const LOOKUP: u16 = 0;
+/// As above.
+pub const LOOKUP_OR_INSERT: u16 = 1;
+/// As above.
+pub const APPLY_GRADIENTS: u16 = 2;
+/// As above.
+pub const PREFETCH: u16 = 4;
+/// As above.
+pub const ASSIGN: u16 = 5;
+/// As above.
+pub const REMOVE: u16 = 6;
+
+/// Whether a verb is one of those above.
+pub fn is_hot(verb: u16) -> bool {
+    matches!(verb, LOOKUP | LOOKUP_OR_INSERT | APPLY_GRADIENTS | PREFETCH | ASSIGN | REMOVE)
+}

@@ -1,4 +1,4 @@
-//! The three hot verbs of `Session`: their params and results, as arrays in place.
+//! The hot verbs of `Session`, all that carry arrays: their params and results, as arrays in place.
 //!
 //! Decoders take a frame whose root is the params or results struct (see `ServerConnection` and
 //! `ClientConnection`, which make it so); encoders give a header, and say where the arrays go.
@@ -7,9 +7,11 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::compose::Composer;
-use crate::message::{Bytes, Malformed, Message, Struct};
+use crate::message::{Bytes, Malformed, Message};
 use crate::rpc::{self, Target};
-use crate::schema::{APPLY_GRADIENTS, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT};
+use crate::schema::{
+    APPLY_GRADIENTS, ASSIGN, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT, PREFETCH, REMOVE,
+};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -23,17 +25,19 @@ pub struct Batch<'a> {
     pub table: u32,
     /// Keys.
     pub keys: &'a [u64],
-    /// Counts of `lookupOrInsert`, gradients of `applyGradients`; empty for `lookup`.
+    /// Counts of `lookupOrInsert`, gradients of `applyGradients`, rows of `assign`; else empty.
     pub blob: Bytes<'a>,
 }
 
-/// The push of an `applyGradients`.
+/// The push of an `applyGradients`, an `assign` or a `remove`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PushHeader {
     /// Number within the session.
     pub number: u64,
     /// The trainer's step, if it gave one.
     pub step: Option<i64>,
+    /// Bytes of all parts, of a push that comes in parts; else 0.
+    pub total: u64,
 }
 
 /// A frame in two parts: a header, and arrays that the caller puts behind it.
@@ -114,30 +118,51 @@ pub fn decode_batches(
     keys_max: usize,
 ) -> std::result::Result<Vec<Batch<'_>>, Refusal> {
     let message = Message::new(frame)?;
-    let list = message.root()?.list(if verb == APPLY_GRADIENTS { 1 } else { 0 })?;
+    let params = message.root()?;
+    if verb == ASSIGN || verb == REMOVE {
+        let batch = decode_batch(params.u32(0), params.bytes(1)?, || match verb {
+            ASSIGN => params.bytes(2),
+            _ => Ok(NOTHING),
+        })?;
+        check_keys(batch.keys.len(), keys_max)?;
+        return Ok(vec![batch]);
+    }
+    let list = params.list(if verb == APPLY_GRADIENTS { 1 } else { 0 })?;
     if list.len() > keys_max {
         return Err(Refusal::TooMany { what: "tables", sent: list.len(), limit: keys_max });
     }
     let mut keys = 0;
     let mut batches = Vec::with_capacity(list.len());
     for element in list.iter() {
-        let batch = decode_batch(verb, element)?;
+        let batch = decode_batch(element.u32(0), element.bytes(0)?, || match verb {
+            LOOKUP | PREFETCH => Ok(NOTHING),
+            _ => element.bytes(1),
+        })?;
         keys += batch.keys.len();
         batches.push(batch);
     }
-    if keys > keys_max {
-        return Err(Refusal::TooMany { what: "keys", sent: keys, limit: keys_max });
-    }
+    check_keys(keys, keys_max)?;
     Ok(batches)
 }
 
-fn decode_batch<'a>(verb: u16, element: Struct<'_, 'a>) -> Result<Batch<'a>> {
-    let keys = element.bytes(0)?;
+const NOTHING: Bytes<'static> = Bytes { words: &[], len: 0 };
+
+fn check_keys(sent: usize, limit: usize) -> std::result::Result<(), Refusal> {
+    if sent > limit {
+        return Err(Refusal::TooMany { what: "keys", sent, limit });
+    }
+    Ok(())
+}
+
+fn decode_batch<'a>(
+    table: u32,
+    keys: Bytes<'a>,
+    blob: impl FnOnce() -> Result<Bytes<'a>>,
+) -> Result<Batch<'a>> {
     if keys.len % 8 != 0 {
         return Err(Malformed("keys are not a whole number of 64-bit words"));
     }
-    let blob = if verb == LOOKUP { Bytes { words: &[], len: 0 } } else { element.bytes(1)? };
-    Ok(Batch { table: element.u32(0), keys: keys.words, blob })
+    Ok(Batch { table, keys: keys.words, blob: blob()? })
 }
 
 /// The flag `wantFound` of a `lookup`.
@@ -148,14 +173,15 @@ pub fn decode_want_found(frame: &[u64]) -> Result<bool> {
     Ok(Message::new(frame)?.root()?.bit(0))
 }
 
-/// The push of an `applyGradients`.
+/// The push of an `applyGradients`, an `assign` or a `remove`.
 ///
 /// # Errors
 /// Not such a message.
 pub fn decode_push(frame: &[u64]) -> Result<PushHeader> {
     let message = Message::new(frame)?;
     let push = message.root()?.structure(0)?;
-    Ok(PushHeader { number: push.u64(0), step: push.bit(64).then(|| push.u64(2) as i64) })
+    let step = push.bit(64).then(|| push.u64(2) as i64);
+    Ok(PushHeader { number: push.u64(0), step, total: push.u64(3) })
 }
 
 /// Where the rows of a reply lie.
@@ -188,7 +214,22 @@ pub(crate) fn rows_results(composer: &mut Composer, at: usize, tables: usize) ->
     composer.list(results, tables, 0, 2)
 }
 
-/// Reply to a push.
+/// Reply to an `assign` or a `prefetch`, or to a part of a push that is not its last.
+pub fn empty_reply(question: u32) -> Vec<u64> {
+    let (mut composer, at) = rpc::results_return(question);
+    composer.structure(at, 0, 0);
+    composer.frame()
+}
+
+/// Reply to a `remove`.
+pub fn removed_reply(question: u32, removed: u64) -> Vec<u64> {
+    let (mut composer, at) = rpc::results_return(question);
+    let results = composer.structure(at, 1, 0);
+    composer.words[results] = removed;
+    composer.frame()
+}
+
+/// Reply to an `applyGradients`.
 pub fn duplicate_reply(question: u32, duplicate: bool) -> Vec<u64> {
     let (mut composer, at) = rpc::results_return(question);
     let results = composer.structure(at, 1, 0);
@@ -206,13 +247,63 @@ pub(crate) fn lookup_call(
     let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, LOOKUP);
     let params = composer.structure(at, 1, 1);
     composer.words[params] = u64::from(want_found);
-    let first = composer.list(params + 1, tables.len(), 1, 1);
+    let blobs = key_batches(&mut composer, params + 1, tables);
+    layout(composer, blobs)
+}
+
+/// Call of `prefetch`; per table its id and the bytes of its keys.
+pub(crate) fn prefetch_call(question: u32, target: &Target, tables: &[(u32, usize)]) -> Layout {
+    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, PREFETCH);
+    let params = composer.structure(at, 0, 1);
+    let blobs = key_batches(&mut composer, params, tables);
+    layout(composer, blobs)
+}
+
+fn key_batches(composer: &mut Composer, at: usize, tables: &[(u32, usize)]) -> Vec<BlobAt> {
+    let first = composer.list(at, tables.len(), 1, 1);
     let pointers = (0..tables.len()).map(|i| first + 2 * i + 1);
     for (i, (table, _)) in tables.iter().enumerate() {
         composer.words[first + 2 * i] = u64::from(*table);
     }
-    let blobs = place(&mut composer, pointers.zip(tables.iter().map(|&(_, keys)| keys)));
+    place(composer, pointers.zip(tables.iter().map(|&(_, keys)| keys)))
+}
+
+/// Call of `assign`: the table, and the bytes of its keys and rows.
+pub(crate) fn assign_call(
+    question: u32,
+    target: &Target,
+    push: PushHeader,
+    (table, keys, rows): (u32, usize, usize),
+) -> Layout {
+    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, ASSIGN);
+    let params = composer.structure(at, 1, 3);
+    composer.words[params] = u64::from(table);
+    push_header(&mut composer, params + 1, push);
+    let blobs = place(&mut composer, [(params + 2, keys), (params + 3, rows)].into_iter());
     layout(composer, blobs)
+}
+
+/// Call of `remove`: the table, and the bytes of its keys.
+pub(crate) fn remove_call(
+    question: u32,
+    target: &Target,
+    push: PushHeader,
+    (table, keys): (u32, usize),
+) -> Layout {
+    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, REMOVE);
+    let params = composer.structure(at, 1, 2);
+    composer.words[params] = u64::from(table);
+    push_header(&mut composer, params + 1, push);
+    let blobs = place(&mut composer, [(params + 2, keys)].into_iter());
+    layout(composer, blobs)
+}
+
+fn push_header(composer: &mut Composer, at: usize, push: PushHeader) {
+    let header = composer.structure(at, 4, 0);
+    composer.words[header] = push.number;
+    composer.words[header + 1] = u64::from(push.step.is_some());
+    composer.words[header + 2] = push.step.unwrap_or(0) as u64;
+    composer.words[header + 3] = push.total;
 }
 
 /// Call of `lookupOrInsert`; per table its id and the bytes of its keys and counts. The blobs of
@@ -237,10 +328,7 @@ pub(crate) fn apply_gradients_call(
 ) -> Layout {
     let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, APPLY_GRADIENTS);
     let params = composer.structure(at, 0, 2);
-    let header = composer.structure(params, 3, 0);
-    composer.words[header] = push.number;
-    composer.words[header + 1] = u64::from(push.step.is_some());
-    composer.words[header + 2] = push.step.unwrap_or(0) as u64;
+    push_header(&mut composer, params, push);
     let blobs = paired_batches(&mut composer, params + 1, tables);
     layout(composer, blobs)
 }

@@ -7,9 +7,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use hybridps_wire::{
-    decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, exception_return,
-    rows_reply, ClientConnection, Event, ExceptionKind, Message, PushHeader, ServerConnection,
-    StreamedReply, HOT_VERBS,
+    decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, empty_reply,
+    exception_return, is_hot, removed_reply, rows_reply, ClientConnection, Event, ExceptionKind,
+    Message, PushHeader, ServerConnection, StreamedReply, LOOKUP,
 };
 
 mod stream;
@@ -66,7 +66,7 @@ fn calls() -> Vec<Vec<u64>> {
     let mut said = frames(&client.start(9, "trainer", "token").1);
     said.push(filled(client.lookup(&[(1, 80), (2, 0), (3, 8)], true).1));
     said.push(filled(client.lookup_or_insert(&[(1, 80, 40), (2, 16, 0)]).1));
-    let push = PushHeader { number: 1, step: Some(-1) };
+    let push = PushHeader { number: 1, step: Some(-1), total: 0 };
     said.push(filled(client.apply_gradients(push, &[(1, 80, 200), (2, 8, 12)]).1));
     let params = [2 << 32, 0x0000_0001_0000_0000, 7];
     said.push(client.call(13, &params).expect("a message").1);
@@ -74,6 +74,9 @@ fn calls() -> Vec<Vec<u64>> {
     let many =
         [1 | 3 << 32, 2, 1 << 32 | 1 << 48, 7, 2 | 1 << 32, 1 | 2 << 32 | 4 << 35, 6_513_249];
     said.push(client.call(8, &many).expect("a message").1);
+    said.push(filled(client.prefetch(&[(1, 80), (2, 0)]).1));
+    said.push(filled(client.assign(push, (1, 16, 200)).1));
+    said.push(filled(client.remove(PushHeader { total: 80, ..push }, (1, 80)).1));
     client.forget(4);
     said.extend(frames(&client.pending()));
     said
@@ -96,6 +99,8 @@ fn answers() -> Vec<Vec<u64>> {
                 said.push(filled(rows_reply(question, &[(400, 10), (0, 0), (40, 1)])));
             }
             Some(Event::Call { question, verb: 2 }) => said.push(duplicate_reply(question, true)),
+            Some(Event::Call { question, verb: 5 }) => said.push(empty_reply(question)),
+            Some(Event::Call { question, verb: 6 }) => said.push(removed_reply(question, 10)),
             Some(Event::Call { question, verb: 8 }) => {
                 let reply = server.returns(question, &frame).expect("a message");
                 said.push(reply);
@@ -134,6 +139,14 @@ fn mutate(random: &mut Random, frame: &mut Vec<u64>, others: &[Vec<u64>]) {
     }
 }
 
+/// The last three of `calls`.
+fn ask_the_rest(client: &mut ClientConnection) {
+    let push = PushHeader { number: 1, step: None, total: 0 };
+    client.prefetch(&[(1, 80)]);
+    client.assign(push, (1, 16, 200));
+    client.remove(push, (1, 80));
+}
+
 /// The most that one frame may make a decoder allocate, over all steps.
 fn bound(frame: &[u64]) -> usize {
     64 * 1024 + 64 * frame.len() * 8
@@ -164,7 +177,7 @@ fn no_bytes_hurt_the_server() {
             match server.receive(&mut frame) {
                 Some(Event::Login { question, .. }) => server.accept(question),
                 Some(Event::Call { question, verb }) => {
-                    decode_all(verb.min(HOT_VERBS), &frame);
+                    decode_all(if is_hot(verb) { verb } else { LOOKUP }, &frame);
                     let _ = server.fails(question, ExceptionKind::Failed, "no");
                 }
                 None => {}
@@ -185,9 +198,10 @@ fn no_bytes_hurt_the_client() {
         client.start(9, "trainer", "token");
         client.lookup(&[(1, 80), (2, 0), (3, 8)], true);
         client.lookup_or_insert(&[(1, 80, 40)]);
-        client.apply_gradients(PushHeader { number: 1, step: None }, &[(1, 80, 200)]);
+        client.apply_gradients(PushHeader { number: 1, step: None, total: 0 }, &[(1, 80, 200)]);
         client.call(13, &[1 << 32, 0]).expect("a message");
         client.call(8, &[1 << 32, 0]).expect("a message");
+        ask_the_rest(&mut client);
         let victim = random.below(honest.len());
         for (i, frame) in honest.iter().enumerate() {
             let mut frame = frame.clone();
@@ -211,14 +225,18 @@ fn honest_conversations_pass_unharmed() {
     client.start(9, "trainer", "token");
     client.lookup(&[(1, 80), (2, 0), (3, 8)], true);
     client.lookup_or_insert(&[(1, 80, 40), (2, 16, 0)]);
-    client.apply_gradients(PushHeader { number: 1, step: Some(-1) }, &[(1, 80, 200), (2, 8, 12)]);
+    client.apply_gradients(
+        PushHeader { number: 1, step: Some(-1), total: 0 },
+        &[(1, 80, 200), (2, 8, 12)],
+    );
     client.call(13, &[2 << 32, 0x0000_0001_0000_0000, 7]).expect("a message");
     client.call(8, &[1 << 32, 0]).expect("a message");
+    ask_the_rest(&mut client);
     let mut outcomes = 0;
     for mut frame in answers() {
         outcomes += usize::from(client.receive(&mut frame).is_some());
         assert_eq!(client.closed(), None);
     }
-    // hello, two reads, a push, two cold verbs.
-    assert_eq!((outcomes, client.in_flight()), (6, 0));
+    // hello, two reads, a push, two cold verbs, and the rest.
+    assert_eq!((outcomes, client.in_flight()), (9, 0));
 }

@@ -1,0 +1,75 @@
+//! Answers of the pushes that carry arrays: `applyGradients`, `assign`, `remove`.
+
+use std::sync::atomic::Ordering;
+
+use hybridps_core::{Assign, GradientBatch, Push, PushOutcome, Store};
+use hybridps_wire::{self as wire, Batch, ASSIGN, REMOVE};
+
+use crate::buffer::Words;
+use crate::hot::{bad_input, numbers, Failure, Shared};
+
+/// Keys and values of one table, wherever they lie.
+type View<'a> = (u32, &'a [u64], &'a [f32]);
+
+/// Applies a push, or takes in a part of one; the reply.
+pub(crate) fn push(
+    shared: &Shared,
+    question: u32,
+    verb: u16,
+    frame: &[u64],
+    batches: &[Batch<'_>],
+) -> Result<Words, Failure> {
+    let session = shared.session.load(Ordering::Relaxed);
+    if session == 0 {
+        return Err(bad_input("a push before hello; say hello on this connection first".into()));
+    }
+    let header = wire::decode_push(frame)?;
+    if header.number == 0 {
+        return Err(bad_input("push number is 0; number pushes 1, 2, 3 ... in a session".into()));
+    }
+    let push = Push { session, number: header.number, step: header.step };
+    if header.total == 0 {
+        let mut views = Vec::with_capacity(batches.len());
+        for batch in batches {
+            views.push((batch.table, batch.keys, numbers::<f32>("values", batch)?));
+        }
+        return apply(&shared.store, question, verb, push, &views);
+    }
+    match shared.parts.add(verb, header, batches)? {
+        None => Ok(wire::empty_reply(question).into()),
+        Some(whole) => {
+            let columns = whole.tables.iter();
+            let views: Vec<View<'_>> =
+                columns.map(|c| (c.table, &c.keys[..], &c.values[..])).collect();
+            apply(&shared.store, question, verb, push, &views)
+        }
+    }
+}
+
+fn apply(
+    store: &Store,
+    question: u32,
+    verb: u16,
+    push: Push,
+    views: &[View<'_>],
+) -> Result<Words, Failure> {
+    Ok(match (verb, views) {
+        (ASSIGN, &[(table, keys, rows)]) => {
+            store.assign(push, &Assign { table, keys, rows })?;
+            wire::empty_reply(question)
+        }
+        (REMOVE, &[(table, keys, _)]) => {
+            wire::removed_reply(question, store.remove(push, table, keys)?)
+        }
+        (ASSIGN | REMOVE, _) => {
+            return Err(bad_input("the parts of a push name two tables".into()))
+        }
+        _ => {
+            let batch = |&(table, keys, gradients)| GradientBatch { table, keys, gradients };
+            let batches: Vec<_> = views.iter().map(batch).collect();
+            let outcome = store.apply_gradients(push, &batches)?;
+            wire::duplicate_reply(question, outcome == PushOutcome::Duplicate)
+        }
+    }
+    .into())
+}
