@@ -17,13 +17,14 @@ mod scratch;
 use kit::{all_keys, config, copy, push, spec, store_stat, Model, MIB};
 use scratch::Scratch;
 
-const STEP: u64 = 10_000;
+const STEP: u64 = 8000;
 
-/// A table whose keys live for `age` rounds.
+/// A table whose keys live for `age` rounds, all but one of `stay`.
 struct Churn {
     model: Model,
     alive: VecDeque<Vec<u64>>,
     age: usize,
+    stay: Option<u64>,
     number: u64,
 }
 
@@ -38,7 +39,9 @@ impl Churn {
             keys.into_iter().filter(|key| !self.model.rows.contains_key(key)).collect();
         self.model.apply(store, push(1, self.number + 1), &keys, self.number);
         store.flush().unwrap();
-        self.alive.push_back(keys);
+        // Rows that stay keep old segments, with the dead rows in them.
+        let stays = |key: &u64| self.stay.is_some_and(|n| key / 7 % n == 0);
+        self.alive.push_back(keys.into_iter().filter(|key| !stays(key)).collect());
         if self.alive.len() > self.age {
             let gone = self.alive.pop_front().unwrap();
             self.model.remove(store, push(1, self.number + 2), &gone);
@@ -47,9 +50,10 @@ impl Churn {
     }
 
     fn remove_all(&mut self, store: &Store) {
-        while let Some(gone) = self.alive.pop_front() {
+        let keys: Vec<u64> = self.model.rows.keys().copied().collect();
+        for gone in keys.chunks(20_000) {
             self.number += 1;
-            self.model.remove(store, push(1, self.number), &gone);
+            self.model.remove(store, push(1, self.number), gone);
         }
     }
 }
@@ -61,7 +65,7 @@ fn check(store: &Store, model: &Model) {
     assert!(all_keys(store, model.table) == keys, "keys that were removed are back, or lost");
 }
 
-fn run(mode: Durability, age: usize, is_beside: bool) {
+fn run(mode: Durability, age: usize, stay: Option<u64>, is_beside: bool) {
     let mut scratch = Scratch::new("churn");
     let mut store = Store::open(config(scratch.path(), mode)).unwrap();
     let mut cold = Model::new(&store, spec("cold", 8, Optimizer::Sgd));
@@ -70,8 +74,8 @@ fn run(mode: Durability, age: usize, is_beside: bool) {
         store.flush().unwrap();
     }
     let model = Model::new(&store, spec("item", 8, Optimizer::Sgd));
-    let mut churn = Churn { model, alive: VecDeque::new(), age, number: 0 };
-    for round in 1..=90 {
+    let mut churn = Churn { model, alive: VecDeque::new(), age, stay, number: 0 };
+    for round in 1..=60 {
         churn.round(&store);
         if round % 30 == 0 {
             // Nothing is on its way: without a journal, too, the image is what was flushed.
@@ -106,15 +110,20 @@ fn run(mode: Durability, age: usize, is_beside: bool) {
 
 #[test]
 fn keys_that_come_and_go_leave_nothing() {
-    run(Durability::None, 0, false);
+    run(Durability::None, 0, None, false);
 }
 
 #[test]
 fn keys_that_come_and_go_beside_rows_that_stay() {
-    run(Durability::Process, 0, true);
+    run(Durability::Process, 0, None, true);
 }
 
 #[test]
 fn keys_that_age_leave_nothing() {
-    run(Durability::Interval, 8, true);
+    run(Durability::Interval, 8, None, true);
+}
+
+#[test]
+fn keys_that_go_stay_away_beside_some_that_stay() {
+    run(Durability::Process, 2, Some(4), false);
 }

@@ -162,6 +162,34 @@ fn tombstones_wait_for_everything_that_may_be_older() {
 }
 
 #[test]
+fn a_copied_tombstone_waits_for_nothing_that_is_younger() {
+    let device = FaultyDevice::default();
+    let log = open(&device, 16, LogEnd::default());
+    let row = append(&log, Stream::Rows, 1, 1, 1, 8).expect("append");
+    log.sync().expect("sync");
+    log.append_tombstone(Stream::Rows, 1, 1, 2).expect("append");
+    let beside = append(&log, Stream::Rows, 2, 1, 1, 8).expect("append");
+    log.sync().expect("sync");
+    append(&log, Stream::Rows, 1, 3, 4, 8).expect("append");
+    log.sync().expect("sync");
+    let [row, marked] = [row, beside].map(|kept| segment_of(&log, &kept));
+    log.scan(marked, &mut |_, table, record| {
+        let record = record.expect("record");
+        if record.tombstone {
+            log.copy_tombstone(table, &record).expect("append");
+        }
+    })
+    .expect("scan");
+    let copy = append(&log, Stream::Compaction, 2, 1, 1, 8).expect("append");
+    log.free(marked);
+    log.sync().expect("sync");
+    assert!(!is_oldest(&log, segment_of(&log, &copy)), "the row that it marks is there");
+    log.free(row);
+    log.sync().expect("sync");
+    assert!(is_oldest(&log, segment_of(&log, &copy)), "the third key came after the removal");
+}
+
+#[test]
 fn short_segments_are_merged_and_victims_come_to_an_end() {
     for syncs in [false, true] {
         let device = FaultyDevice::default();
