@@ -10,6 +10,7 @@ all segments and the journal.
 """
 
 import argparse
+import os
 import signal
 import statistics
 import tempfile
@@ -33,6 +34,7 @@ class Opening:
     """One start, up to the ready line."""
 
     seconds: float
+    cpu_seconds: float
     read_bytes: int
     peak_rss_bytes: int
     journal_bytes: int
@@ -82,6 +84,7 @@ def reopen(server: Server, number: signal.Signals) -> Opening:
     process = Path(f"/proc/{server.pid}")
     return Opening(
         seconds=seconds,
+        cpu_seconds=cpu_seconds_of(process),
         read_bytes=number_of(process / "io", "read_bytes"),
         peak_rss_bytes=number_of(process / "status", "VmHWM") << 10,
         journal_bytes=journal_bytes,
@@ -94,16 +97,23 @@ def number_of(path: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
+def cpu_seconds_of(process: Path) -> float:
+    """User and system time of all its threads, the kernel's on their behalf included."""
+    fields = (process / "stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def report(kind: str, rows: int, openings: list[Opening]) -> None:
     """Medians of the rounds."""
     seconds = statistics.median(opening.seconds for opening in openings)
+    cpu = statistics.median(opening.cpu_seconds for opening in openings)
     read = statistics.median(opening.read_bytes for opening in openings) / MIB
     rss = statistics.median(opening.peak_rss_bytes for opening in openings) / MIB
     journal = statistics.median(opening.journal_bytes for opening in openings) / MIB
-    print(f"{kind:5} {rows:,} rows: {seconds:6.2f} s, {read:,.0f} MiB read, journal of "
-          f"{journal:,.0f} MiB, peak RSS {rss:,.0f} MiB")  # fmt: skip
+    print(f"{kind:5} {rows:,} rows: {seconds:6.2f} s ({cpu:.2f} s of CPU), {read:,.0f} MiB read, "
+          f"journal of {journal:,.0f} MiB, peak RSS {rss:,.0f} MiB")  # fmt: skip
     print_result(
-        f"opening-{kind}", rows=rows, seconds=seconds, read_mib=read,
+        f"opening-{kind}", rows=rows, seconds=seconds, cpu_seconds=cpu, read_mib=read,
         footers_mib=rows * FOOTER_BYTES / MIB, journal_mib=journal, peak_rss_mib=rss,
     )  # fmt: skip
 

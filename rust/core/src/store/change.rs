@@ -11,7 +11,7 @@ use super::order::Turn;
 use super::stage::{Ahead, Probed, Record};
 use crate::error::Result;
 use crate::index::Location;
-use crate::log::{RecordView, Stream};
+use crate::log::RecordView;
 use crate::table::{Found, Guard, Item, Plan, RowMut, State, Visitor};
 use crate::types::{Place, BUCKETS};
 
@@ -183,9 +183,6 @@ impl Work<'_> {
     /// Changes a row that lies in DRAM.
     #[inline(always)]
     fn change_row(&mut self, (header, numbers): RowMut<'_>, item: &Item, scratch: &mut [f32]) {
-        if self.turn.is_replay && header.sequence >= self.turn.sequence {
-            return;
-        }
         let table = &*self.target.table;
         let start = item.index as usize * table.dim;
         match self.target.change {
@@ -231,7 +228,7 @@ impl Work<'_> {
 
     fn change_resident(&mut self, state: &mut State, item: &Item, at: u64) -> Result<()> {
         if matches!(self.target.change, Change::Remove) {
-            return self.remove_row(state, item, at);
+            return self.remove_at(state, item, Location::dram(at)).map(drop);
         }
         let mut scratch = vec![0.0; self.target.table.floats];
         let part = state.part(&self.engine.tier, &self.target.table);
@@ -287,28 +284,20 @@ impl Work<'_> {
         place: Place,
         record: Record<'_>,
     ) -> Result<bool> {
-        let sequence = match record {
-            Record::Whole(record) => record.sequence,
-            Record::Damaged(Damage { sequence: Some(sequence), .. }) => sequence,
-            Record::Damaged(Damage { error, sequence: None }) => {
-                self.effect.lost.get_or_insert(error);
-                return Ok(true);
-            }
-        };
-        if self.turn.is_replay && sequence >= self.turn.sequence {
+        if let Record::Damaged(Damage { error, sequence: None }) = record {
+            self.effect.lost.get_or_insert(error);
             return Ok(true);
         }
         self.remove_at(state, item, Location::nvme(place))
     }
 
     /// What a row whose record is damaged can go on from: only an assignment that leaves nothing of
-    /// it needs no more. A record that has seen the call already stays as it is.
+    /// it needs no more.
     fn row_instead(&self, item: &Item, damage: &Damage) -> Option<Vec<f32>> {
         let table = &self.target.table;
-        let sequence = damage.sequence?;
-        let is_done = self.turn.is_replay && sequence >= self.turn.sequence;
+        let is_known = damage.sequence.is_some();
         let is_whole = matches!(self.target.change, Change::Rows(_)) && table.floats == table.dim;
-        (is_whole && !is_done).then(|| {
+        (is_whole && is_known).then(|| {
             let mut row = vec![0.0; table.floats];
             table.initial_row(item.key, &mut row);
             row
@@ -326,24 +315,9 @@ impl Work<'_> {
         Ok(at)
     }
 
-    fn remove_row(&mut self, state: &mut State, item: &Item, at: u64) -> Result<()> {
-        let table = &self.target.table;
-        let row = state.part(&self.engine.tier, table).pool.header(at).sequence;
-        if !self.turn.is_replay || row < self.turn.sequence {
-            self.remove_at(state, item, Location::dram(at))?;
-        }
-        Ok(())
-    }
-
     /// False if the index names another location.
     fn remove_at(&mut self, state: &mut State, item: &Item, location: Location) -> Result<bool> {
         let (engine, table) = (self.engine, &self.target.table);
-        if self.turn.is_replay {
-            // An earlier replay, cut short, may have left a record of the key that is younger than
-            // the mark of its removal knows.
-            let log = &engine.tier.log;
-            log.append_tombstone(Stream::Rows, table.id, item.key, self.turn.sequence)?;
-        }
         let was_there = state.remove(&engine.tier, table.id, item, location, self.turn.sequence)?;
         if was_there {
             self.effect.removed += 1;

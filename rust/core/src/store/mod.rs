@@ -18,6 +18,7 @@ mod pass;
 mod pressure;
 mod read;
 mod recovery;
+mod replay;
 mod running;
 mod session;
 mod stage;
@@ -25,6 +26,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod window;
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;

@@ -17,13 +17,12 @@ use std::sync::Arc;
 
 use super::change::{Course, Work};
 use super::engine::Engine;
-use super::order::{Decision, Ordered, Ready, Turn};
+use super::order::{Decision, Ordered, Ready};
 use super::stage::{Call, Memory};
 use super::walk::check_length;
 use super::PushOutcome;
 use crate::batch::{sum_rows, Unique};
 use crate::error::{Error, Result};
-use crate::journal::Stamp;
 use crate::ledger::{Hold, Kind};
 use crate::optimizer::is_finite;
 use crate::table::{Counters, Plan, Table};
@@ -241,32 +240,6 @@ impl Engine {
         }
         // Of the keys of a window: they were booked with the call.
         (!targets.is_empty()).then(|| Call::probe(self, targets, usize::MAX)).transpose()
-    }
-
-    /// Re-applies a journal entry at recovery; returns how many rows it removed. Nothing else runs
-    /// yet. Rows that need a damaged record are left as they are: damaged.
-    pub(super) fn replay_change<'a>(
-        &'a self,
-        stamp: Stamp,
-        targets: Vec<Target<'a>>,
-    ) -> Result<u64> {
-        let Stamp { generation, sequence } = stamp;
-        let keys = targets.iter().map(|target| target.keys.len()).sum();
-        let floats = targets.iter().map(|target| target.table.floats).max().unwrap_or(0);
-        let memory = Memory::book(self, keys, floats)?;
-        let call = Call::probe(self, targets, memory.window)?;
-        let tickets = {
-            let mut sequencer = self.sequencer.lock();
-            sequencer.last = sequencer.last.max(sequence);
-            self.draw_tickets(&mut sequencer, sequence, &call)
-        };
-        let turn = Turn { sequence, generation, position: None, is_replay: true };
-        let applies = vec![true; call.targets.len()];
-        let mut ordered = Ordered { turn, tickets, applies, _underway: None };
-        let effects = self.change(&call, &mut ordered);
-        call.settle(&effects);
-        self.failure.check()?;
-        Ok(Effect::sum(&effects).removed as u64)
     }
 
     /// Step 4. A failure from here on fails the store: the journal has what the rows have not.

@@ -33,8 +33,6 @@ pub(super) struct Turn {
     pub(super) sequence: Sequence,
     pub(super) generation: u32,
     pub(super) position: Option<Position>,
-    /// True at recovery: rows that are already past the sequence are left alone.
-    pub(super) is_replay: bool,
 }
 
 /// A call with its place in the order.
@@ -43,8 +41,8 @@ pub(super) struct Ordered<'a> {
     pub(super) tickets: Tickets<'a>,
     /// Targets that were not applied before.
     pub(super) applies: Vec<bool>,
-    /// Until it is dropped duplicates of the call wait. `None` at recovery: there are none.
-    pub(super) _underway: Option<Underway<'a>>,
+    /// Until it is dropped duplicates of the call wait.
+    pub(super) _underway: Underway<'a>,
 }
 
 /// What becomes of a push.
@@ -195,8 +193,8 @@ impl Engine {
         sequencer.sessions.note(push, &ids, self.clock.seconds());
         sequencer.last = sequence;
         let tickets = self.draw_tickets(sequencer, sequence, call);
-        let turn = Turn { sequence, generation, position: sequencer.position, is_replay: false };
-        Ok(Ordered { turn, tickets, applies, _underway: Some(self.running.enter(sequence)) })
+        let turn = Turn { sequence, generation, position: sequencer.position };
+        Ok(Ordered { turn, tickets, applies, _underway: self.running.enter(sequence) })
     }
 
     pub(super) fn draw_tickets(

@@ -1,8 +1,8 @@
 //! Opening and closing: what is on the devices becomes a store again, and the other way round.
 //!
 //! First directory, superblock and manifest; then the index, from the footers of all segments: of
-//! each key the newest record counts; then the journal: entries that a row has not seen yet are
-//! applied again, in order, by the code that applied them first.
+//! each key the newest record counts; then the journal (`replay`): entries that a row has not seen
+//! yet are applied again, in order.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +11,6 @@ use parking_lot::{Mutex, RwLock};
 
 use super::config::SEGMENT_BUFFERS;
 use super::engine::{Catalog, Engine, Wake};
-use super::mutate::{Change, Target};
 use super::order::Sequencer;
 use super::running::Running;
 use super::session::Sessions;
@@ -22,13 +21,13 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::failure::Failure;
-use crate::journal::{Entry, Journal, JournalConfig, Stamp};
+use crate::journal::{Journal, JournalConfig};
 use crate::ledger::Ledger;
 use crate::log::{FooterEntry, Log, LogConfig, LogEnd};
 use crate::manifest::Manifest;
 use crate::superblock::{Superblock, SuperblockFile};
 use crate::table::{Stripe, Table, Tier};
-use crate::types::{Push, Sequence, TableId, BUCKETS};
+use crate::types::{Sequence, BUCKETS};
 
 /// Reads in flight; more gains nothing (measured up to 256).
 const QUEUE_DEPTH: u32 = 128;
@@ -53,7 +52,7 @@ impl Engine {
         let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
         let newest = engine.load_index()?;
         engine.sequencer.lock().last = newest.max(known.next_sequence.saturating_sub(1));
-        pending.replay(&mut |stamp, entry| engine.replay(stamp, &entry))?;
+        engine.replay(&mut pending)?;
         if engine.journal.set(pending).is_err() {
             return Err(Error::unavailable("the journal was opened twice"));
         }
@@ -158,70 +157,6 @@ impl Engine {
         self.tier.log.adopt(entry.place, table.floats);
         self.charge_records(table, 1);
         Ok(())
-    }
-
-    /// Applies one journal entry again.
-    fn replay(&self, stamp: Stamp, entry: &Entry<'_>) -> Result<()> {
-        match entry {
-            Entry::Sessions { sessions } => {
-                let mut sequencer = self.sequencer.lock();
-                sequencer.last = sequencer.last.max(stamp.sequence);
-                sequencer.sessions = Sessions::default();
-                sequencer.sessions.restore(sessions.clone());
-                Ok(())
-            }
-            Entry::Attach { session, client_id } => {
-                let mut sequencer = self.sequencer.lock();
-                sequencer.last = sequencer.last.max(stamp.sequence);
-                let uptime = self.clock.seconds();
-                sequencer.sessions.attach(*session, client_id, uptime).map(drop)
-            }
-            Entry::Gradients { push, tables } => {
-                let changes: Vec<_> = tables
-                    .iter()
-                    .map(|part| {
-                        let change = Change::Gradients(part.learning_rate, part.gradients);
-                        (part.table, part.keys, change)
-                    })
-                    .collect();
-                self.replay_push(stamp, *push, &changes).map(drop)
-            }
-            Entry::Assign { push, table, keys, rows } => {
-                let change = (*table, *keys, Change::Rows(rows));
-                self.replay_push(stamp, *push, &[change]).map(drop)
-            }
-            Entry::Remove { push, table, keys } => {
-                let change = (*table, *keys, Change::Remove);
-                let removed = self.replay_push(stamp, *push, &[change])?;
-                self.sequencer.lock().sessions.note_removal(*push, removed);
-                Ok(())
-            }
-        }
-    }
-
-    fn replay_push(
-        &self,
-        stamp: Stamp,
-        push: Push,
-        changes: &[(TableId, &[u64], Change<'_>)],
-    ) -> Result<u64> {
-        let ids: Vec<TableId> = changes.iter().map(|change| change.0).collect();
-        self.sequencer.lock().sessions.note(push, &ids, self.clock.seconds());
-        let mut targets = Vec::new();
-        for &(id, keys, change) in changes {
-            // Entries of a dropped table are passed over: ids are never used again.
-            let table = self.catalog.read().by_id.get(&id).cloned();
-            let Some(table) = table else { continue };
-            if let Change::Gradients(_, rows) | Change::Rows(rows) = change {
-                super::walk::check_length(&table, keys, rows.len())?;
-            }
-            targets.push(Target { table, keys: keys.into(), change });
-        }
-        let removed = self.replay_change(stamp, targets)?;
-        if self.log_free() < self.log_reserve() {
-            self.compact()?;
-        }
-        Ok(removed)
     }
 
     /// Writes everything back and gives the directory up.

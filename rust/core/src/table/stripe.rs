@@ -232,6 +232,22 @@ impl State {
         Ok(())
     }
 
+    /// Points the entry of a recovered row at a newer record.
+    pub(crate) fn supersede(
+        &mut self,
+        tier: &Tier,
+        id: TableId,
+        hash: u64,
+        old: Place,
+        new: Place,
+    ) {
+        let Some(part) = self.parts.get_mut(&id) else { return };
+        if let Some(slot) = part.slot(hash, Location::nvme(old)) {
+            part.index.relocate(slot, Location::nvme(new));
+            tier.log.release(old, part.table.floats);
+        }
+    }
+
     /// A lane for a new entry; the index grows until there is one.
     fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Result<Slot> {
         loop {

@@ -1,0 +1,191 @@
+//! Goal: what is replayed in windows is what one entry after the other gives, bit for bit, however
+//! often an opening is cut short.
+//!
+//! Method: random calls on a store and on a map that follows the same rules; images of the store
+//! are opened with windows of every size, stopped between two of them, and opened again.
+
+use std::cell::Cell;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::scratch::Scratch;
+use crate::spec::{Initializer, Optimizer, TableSpec};
+use crate::store::{Assign, GradientBatch, InsertBatch, LookupBatch, Store, StoreConfig};
+use crate::types::{Durability, Push, TableId};
+
+thread_local! {
+    /// Instead of the bytes that a window may take.
+    pub(super) static WINDOW_BYTES: Cell<Option<u64>> = const { Cell::new(None) };
+    /// Windows that are merged before the opening ends with an error.
+    static WINDOWS: Cell<u64> = const { Cell::new(u64::MAX) };
+}
+
+pub(super) fn count_window() -> Result<()> {
+    let left = WINDOWS.get();
+    WINDOWS.set(left.saturating_sub(1));
+    if left > 0 {
+        return Ok(());
+    }
+    Err(Error::unavailable("the test ends the opening here"))
+}
+
+const DIM: usize = 3;
+const KEYS: u64 = 40;
+
+#[derive(Debug, Clone)]
+enum Call {
+    Apply(Vec<u64>),
+    Assign(Vec<u64>),
+    Remove(Vec<u64>),
+    /// A training read and its push: rows that a read alone made may be lost.
+    Insert(Vec<u64>),
+    /// Rows reach the log, and may be ahead of journal entries that are replayed.
+    Flush,
+    Checkpoint,
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let keys = || prop::collection::hash_set(0..KEYS, 1..12).prop_map(|k| k.into_iter().collect());
+    prop_oneof![
+        6 => keys().prop_map(Call::Apply),
+        2 => keys().prop_map(Call::Assign),
+        2 => keys().prop_map(Call::Remove),
+        1 => keys().prop_map(Call::Insert),
+        1 => Just(Call::Flush),
+        1 => Just(Call::Checkpoint),
+    ]
+}
+
+fn spec() -> TableSpec {
+    TableSpec {
+        optimizer: Optimizer::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+        initializer: Initializer::Uniform { low: -1.0, high: 1.0 },
+        ..super::super::tests::spec("t", DIM as u32)
+    }
+}
+
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i as u64 * 31 + seed * 7) % 17) as f32 / 8.0 - 1.0).collect()
+}
+
+fn config(path: &Path) -> StoreConfig {
+    StoreConfig {
+        path: path.to_path_buf(),
+        dram_bytes: 8 << 20,
+        nvme_bytes: 64 << 20,
+        durability: Durability::Process,
+        threads: 1,
+        shard: (0, 1),
+    }
+}
+
+fn apply(store: &Store, number: u64, table: TableId, keys: &[u64]) {
+    let gradients = numbers(number, keys.len() * DIM);
+    let push = Push { session: 1, number, step: None };
+    let batch = GradientBatch { table, keys, gradients: &gradients };
+    store.apply_gradients(push, &[batch]).unwrap();
+}
+
+fn run(store: &Store, table: TableId, number: u64, call: &Call) {
+    let push = Push { session: 1, number, step: None };
+    match call {
+        Call::Apply(keys) => apply(store, number, table, keys),
+        Call::Assign(keys) => {
+            let rows = numbers(number, keys.len() * DIM);
+            store.assign(push, &Assign { table, keys, rows: &rows }).map(drop).unwrap();
+        }
+        Call::Remove(keys) => {
+            store.remove(push, table, keys).map(drop).unwrap();
+        }
+        Call::Insert(keys) => {
+            let mut rows = vec![0.0; keys.len() * DIM];
+            let batch = InsertBatch { table, keys, counts: &[], rows: &mut rows };
+            store.lookup_or_insert(&mut [batch]).unwrap();
+            apply(store, number, table, keys);
+        }
+        Call::Flush => {
+            for stripe in &store.engine.stripes {
+                stripe.lock().write_back(&store.engine.tier, None, usize::MAX).unwrap();
+            }
+            store.flush().unwrap();
+        }
+        Call::Checkpoint => store.engine.checkpoint(false).unwrap(),
+    }
+}
+
+/// Bits of all values, and of them after one more push: so slots count too.
+fn bits(store: &Store, table: TableId) -> (Vec<u32>, Vec<u8>) {
+    let keys: Vec<u64> = (0..KEYS).collect();
+    let (mut all, mut found) = (Vec::new(), vec![9; keys.len()]);
+    for number in [None, Some(1_000_000)] {
+        if let Some(number) = number {
+            apply(store, number, table, &keys);
+        }
+        let mut rows = vec![0.0; keys.len() * DIM];
+        let found = if number.is_none() { &mut found[..] } else { &mut [] };
+        store.lookup(&mut [LookupBatch { table, keys: &keys, rows: &mut rows, found }]).unwrap();
+        all.extend(rows.iter().map(|x| x.to_bits()));
+    }
+    (all, found)
+}
+
+/// What the removals among `calls` are told when they come again.
+fn removals(store: &Store, table: TableId, calls: &[Call]) -> Vec<u64> {
+    let removals = (1..).zip(calls).filter(|(_, call)| matches!(call, Call::Remove(_)));
+    let again = |(number, _)| Push { session: 1, number, step: None };
+    removals.map(again).map(|push| store.remove(push, table, &[]).unwrap()).collect()
+}
+
+fn copy(from: &Path) -> Scratch {
+    let to = Scratch::in_memory();
+    std::fs::create_dir_all(to.path().join("journal")).unwrap();
+    let mut files: Vec<_> = ["MANIFEST", "superblock", "rows.log"].map(Into::into).to_vec();
+    for file in std::fs::read_dir(from.join("journal")).unwrap() {
+        files.push(Path::new("journal").join(file.unwrap().file_name()));
+    }
+    for file in files {
+        std::fs::copy(from.join(&file), to.path().join(&file)).unwrap();
+    }
+    to
+}
+
+fn open_within(path: &Path, bytes: u64, windows: u64) -> Result<Store> {
+    WINDOW_BYTES.set(Some(bytes));
+    WINDOWS.set(windows);
+    let store = Store::open(config(path));
+    WINDOW_BYTES.set(None);
+    WINDOWS.set(u64::MAX);
+    store
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 60, ..Default::default() })]
+
+    #[test]
+    fn windows_give_what_single_entries_give(calls in prop::collection::vec(call(), 1..40)) {
+        let scratch = Scratch::in_memory();
+        let store = Store::open(config(scratch.path())).unwrap();
+        let table = store.create_table(&spec()).unwrap().id;
+        for (number, call) in (1..).zip(&calls) {
+            run(&store, table, number, call);
+        }
+        store.engine.tier.log.sync().unwrap();
+        let images: Vec<Scratch> = (0..6).map(|_| copy(scratch.path())).collect();
+        let expected = bits(&store, table);
+        let mut removed = None;
+        for (image, bytes) in images.iter().zip([1, 300, 1000, 5000, 1 << 20]) {
+            let store = open_within(image.path(), bytes, u64::MAX).unwrap();
+            // What a repeated removal is told; less than it removed where the log is ahead of it.
+            let told = removals(&store, table, &calls);
+            let single = removed.get_or_insert_with(|| told.clone());
+            prop_assert_eq!(&told, &*single, "windows of {} bytes", bytes);
+            prop_assert_eq!(&bits(&store, table), &expected, "windows of {} bytes", bytes);
+        }
+        // Stopped between windows, again and again, each time a little later.
+        let image = &images[5];
+        let store = (0..).find_map(|n| open_within(image.path(), 500, n).ok()).unwrap();
+        prop_assert_eq!(&bits(&store, table), &expected, "stopped between windows");
+    }
+}

@@ -1,0 +1,309 @@
+//! What many journal entries do to one table, sorted by row.
+//!
+//! A row depends on its own entries alone. So the entries of a window are collected first; then
+//! each row is read once, in the order of the log, and changed by its own, in their order. The
+//! result is bit for bit that of one entry after the other.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::Arc;
+
+use super::mutate::Change;
+use crate::log::RecordView;
+use crate::table::Table;
+use crate::types::{hash, Place, Push, Sequence};
+
+/// What a row takes in a window: its key, its list, its entry in the map, its place in the order.
+const ROW_BYTES: u64 = 72;
+/// The end of a list.
+const NONE: u32 = u32::MAX;
+
+/// Passes a hash through: keys are looked up by theirs, which needs no other.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Entries of one table, and for each key that they name a list of what they do to it.
+pub(super) struct Window {
+    pub(super) table: Arc<Table>,
+    lists: Vec<List>,
+    slots: HashMap<u64, u32, BuildHasherDefault<Hashed>>,
+    pieces: Vec<Piece>,
+    changes: Vec<Next>,
+    /// Gradients, or new values, of each change.
+    floats: Vec<f32>,
+}
+
+/// The changes of one key.
+struct List {
+    key: u64,
+    first: u32,
+    last: u32,
+}
+
+/// One change of one key: change n takes the floats of its piece at n, less those before.
+struct Next {
+    piece: u32,
+    next: u32,
+    /// It removed a row. Stays set when the window is merged again.
+    has_removed: AtomicBool,
+}
+
+/// One entry's changes of the table, of all its keys or of some neighbouring ones.
+struct Piece {
+    sequence: Sequence,
+    action: Action,
+    first_change: usize,
+    first_float: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Action {
+    Gradients(f32),
+    Rows,
+    Remove(Push),
+}
+
+impl Window {
+    pub(super) fn new(table: Arc<Table>) -> Self {
+        Self {
+            table,
+            lists: Vec::new(),
+            slots: HashMap::default(),
+            pieces: Vec::new(),
+            changes: Vec::new(),
+            floats: Vec::new(),
+        }
+    }
+
+    /// Collects what one entry does, as far as `room` bytes reach, but of one key at least. Returns
+    /// how many keys were taken, and the bytes that they take.
+    pub(super) fn collect(
+        &mut self,
+        (sequence, push): (Sequence, Push),
+        change: Change<'_>,
+        keys: &[u64],
+        room: u64,
+    ) -> (usize, u64) {
+        let dim = self.table.dim;
+        let (action, floats, width) = match change {
+            Change::Gradients(rate, rows) => (Action::Gradients(rate), rows, dim),
+            Change::Rows(rows) => (Action::Rows, rows, dim),
+            Change::Remove => (Action::Remove(push), &[][..], 0),
+        };
+        let (first_change, first_float) = (self.changes.len(), self.floats.len());
+        let change_bytes = (size_of::<Next>() + 4 * width) as u64;
+        let mut bytes = 0;
+        for &key in keys {
+            if bytes >= room && bytes > 0 {
+                break;
+            }
+            let rows = self.lists.len();
+            self.add(key);
+            bytes += change_bytes + (self.lists.len() - rows) as u64 * ROW_BYTES;
+        }
+        let taken = self.changes.len() - first_change;
+        self.floats.extend_from_slice(&floats[..taken * width]);
+        self.pieces.push(Piece { sequence, action, first_change, first_float });
+        (taken, bytes)
+    }
+
+    /// Adds a change of the coming piece to the key's list.
+    fn add(&mut self, key: u64) {
+        let (own, piece) = (self.changes.len() as u32, self.pieces.len() as u32);
+        let has_removed = AtomicBool::new(false);
+        self.changes.push(Next { piece, next: NONE, has_removed });
+        let rows = self.lists.len() as u32;
+        let slot = *self.slots.entry(hash(key)).or_insert(rows);
+        match self.lists.get_mut(slot as usize) {
+            Some(list) => {
+                self.changes[list.last as usize].next = own;
+                list.last = own;
+            }
+            None => self.lists.push(List { key, first: own, last: own }),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Forgets the entries.
+    pub(super) fn clear(&mut self) {
+        self.lists.clear();
+        self.slots.clear();
+        self.pieces.clear();
+        self.changes.clear();
+        self.floats.clear();
+    }
+
+    /// Sequence of the newest entry.
+    pub(super) fn last(&self) -> Sequence {
+        self.pieces.last().map_or(0, |piece| piece.sequence)
+    }
+
+    /// The removals of a merged window, with how many rows each removed.
+    pub(super) fn removals(&self) -> impl Iterator<Item = (Push, u64)> + '_ {
+        let ends = self.pieces.iter().skip(1).map(|piece| piece.first_change);
+        let ends = ends.chain([self.changes.len()]);
+        self.pieces.iter().zip(ends).filter_map(|(piece, end)| {
+            let Action::Remove(push) = piece.action else { return None };
+            let changes = &self.changes[piece.first_change..end];
+            let removed = changes.iter().filter(|change| change.has_removed.load(Relaxed));
+            Some((push, removed.count() as u64))
+        })
+    }
+
+    /// Keys that the entries name, by number.
+    pub(super) fn rows(&self) -> usize {
+        self.lists.len()
+    }
+
+    pub(super) fn key(&self, row: u32) -> u64 {
+        self.lists[row as usize].key
+    }
+
+    /// Asks for the changes of a row ahead of their use.
+    pub(super) fn prefetch(&self, row: u32) {
+        let Some(list) = self.lists.get(row as usize) else { return };
+        let change = &self.changes[list.first as usize];
+        crate::prefetch::read(std::ptr::from_ref(change).cast());
+        // Exact unless removals stand among the entries: a hint may be wrong.
+        crate::prefetch::row(&self.floats, self.table.dim, list.first);
+    }
+
+    /// Applies a row's changes in order.
+    pub(super) fn apply(&self, n: u32, row: &mut Row, numbers: &mut [f32], scratch: &mut [f32]) {
+        let mut at = self.lists[n as usize].first;
+        while at != NONE {
+            let change = &self.changes[at as usize];
+            let piece = &self.pieces[change.piece as usize];
+            let start = piece.first_float + (at as usize - piece.first_change) * self.table.dim;
+            let floats = || &self.floats[start..start + self.table.dim];
+            let (table, sequence) = (&*self.table, piece.sequence);
+            match piece.action {
+                Action::Gradients(rate) => {
+                    row.step(table, sequence, rate, floats(), numbers, scratch);
+                }
+                Action::Rows => row.assign(table, sequence, floats(), numbers),
+                Action::Remove(_) if row.remove(sequence) => {
+                    change.has_removed.store(true, Relaxed);
+                }
+                Action::Remove(_) => {}
+            }
+            at = change.next;
+        }
+    }
+}
+
+/// Whether a key has a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Absent,
+    Present,
+    /// Its record cannot be read; key and sequence are known from the footer.
+    Damaged,
+}
+
+/// A row on its way through a window. Its numbers lie beside it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    pub(super) key: u64,
+    /// Its record before the window.
+    pub(super) place: Option<Place>,
+    pub(super) sequence: Sequence,
+    pub(super) last_seen: u32,
+    pub(super) frequency: u32,
+    pub(super) life: Life,
+    /// Differs from the record.
+    pub(super) is_changed: bool,
+}
+
+impl Row {
+    pub(super) fn absent(key: u64) -> Self {
+        Self {
+            key,
+            place: None,
+            sequence: 0,
+            last_seen: 0,
+            frequency: 0,
+            life: Life::Absent,
+            is_changed: false,
+        }
+    }
+
+    /// Becomes what its record says.
+    pub(super) fn read(&mut self, place: Place, record: &RecordView<'_>, numbers: &mut [f32]) {
+        self.place = Some(place);
+        self.sequence = record.sequence;
+        (self.last_seen, self.frequency) = (record.last_seen, record.frequency);
+        self.life = Life::Present;
+        numbers.copy_from_slice(record.row);
+    }
+
+    fn step(
+        &mut self,
+        table: &Table,
+        sequence: Sequence,
+        rate: f32,
+        gradient: &[f32],
+        numbers: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        self.create(table, sequence, numbers);
+        if self.life == Life::Damaged || self.sequence >= sequence {
+            return;
+        }
+        if table.optimizer.step(rate, numbers, gradient, scratch) {
+            (self.sequence, self.is_changed) = (sequence, true);
+        }
+    }
+
+    fn assign(&mut self, table: &Table, sequence: Sequence, value: &[f32], numbers: &mut [f32]) {
+        self.create(table, sequence, numbers);
+        if self.sequence >= sequence {
+            return;
+        }
+        if self.life == Life::Damaged {
+            // Where the value is all of the row, nothing of the damaged record is needed.
+            if table.floats > table.dim {
+                return;
+            }
+            self.life = Life::Present;
+        }
+        numbers[..table.dim].copy_from_slice(value);
+        (self.sequence, self.is_changed) = (sequence, true);
+    }
+
+    /// False if there was nothing to remove.
+    fn remove(&mut self, sequence: Sequence) -> bool {
+        let is_there = self.life != Life::Absent && self.sequence < sequence;
+        if is_there {
+            (self.life, self.sequence, self.is_changed) = (Life::Absent, sequence, true);
+        }
+        is_there
+    }
+
+    /// A key without a row gets the initial one, as of just before this entry.
+    fn create(&mut self, table: &Table, sequence: Sequence, numbers: &mut [f32]) {
+        if self.life == Life::Absent {
+            table.initial_row(self.key, numbers);
+            (self.life, self.sequence, self.is_changed) = (Life::Present, sequence - 1, true);
+            (self.last_seen, self.frequency) = (0, 0);
+        }
+    }
+}
