@@ -51,7 +51,7 @@ class Port(Protocol):
 
 
 class Connection:
-    """One connection. `session` is set by whoever answers hello.
+    """One connection. Whoever answers hello says who has come: `enter`.
 
     `chunk_bytes`: what the socket is handed at once.
     """
@@ -76,6 +76,9 @@ class Connection:
         # Since when its next part is due; None: from the next look at the clock on.
         self._part_s: float | None = None
         self._is_logged_in = False
+        # The name it speaks for, if any, and whether another session does by now.
+        self._client_id = ""
+        self._is_taken_over = False
         self._is_reading = True
         self._is_full = False
         self._is_ending = False
@@ -93,6 +96,17 @@ class Connection:
     @session.setter
     def session(self, session: int) -> None:
         self.wire.session = session
+
+    def enter(self, session: int, client_id: str) -> None:
+        """hello was said, and the store has let the session in."""
+        self.wire.session = session
+        if client_id:
+            self._client_id = client_id
+            self._host.clients.enter(self, client_id)
+
+    def take_over(self) -> None:
+        """A newer session speaks for this one's name: calls from now on are refused."""
+        self._is_taken_over = True
 
     @property
     def is_idle(self) -> bool:
@@ -143,6 +157,8 @@ class Connection:
         """The socket is gone. Calls that somebody runs go on, their answers are dropped."""
         self.is_open = False
         self.outbox.close()
+        if self._client_id:
+            self._host.clients.leave(self, self._client_id)
         if self._incoming is not None:
             self._incoming.release()
             self._incoming = None
@@ -287,6 +303,12 @@ class Connection:
         if not self.is_open:
             # The client will ask again over a new connection; pushes too, by number.
             self._release(booking)
+        elif self._is_taken_over:
+            reason = (
+                f"UnavailableError: client {self._client_id!r} was taken over by a newer session;"
+                " this one may do nothing any more: end it, or give it a client_id of its own"
+            )
+            self.answered(booking, self.wire.fails(call.question, "failed", reason))
         elif isinstance(call, _core.ColdCall):
             self._start(booking)
         elif order_of(call.verb) is Order.READ and self.wire.cancelled(call.question):

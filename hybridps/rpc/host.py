@@ -10,6 +10,7 @@ from hybridps.rpc.budget import Budget
 from hybridps.rpc.limits import Limits
 
 if TYPE_CHECKING:
+    from hybridps.rpc.connection import Connection
     from hybridps.rpc.transport import Transport
 
 _T = TypeVar("_T")
@@ -39,6 +40,30 @@ class Metrics(Protocol):
         """One refusal."""
 
 
+class Clients:
+    """Connections of named clients. The newest session of a name speaks for it: those of others are
+    told that they were taken over, and do nothing any more.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[str, set[Connection]] = {}
+
+    def enter(self, connection: Connection, client_id: str) -> None:
+        """A connection has said hello in this name; the store has let its session in."""
+        known = self._connections.setdefault(client_id, set())
+        for other in known:
+            if other.session != connection.session:
+                other.take_over()
+        known.add(connection)
+
+    def leave(self, connection: Connection, client_id: str) -> None:
+        """A connection is lost."""
+        known = self._connections.get(client_id, set())
+        known.discard(connection)
+        if not known:
+            self._connections.pop(client_id, None)
+
+
 class Host:
     """What all connections of a server share."""
 
@@ -60,6 +85,7 @@ class Host:
         self.replies = Budget(limits.inflight_bytes // 2)
         self.pushes = Budget(limits.push_bytes)
         self.transports: set[Transport] = set()
+        self.clients = Clients()
         self.is_draining = False
         # True: a call may wait for a device, which none may do on the loop, however small it is.
         self.may_wait = False

@@ -23,9 +23,10 @@ log = Logger("hybridps.server")
 
 
 class Caller(Protocol):
-    """The connection that a call came by: `session` is set by hello and names its pushes."""
+    """The connection that a call came by."""
 
-    session: int
+    def enter(self, session: int, client_id: str) -> None:
+        """Names the session of its pushes, and whom it speaks for."""
 
 
 class Service:
@@ -80,7 +81,7 @@ class Service:
         if session == 0:
             raise BadInputError("session is 0; give a random number above 0")
         last_push = await self._workers.run(self._store.attach, session, params.clientId)
-        caller.session = session
+        caller.enter(session, params.clientId)
         server = results.init("server")
         server.version = _core.__version__
         server.shard, server.shards = self._config.shard

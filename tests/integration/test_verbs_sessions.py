@@ -68,3 +68,36 @@ def test_a_new_session_takes_over(kind: str, url: str) -> None:
                 table.apply_gradients([1, 2], ONES)
             new.table(made.name).apply_gradients([1, 2], ONES)
             np.testing.assert_array_equal(new.table(made.name).lookup([1, 2]), -2 * ONES)
+
+
+def test_a_session_that_was_taken_over_does_nothing_any_more(kind: str, url: str) -> None:
+    trainer, made = fresh_name(), spec()
+    with connect(kind, url, client_id=trainer) as old:
+        table = old.create_table(made)
+        table.apply_gradients([1, 2], ONES)
+        with connect(kind, url, client_id=trainer) as new, connect(kind, url) as other:
+            before = new.table(made.name).stats()["keys"]
+            calls = [
+                lambda: table.apply_gradients([1, 2], ONES),
+                lambda: table.assign([1, 2], ONES),
+                lambda: table.remove([1]),
+                lambda: table.lookup_or_insert([77]),
+                lambda: table.lookup([1]),
+                lambda: table.set_learning_rate(0.5),
+                lambda: table.alter(learning_rate=0.5),
+                table.stats,
+                table.size,
+                old.tables,
+                old.stats,
+                old.flush,
+                lambda: old.prefetch({made.name: [1]}),
+                lambda: old.create_table(spec()),
+                lambda: old.drop_table(made.name),
+            ]
+            for call in calls:
+                with pytest.raises(hps.UnavailableError, match=f"{trainer}.*newer session"):
+                    call()
+            # Nobody else is disturbed, and nothing was changed.
+            for client in (new, other):
+                np.testing.assert_array_equal(client.table(made.name).lookup([1, 2]), -ONES)
+            assert new.table(made.name).stats()["keys"] == before

@@ -27,6 +27,10 @@ class Peer:
     service: Service
     store: _core.Store
     session: int = 0
+    client_id: str = ""
+
+    def enter(self, session: int, client_id: str) -> None:
+        self.session, self.client_id = session, client_id
 
     async def call(self, verb: str, **fields: Any) -> dict[str, Any]:
         params = schemas.new_params(verb)
