@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("hybridps", "clients", "tests", "benchmarks", "rust", "schemas", "docs", ".ci")
+ROOMS = (
+    "hybridps", "clients", "tests", "examples", "benchmarks", "rust", "schemas", "docs", ".ci"
+)  # fmt: skip
 BUILT = {"target", ".venv", "__pycache__", "build", "dist"}
 
 

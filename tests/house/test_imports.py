@@ -27,6 +27,8 @@ FORBIDDEN = {
                 "hybridps.demo", "socket", "asyncio"),
     "clients/torch": ("tensorflow", "keras"),
     "clients/tensorflow": ("torch",),
+    "examples": ("hybridps._core", "hybridps.client", "hybridps.layers", "hybridps.server",
+                 "hybridps.rpc", "hybridps.demo"),
     "benchmarks": ("hybridps._core", "hybridps.client.", "hybridps.server.", "hybridps.rpc"),
 }  # fmt: skip
 # `pickle` and its users run whatever a file says; the others leave the rules above.

@@ -6,13 +6,12 @@ were never trained, because a served table answers zeros for them. Census and a 
 criteo60k and ml1m where the shared data are (HYBRIDPS_SHARED, or `shared` beside the checkout).
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.sets import shared
 
 import hybridps as hps
 
@@ -33,7 +32,6 @@ SEED = 3
 DIM = 16
 AUC_DIFFERENCE_MAX = 1e-4
 ROOMY_BYTES = 512 * MIB
-CHECKOUT = Path(__file__).resolve().parents[2]
 # torch's sparse Adagrad says once that it does not check what it built itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 
@@ -45,16 +43,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def shared(name: str) -> datasets.Dataset:
-    """A set that does not ship; skips the test, by name, where it is absent."""
-    places = [os.environ.get("HYBRIDPS_SHARED"), CHECKOUT.parent / "shared", CHECKOUT / "shared"]
-    for place in filter(None, places):
-        path = Path(place) / "data" / name / f"{name}.npz"
-        if path.is_file():
-            return datasets.npz(path)
-    pytest.skip(f"{name} is not here: set HYBRIDPS_SHARED to the directory that holds data/{name}")
 
 
 def census() -> datasets.Dataset:
