@@ -128,14 +128,15 @@ impl Index {
     ) -> Option<(Slot, Location)> {
         let region = self.region(hash);
         let (wanted, lines) = (fingerprint(hash), self.regions[region].lines(&self.arena));
-        let mut at = home(wanted, lines.len());
+        let (mut at, is_shared) = (home(wanted, lines.len()), self.is_shared());
         for _ in 0..lines.len() {
             let line = &lines[at];
             let mut matches = line.matches(wanted) & self.lanes;
             while matches != 0 {
                 let lane = matches.trailing_zeros();
                 let location = Location(line.0[lane as usize] & LOCATION_MASK);
-                if is_match(location) {
+                let is_own = !is_shared || bucket_of(line, lane) == bucket(hash) & 0xff;
+                if is_own && is_match(location) {
                     let slot = Slot { region: region as u32, line: at as u32, lane };
                     return Some((slot, location));
                 }

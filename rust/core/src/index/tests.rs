@@ -193,3 +193,26 @@ fn tiers_do_not_mix() {
     assert_eq!(Location::dram(7).resolve(), Ok(7));
     assert_ne!(Location::nvme(Place(7)), Location::dram(7));
 }
+
+/// Where one region serves all buckets, keys of other buckets with the same fingerprint are no
+/// match: a reader of the log asks of a record's bucket alone.
+#[test]
+fn a_shared_region_tells_buckets_apart() {
+    let mut index = Index::new(Arena::scratch(), 16);
+    // Equal but for the top bits, which are the bucket.
+    let hashes: Vec<u64> = (0..16).map(|own| own << 52 | 0x000a_bcde_f123_4567).collect();
+    for (n, &hash) in hashes.iter().enumerate() {
+        let slot = loop {
+            match index.vacancy(hash) {
+                Some(slot) => break slot,
+                None => assert!(index.grow(hash)),
+            }
+        };
+        index.insert(slot, hash, Location::dram(n as u64 + 1));
+    }
+    assert!(index.is_shared());
+    for (n, &hash) in hashes.iter().enumerate() {
+        let found = index.find(hash, |_| true).map(|found| found.1);
+        assert_eq!(found, Some(Location::dram(n as u64 + 1)));
+    }
+}
