@@ -135,8 +135,9 @@ impl Index {
             while matches != 0 {
                 let lane = matches.trailing_zeros();
                 let location = Location(line.0[lane as usize] & LOCATION_MASK);
-                let is_own = !is_shared || bucket_of(line, lane) == bucket(hash) & 0xff;
-                if is_own && is_match(location) {
+                let is_other =
+                    is_shared && (bucket_of(line, lane) ^ bucket(hash)) & (self.buckets - 1) != 0;
+                if !is_other && is_match(location) {
                     let slot = Slot { region: region as u32, line: at as u32, lane };
                     return Some((slot, location));
                 }
