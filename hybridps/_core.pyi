@@ -156,6 +156,10 @@ class HotCall:
         """The Return frame of a call that is run after it was answered: no results, or what is
         wrong with it (`code` tells which).
         """
+    def try_run(self) -> Buffer | None:
+        """As `run`, if the engine need not wait for a device or for other calls; else None, and the
+        call is still to be run. Always None for a verb that changes rows.
+        """
     def send(self, outlet: Outlet, /) -> bool:
         """Sends the next few MiB of a streamed Return while it gathers them; two threads at a time
         are enough, and hold four pieces of 512 KiB at most. True: the socket takes no more now.

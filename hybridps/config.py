@@ -95,6 +95,7 @@ class ServerConfig:
     connections_max: int
     inflight_max_bytes: int
     log_format: str
+    restart_on_failure: bool
     drain_s: float
 
 
@@ -280,6 +281,12 @@ SETTINGS = (
         "bound on requests and replies in flight, all connections together",
     ),
     Setting("log_format", "log_format", _choice("json", "text"), "json, or text for people"),
+    Setting(
+        "restart_on_failure",
+        "restart_on_failure",
+        _parse_bool,
+        "exit with 1 when the store has failed, for a supervisor to start it anew (false)",
+    ),
     Setting("drain", "drain_s", _seconds, "seconds that calls in flight may take after SIGTERM"),
 )
 _NAMES = tuple(setting.name for setting in SETTINGS)
@@ -377,6 +384,7 @@ def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfi
     values.setdefault("keys_limit", 1 << 20)
     values.setdefault("connections_max", 10_000)
     values.setdefault("log_format", "json")
+    values.setdefault("restart_on_failure", False)
     values.setdefault("drain_s", 30.0)
     config = ServerConfig(**values)
     _check_together(config, origins)

@@ -125,7 +125,7 @@ class Connection:
             # The frame is whole; the call in it takes over what was granted for it.
             whole, self._incoming = self._incoming, None
             self._frame_since_s = None
-        self._take(events, whole)
+        self._take(events, whole, now_s)
         if wanted and self._incoming is None and self.is_open:
             self._incoming = Grant(self._host.frames, wanted)
             self._incoming.take(self._frame_granted)
@@ -272,17 +272,17 @@ class Connection:
         self._backlog_bytes = backlog
         return backlog
 
-    def _take(self, events: Sequence[Any], whole: Grant | None) -> None:
+    def _take(self, events: Sequence[Any], whole: Grant | None, now_s: float) -> None:
         for event in events:
             if isinstance(event, _core.Login):
                 # Every peer that reaches the socket may enter; tokens are not checked yet. A
                 # login is always the last event: what came behind it is decoded now.
                 self._is_logged_in = True
-                self._take(self.wire.accept(event.question), whole)
+                self._take(self.wire.accept(event.question), whole, now_s)
                 return
             frame = whole or self._host.frames.hold(event.frame_bytes)
             whole = None
-            self._enter(Booking(event, frame, self._sequencer))
+            self._enter(Booking(event, frame, self._sequencer, now_s))
         if whole is not None:
             whole.release()
         self._write_outgoing()

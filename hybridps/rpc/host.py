@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hybridps import _core
 from hybridps.rpc.budget import Budget
+from hybridps.rpc.lanes import Lane
 from hybridps.rpc.limits import Limits
 
 if TYPE_CHECKING:
@@ -19,22 +20,27 @@ _T = TypeVar("_T")
 class Service(Protocol):
     """Who answers cold verbs."""
 
-    async def call(self, caller: Any, verb: str, params: Any) -> bytes:
-        """The results message of a call. HybridPSErrors reach the peer by class and text."""
+    async def call(self, caller: Any, verb: str, params: Any, begin: Callable[[], None]) -> bytes:
+        """The results message of a call. HybridPSErrors reach the peer by class and text.
+
+        `begin` is to be called on the thread that begins with it.
+        """
 
 
 class Workers(Protocol):
     """Who runs engine work off the loop."""
 
-    def run(self, function: Callable[[], _T], /) -> Awaitable[_T]:
-        """Runs the function on a thread."""
+    def run(self, lane: Lane, function: Callable[[], _T], /) -> Awaitable[_T]:
+        """Runs the function on a thread of the lane."""
 
 
 class Metrics(Protocol):
     """Who counts."""
 
-    def observe(self, method: str, code: str, seconds: float) -> None:
-        """One answered call."""
+    def observe(self, method: str, code: str, seconds: float, waited_s: float) -> None:
+        """One answered call: seconds since its last byte came, and how many of them passed before
+        the engine began with it.
+        """
 
     def reject(self, limit: str) -> None:
         """One refusal."""
@@ -87,5 +93,3 @@ class Host:
         self.transports: set[Transport] = set()
         self.clients = Clients()
         self.is_draining = False
-        # True: a call may wait for a device, which none may do on the loop, however small it is.
-        self.may_wait = False

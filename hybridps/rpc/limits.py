@@ -16,8 +16,8 @@ SMALL_REPLY_BYTES = 64 << 10
 class Limits:
     """Bounds of one server.
 
-    `inline_cost_bytes`: a hot call that moves no more runs on the loop, since a hop to a thread
-    costs more; `inline_pushes`: also a push (not where a push waits for the device).
+    `inline_cost_bytes`: a lookup that moves no more is tried on the loop, since a hop to a thread
+    costs more.
     """
 
     frame_bytes: int
@@ -28,7 +28,6 @@ class Limits:
     push_bytes: int = 1 << 30
     unsent_bytes: int = 64 << 20
     inline_cost_bytes: int = 64 << 10
-    inline_pushes: bool = True
     login_s: float = 60.0
     frame_s: float = 30.0
     unread_s: float = 30.0

@@ -44,10 +44,6 @@ class Listener:
         host = self._host
         return host.frames.used + host.replies.used + host.pushes.used
 
-    def allow_waits(self, may_wait: bool) -> None:
-        """Whether calls may wait for a device: then none runs on the loop, however small."""
-        self._host.may_wait = may_wait
-
     async def listen(self, bound: socket.socket) -> None:
         """Accepts connections on a bound socket, TCP or unix, until `drain`."""
         loop = asyncio.get_running_loop()

@@ -1,5 +1,6 @@
-"""Where calls are run: small ones on the event loop, others on engine threads, cold ones by the
-service, large reads by `streaming`. Every way ends in `Connection.answered` or `ended`.
+"""Where calls are run: small lookups on the event loop if they need not wait there, others on
+engine threads, cold ones by the service, large reads by `streaming`. Every way ends in
+`Connection.answered` or `ended`.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from hybridps.rpc.booking import Booking
 from hybridps.rpc.budget import Grant
 from hybridps.rpc.connection import Connection
 from hybridps.rpc.host import Host
-from hybridps.rpc.sequencer import Order, order_of
+from hybridps.rpc.lanes import lane_of
 from hybridps.rpc.streaming import Streams
 
 log = logging.getLogger("hybridps.rpc")
@@ -23,6 +24,9 @@ log = logging.getLogger("hybridps.rpc")
 PREFETCHES_MAX = 8
 
 _INTERNAL = "HybridPSError: the call failed inside the server; its log has the details"
+# Lookups that are not tried on the loop after so many in a row would have had to wait: where most
+# rows are on NVMe a try is wasted, where few are it is not.
+_PAUSE_MAX = 64
 
 
 class Runner:
@@ -33,6 +37,9 @@ class Runner:
         # The loop keeps only weak references to tasks.
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefetches = 0
+        # Lookups to come that are not tried on the loop, and how many after the next refusal.
+        self._paused = 0
+        self._pause = 1
 
     @property
     def is_busy(self) -> bool:
@@ -46,10 +53,8 @@ class Runner:
             self._spawn(self._run_cold(connection, booking, call))
         elif call.verb == "prefetch":
             self._prefetch(connection, booking, call)
-        elif self._is_inline(call):
-            started = time.perf_counter()
-            reply = call.run()
-            self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
+        elif (reply := self._try(booking, call)) is not None:
+            self._observe(booking, call.code)
             connection.answered(booking, connection.wire.answer(call.question) or reply)
         elif call.is_streamed:
             self._spawn(self._stream(connection, streams, booking, call))
@@ -63,13 +68,13 @@ class Runner:
             # The frame stays as long as its keys are read.
             frame, booking.frame = booking.frame, self._host.frames.hold(0)
             self._spawn(self._warm(call, frame))
-        self._host.metrics.observe(call.verb, call.code, 0.0)
+        self._observe(booking, call.code)
         connection.answered(booking, connection.wire.answer(call.question) or reply)
 
     async def _warm(self, call: _core.HotCall, frame: Grant) -> None:
         self._prefetches += 1
         try:
-            await self._host.workers.run(call.run)
+            await self._host.workers.run(lane_of(call.verb), call.run)
             if call.code != "ok":
                 log.warning("prefetch failed: %s", call.code)
         except Exception:
@@ -78,11 +83,26 @@ class Runner:
             self._prefetches -= 1
             frame.release()
 
-    def _is_inline(self, call: _core.HotCall) -> bool:
-        limits = self._host.limits
-        if call.cost > limits.inline_cost_bytes or self._host.may_wait:
-            return False
-        return limits.inline_pushes or order_of(call.verb) is not Order.PUSH
+    def _try(self, booking: Booking, call: _core.HotCall) -> _core.Buffer | None:
+        """The reply, if it is had without waiting: nothing else may run on the loop."""
+        if call.cost > self._host.limits.inline_cost_bytes:
+            return None
+        if self._paused:
+            self._paused -= 1
+            return None
+        began_s = time.monotonic()
+        reply = call.try_run()
+        if reply is not None:
+            booking.begun_s = began_s
+            self._pause = 1
+        elif call.verb == "lookup":
+            self._paused, self._pause = self._pause, min(2 * self._pause, _PAUSE_MAX)
+        return reply
+
+    def _observe(self, booking: Booking, code: str) -> None:
+        now_s = time.monotonic()
+        waited_s = (booking.begun_s or now_s) - booking.received_s
+        self._host.metrics.observe(booking.call.verb, code, now_s - booking.received_s, waited_s)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -92,37 +112,43 @@ class Runner:
     async def _run_away(
         self, connection: Connection, booking: Booking, call: _core.HotCall
     ) -> None:
-        started = time.perf_counter()
+        def work() -> _core.Buffer:
+            booking.begin()
+            return call.run()
+
         try:
-            reply = await self._host.workers.run(call.run)
+            reply = await self._host.workers.run(lane_of(call.verb), work)
             reply = connection.wire.answer(call.question) or reply
         except Exception:
             log.exception("call failed inside the server: verb=%s", call.verb)
             reply = connection.wire.fails(call.question, "failed", _INTERNAL)
-        self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
+        self._observe(booking, call.code)
         connection.answered(booking, reply)
 
     async def _stream(
         self, connection: Connection, streams: Streams, booking: Booking, call: _core.HotCall
     ) -> None:
-        started = time.perf_counter()
-        grant, booking.reply = booking.reply, None
-        if await streams.send(call, grant):
-            self._host.metrics.observe(call.verb, call.code, time.perf_counter() - started)
+        if await streams.send(booking, call):
+            self._observe(booking, call.code)
         connection.ended(booking)
 
     async def _run_cold(
         self, connection: Connection, booking: Booking, call: _core.ColdCall
     ) -> None:
+        code = "ok"
         try:
-            results = await self._host.service.call(connection, call.verb, call.params)
+            service = self._host.service
+            results = await service.call(connection, call.verb, call.params, booking.begin)
             reply = connection.wire.returns(call.question, results)
         except HybridPSError as error:
-            kind = "overloaded" if type(error).__name__ == "OverloadedError" else "failed"
-            reason = f"{type(error).__name__}: {error}"
+            code = type(error).__name__
+            kind = "overloaded" if code == "OverloadedError" else "failed"
+            reason = f"{code}: {error}"
             reply = connection.wire.fails(call.question, kind, reason)
         except Exception:
             log.exception("call failed inside the server: verb=%s", call.verb)
+            code = "HybridPSError"
             reply = connection.wire.fails(call.question, "failed", _INTERNAL)
+        self._observe(booking, code)
         booking.reply = self._host.replies.hold(len(reply))
         connection.answered(booking, reply)

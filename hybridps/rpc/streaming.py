@@ -6,13 +6,13 @@ One at a time on a connection, in its turn in the outbox, when the socket has ta
 import asyncio
 import logging
 from collections.abc import Awaitable, Iterable
-from functools import partial
 from typing import TypeVar, cast
 
 from hybridps import _core
-from hybridps.rpc.budget import Grant
+from hybridps.rpc.booking import Booking
 from hybridps.rpc.connection import Connection
 from hybridps.rpc.host import Workers
+from hybridps.rpc.lanes import lane_of
 from hybridps.rpc.limits import WRITE_HIGH_BYTES
 
 # Threads that gather and send one reply: more would wait for each other's turn.
@@ -41,16 +41,17 @@ class Streams:
         """Bytes of the reply that waits for the peer to read."""
         return 0 if self._stuck is None else self._stuck.unsent_bytes
 
-    async def send(self, call: _core.HotCall, grant: Grant | None) -> bool:
-        """Answers a call, for whose reply `grant` is held; True if it was gathered and sent."""
+    async def send(self, booking: Booking, call: _core.HotCall) -> bool:
+        """Answers a call; True if its reply was gathered and sent."""
         connection = self._connection
+        grant, booking.reply = booking.reply, None
         frame = connection.outbox.begin(grant)
         instead, is_sent = None, False
         try:
             if await connection.outbox.turn(frame) and await self._is_emptied():
                 instead = connection.wire.answer(call.question)
                 if instead is None:
-                    await self._send(call)
+                    await self._send(booking, call)
                     is_sent = True
         except Exception as error:
             if not isinstance(error, ConnectionError):
@@ -87,13 +88,17 @@ class Streams:
                 self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         return self._is_open()
 
-    async def _send(self, call: _core.HotCall) -> None:
+    async def _send(self, booking: Booking, call: _core.HotCall) -> None:
         while call.unsent_bytes and self._is_open():
             if self._outlet is None:
                 self._outlet = _core.Outlet(self._socket.get_extra_info("socket").fileno())
             outlet = self._outlet
-            work = partial(call.send, outlet)
-            senders = [self._workers.run(work) for _ in range(SENDERS)]
+
+            def work(outlet: _core.Outlet = outlet) -> bool:
+                booking.begin()
+                return call.send(outlet)
+
+            senders = [self._workers.run(lane_of(call.verb), work) for _ in range(SENDERS)]
             if any(await _all(senders)) and self._is_open():
                 await self._has_room(outlet.fileno(), call)
 

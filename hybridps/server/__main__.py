@@ -1,8 +1,9 @@
 """`python -m hybridps.server`: flags to settings to a serving process, and its exit codes.
 
-0: stopped as asked, everything flushed. 1: could not start, or could not stop cleanly.
-2: bad configuration. Each of the last two with one line on stderr. A second SIGTERM or SIGINT
-ends the process at once, with 128 + its number, and no harm: that is a crash, and crashes are safe.
+0: stopped as asked, everything flushed. 1: could not start, could not stop cleanly, or the store
+failed and `restart_on_failure` is set, so that a supervisor starts the process anew. 2: bad
+configuration. Each of the last two with one line on stderr. A second SIGTERM or SIGINT ends the
+process at once, with 128 + its number, and no harm: that is a crash, and crashes are safe.
 """
 
 import asyncio
@@ -51,9 +52,19 @@ async def serve(config: ServerConfig, loop_name: str) -> None:
         await server.start()
         if not stop.is_set():
             print(server.ready_line(), flush=True)  # noqa: T201 - the contract of stdout
-        await stop.wait()
+        await _first(stop, server.failed if config.restart_on_failure else None)
     finally:
         await server.stop()
+    if server.failed.is_set():
+        raise StartError("the store failed; it is opened again when the server is started anew")
+
+
+async def _first(*events: asyncio.Event | None) -> None:
+    """Waits for any of the events."""
+    waits = [asyncio.create_task(event.wait()) for event in events if event is not None]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 def choose_loop(name: str) -> tuple[str, LoopFactory]:

@@ -1,40 +1,23 @@
-"""Counters out, in Prometheus' text form; never read for decisions.
+"""What the wire counts: calls, their seconds, refusals. Noted as it happens, never read for
+decisions. What the engine counts is in `exposition`.
 
-What the engine counts is asked of it at each scrape; what the wire counts (calls, seconds) is
-noted here as it happens. All names begin with `hybridps_`. Labels are bounded: tables, tiers,
-verbs of the schema, error classes.
+All names begin with `hybridps_`. Labels are bounded: verbs of the schema, error classes, limits.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-TIERS = ("dram", "nvme", "cold")
 # From a hop between threads (30 us) to a client's default deadline (10 s).
 SECONDS_BUCKETS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
-# Counters of the engine that may fall as well as rise; every other one only grows.
-GAUGES = frozenset(
-    {"keys", "tables", "dram_limit", "nvme_limit", "stores_degraded", "stores_failed"}
-    | {f"rows_{tier}" for tier in TIERS}
-    | {"dram_bytes", "index_bytes", "nvme_bytes", "cold_bytes"}
-)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The engine's counters at one moment: of the store, and of each table."""
-
-    store: Mapping[str, int]
-    tables: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class Counted(Protocol):
@@ -68,6 +51,13 @@ class Metrics:
             buckets=SECONDS_BUCKETS,
             registry=self._registry,
         )
+        self._waits = Histogram(
+            "hybridps_wait_seconds",
+            "Of these, seconds before the engine began: order of calls, budgets, queue.",
+            ("method",),
+            buckets=SECONDS_BUCKETS,
+            registry=self._registry,
+        )
         self._rejected = Counter(
             "hybridps_rejected",
             "Connections and calls refused by a limit.",
@@ -80,14 +70,17 @@ class Metrics:
             "loop": loop,
         }
         # Looking a label up by name costs more than the addition itself.
-        self._children: dict[tuple[str, str], Callable[[float], None]] = {}
+        self._children: dict[tuple[str, str], Callable[[float, float], None]] = {}
 
-    def observe(self, method: str, code: str, seconds: float) -> None:
-        """Notes one answered call; `code` is `ok` or the name of an error class."""
+    def observe(self, method: str, code: str, seconds: float, waited_s: float) -> None:
+        """Notes one answered call; `code` is `ok` or the name of an error class.
+
+        `seconds` since its last byte was read; `waited_s` of them before the engine began with it.
+        """
         note = self._children.get((method, code))
         if note is None:
             note = self._children[method, code] = self._child(method, code)
-        note(seconds)
+        note(seconds, waited_s)
 
     def reject(self, limit: str) -> None:
         """Notes a connection or call refused by the limit of that name."""
@@ -103,81 +96,43 @@ class Metrics:
                     totals[method] = totals.get(method, 0) + int(sample.value)
         return totals
 
-    def exposition(self, snapshot: Snapshot | None, counted: Counted | None) -> bytes:
-        """The scrape; without a snapshot (not open yet) only what the process itself knows."""
+    def exposition(self, counted: Counted | None) -> bytes:
+        """What the wire and the process count, in Prometheus' text form. From any thread."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Scrape(self._families(snapshot, counted)))
+        registry.register(_Gauges(self._build, counted))
         return generate_latest(self._registry) + generate_latest(registry)
 
-    def _child(self, method: str, code: str) -> Callable[[float], None]:
+    def _child(self, method: str, code: str) -> Callable[[float, float], None]:
         requests = self._requests.labels(method, code)
         seconds = self._seconds.labels(method)
+        waits = self._waits.labels(method)
 
-        def note(duration_s: float) -> None:
+        def note(duration_s: float, waited_s: float) -> None:
             requests.inc()
             seconds.observe(duration_s)
+            waits.observe(waited_s)
 
         return note
 
-    def _families(self, snapshot: Snapshot | None, counted: Counted | None) -> Iterator[Metric]:
+
+class _Gauges:
+    """What is known when it is asked for."""
+
+    def __init__(self, build: dict[str, str], counted: Counted | None) -> None:
+        self._build = build
+        self._counted = counted
+
+    def collect(self) -> Iterator[Metric]:
+        """Families, as a registry asks for them."""
         build = InfoMetricFamily("hybridps_build", "Version and make of this server.")
         build.add_metric([], self._build)
         yield build
-        if counted is not None:
+        if self._counted is not None:
             yield GaugeMetricFamily(
-                "hybridps_connections", "Connections open.", value=counted.connections
+                "hybridps_connections", "Connections open.", value=self._counted.connections
             )
             yield GaugeMetricFamily(
                 "hybridps_inflight_bytes",
                 "Bytes of requests and replies in flight.",
-                value=counted.inflight_bytes,
+                value=self._counted.inflight_bytes,
             )
-        if snapshot is not None:
-            yield from _store_families(snapshot.store)
-            yield from _tier_families(snapshot.tables)
-            yield from _table_families(snapshot.tables)
-
-
-class _Scrape:
-    """Hands prepared families to a registry."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = list(families)
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def _store_families(store: Mapping[str, int]) -> Iterator[Metric]:
-    for name, value in store.items():
-        family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
-        yield family(f"hybridps_store_{name}", f"Sum over the store: {name}.", value=value)
-
-
-def _tier_families(tables: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
-    rows = GaugeMetricFamily("hybridps_rows", "Rows by tier.", labels=("table", "tier"))
-    size = GaugeMetricFamily(
-        "hybridps_storage_bytes", "Bytes that a table takes, by tier.", labels=("table", "tier")
-    )
-    for table, counters in tables.items():
-        for tier in TIERS:
-            rows.add_metric((table, tier), counters.get(f"rows_{tier}", 0))
-            size.add_metric((table, tier), counters.get(f"{tier}_bytes", 0))
-    yield rows
-    yield size
-
-
-def _table_families(tables: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
-    in_tiers = {f"rows_{tier}" for tier in TIERS} | {f"{tier}_bytes" for tier in TIERS}
-    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-    for table, counters in tables.items():
-        for name, value in counters.items():
-            if name in in_tiers:
-                continue
-            if name not in families:
-                family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
-                families[name] = family(
-                    f"hybridps_{name}", f"Of one table: {name}.", labels=("table",)
-                )
-            families[name].add_metric((table,), value)
-    yield from families.values()

@@ -8,13 +8,16 @@ change anything, since this port carries no authentication.
 import enum
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from aiohttp import web
 
 from hybridps.config import Address
+from hybridps.rpc.lanes import Lane
 from hybridps.server import page
-from hybridps.server.metrics import CONTENT_TYPE, Counted, Metrics, Snapshot
+from hybridps.server.metrics import CONTENT_TYPE
+from hybridps.server.samples import Sample, Sampler
+from hybridps.server.workers import Workers
 
 # Rates reach back this far if the page was viewed then, else to the start; samples are kept no
 # closer than SAMPLE_S, however many people watch.
@@ -32,26 +35,24 @@ class Phase(enum.Enum):
 
     STARTING = "starting"
     READY = "ready"
+    FAILED = "failed"
     DRAINING = "draining"
 
 
 class Ops:
-    """The ops HTTP server. `snapshot` asks the engine off the loop; None before it is open."""
+    """The ops HTTP server. `told` is why the server is not all that it should be, in words."""
 
     def __init__(
-        self,
-        metrics: Metrics,
-        snapshot: Callable[[], Awaitable[Snapshot | None]],
-        clock: Callable[[], float] = time.monotonic,
+        self, sampler: Sampler, workers: Workers, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.phase = Phase.STARTING
+        self.told = ""
         self.facts: page.Facts | None = None
-        self.counted: Counted | None = None
-        self._metrics = metrics
-        self._snapshot = snapshot
+        self._sampler = sampler
+        self._workers = workers
         self._clock = clock
         self._started = clock()
-        self._samples: deque[page.Sample] = deque(maxlen=16)
+        self._samples: deque[Sample] = deque(maxlen=16)
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: Address) -> Address:
@@ -89,33 +90,34 @@ class Ops:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         status = 200 if self.phase is Phase.READY else 503
-        return web.Response(text=f"{self.phase.value}\n", status=status, headers=_SECURITY_HEADERS)
+        lines = [self.phase.value, *filter(None, [self.told])]
+        return web.Response(text="\n".join(lines) + "\n", status=status, headers=_SECURITY_HEADERS)
 
     async def _exposition(self, _request: web.Request) -> web.Response:
-        body = self._metrics.exposition(await self._snapshot(), self.counted)
+        body = (await self._sampler.latest()).exposition
         headers = {**_SECURITY_HEADERS, "Content-Type": CONTENT_TYPE}
         return web.Response(body=body, headers=headers)
 
     async def _page(self, _request: web.Request) -> web.Response:
-        snapshot = await self._snapshot() or Snapshot({})
-        now = page.Sample(self._clock(), snapshot.store, self._metrics.requests())
+        now = await self._sampler.latest()
+        counted = self._sampler.counted
         view = page.View(
             phase=self.phase.value,
+            told=self.told,
             facts=self.facts,
-            uptime_s=now.at - self._started,
-            connections=self.counted.connections if self.counted else 0,
-            inflight_bytes=self.counted.inflight_bytes if self.counted else 0,
-            tables=snapshot.tables,
+            uptime_s=self._clock() - self._started,
+            connections=counted.connections if counted else 0,
+            inflight_bytes=counted.inflight_bytes if counted else 0,
             now=now,
             before=self._before(now),
         )
-        return web.Response(
-            text=page.render(view), content_type="text/html", headers=_SECURITY_HEADERS
-        )
+        # Of a thousand tables it is long, too.
+        text = await self._workers.run(Lane.SAMPLES, page.render, view)
+        return web.Response(text=text, content_type="text/html", headers=_SECURITY_HEADERS)
 
-    def _before(self, now: page.Sample) -> page.Sample:
-        """The oldest sample of the rate window, else the start; keeps `now` for later views."""
+    def _before(self, now: Sample) -> Sample | None:
+        """The oldest sample of the rate window, None for the start; keeps `now` for later views."""
         before = next((s for s in self._samples if now.at - s.at <= RATE_WINDOW_S), None)
         if not self._samples or now.at - self._samples[-1].at >= SAMPLE_S:
             self._samples.append(now)
-        return before or page.Sample(self._started, {}, {})
+        return before

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 
+from hybridps.server.samples import Sample
+
 REFRESH_S = 3
 _KIB = 1024
 _MINUTE_S = 60
@@ -26,38 +28,30 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Counters at one moment of the monotonic clock: of the store, and calls by verb."""
-
-    at: float
-    store: Mapping[str, int]
-    requests: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class View:
     """All that the page shows."""
 
     phase: str
+    told: str  # why it is not all that it should be
     facts: Facts | None
     uptime_s: float
     connections: int
     inflight_bytes: int
-    tables: Mapping[str, Mapping[str, int]]
     now: Sample
-    before: Sample  # rates are taken from here to `now`
+    before: Sample | None  # rates are taken from here to `now`; None: from the start
 
 
 def render(view: View) -> str:
     """The page."""
-    store = view.now.store
+    store = view.now.snapshot.store
     body = "\n".join(
         [
             f'<h1>hybridps <span class="{escape(view.phase)}">{escape(view.phase)}</span></h1>',
+            f"<p><b>{escape(view.told)}</b></p>" if view.told else "",
             _facts(view),
             _budgets(store),
             _rates(view),
-            _tables(view.tables),
+            _tables(view.now.snapshot.tables),
         ]
     )
     return (
@@ -109,11 +103,12 @@ def _bar(name: str, used: int, limit: int) -> str:
 
 
 def _rates(view: View) -> str:
-    elapsed = max(view.now.at - view.before.at, 1e-9)
+    now, before = view.now, view.before
+    elapsed = max(now.at - before.at if before else view.uptime_s, 1e-9)
+    store, requests = (before.snapshot.store, before.requests) if before else ({}, {})
 
     def rate(counter: str) -> float:
-        now = view.now.store.get(counter, 0)
-        return max(now - view.before.store.get(counter, 0), 0) / elapsed
+        return max(now.snapshot.store.get(counter, 0) - store.get(counter, 0), 0) / elapsed
 
     rows = [
         ("keys looked up", f"{rate('unique_keys'):,.0f}/s"),
@@ -125,8 +120,8 @@ def _rates(view: View) -> str:
         ("journal", f"{size(rate('journal_bytes'))}/s"),
         ("evictions", f"{rate('evictions'):,.0f}/s"),
     ]
-    for method, count in sorted(view.now.requests.items()):
-        calls = max(count - view.before.requests.get(method, 0), 0) / elapsed
+    for method, count in sorted(now.requests.items()):
+        calls = max(count - requests.get(method, 0), 0) / elapsed
         rows.append((f"calls of {method}", f"{calls:,.1f}/s ({count:,} in all)"))
     cells = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in rows)
     return f"<h2>Rates over {escape(duration(elapsed))}</h2><table>{cells}</table>"
@@ -205,7 +200,7 @@ _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:1.5rem auto;padding:0 1rem}
 h1{font-size:1.4rem}h2{font-size:1.05rem;margin-top:1.6rem}
 h1 span{font-size:.8rem;padding:.15rem .6rem;border-radius:1rem;color:#fff;vertical-align:middle}
-.ready{background:#1a7f37}.starting{background:#9a6700}.draining{background:#cf222e}
+.ready{background:#1a7f37}.starting{background:#9a6700}.draining,.failed{background:#cf222e}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0}
 dt{opacity:.7}dd{margin:0;overflow-wrap:anywhere}
 .bars{display:flex;gap:2rem;flex-wrap:wrap;margin-top:1rem}.bars div{flex:1;min-width:16rem}

@@ -10,18 +10,20 @@ import socket
 
 from hybridps import _core
 from hybridps.config import Address, ServerConfig
+from hybridps.rpc.lanes import Lane
 from hybridps.rpc.listener import Limits, Listener
 from hybridps.server.logs import Logger
-from hybridps.server.metrics import Metrics, Snapshot
+from hybridps.server.metrics import Metrics
 from hybridps.server.ops import Ops, Phase
 from hybridps.server.page import Facts
+from hybridps.server.samples import Sampler
 from hybridps.server.service import Service
 from hybridps.server.sockets import StartError, UnixSocket, bind_tcp, bind_unix, cannot_listen
 from hybridps.server.workers import INLINE_COST_MAX_BYTES, Workers
 from hybridps.sizes import format_size
 
 WARN_EVERY_S = 3600.0
-WATCH_EVERY_S = 0.25
+HEALTH_EVERY_S = 0.25
 
 log = Logger("hybridps.server")
 
@@ -34,15 +36,17 @@ class Server:
         self._loop_name = loop_name
         self._metrics = Metrics(_core.__version__, config.shard, loop_name)
         self._workers = Workers(config.threads)
-        self._ops = Ops(self._metrics, self._snapshot)
+        self._sampler = Sampler(self._metrics, self._workers)
+        self._ops = Ops(self._sampler, self._workers)
         self._ops_address: Address | None = None
         self._tcp: socket.socket | None = None
         self._unix: UnixSocket | None = None
         self._store: _core.Store | None = None
-        self._service: Service | None = None
         self._listener: Listener | None = None
         self._tables = 0
         self._watch: asyncio.Task[None] | None = None
+        # Set when the store serves no more until it is opened again.
+        self.failed = asyncio.Event()
         self._warning: asyncio.TimerHandle | None = None
 
     @property
@@ -67,11 +71,12 @@ class Server:
         """
         self._bind()
         await self._start_ops()
-        self._store = await self._workers.run(_open, self._config)
+        self._store = await self._workers.run(Lane.ORDERS, _open, self._config)
         self._tables = len(self._store.tables())
-        self._service = Service(self._store, self._config, self._workers, self._metrics)
-        listener = await self._listen(self._store, self._service)
-        self._watch = asyncio.create_task(self._watch_tiers(self._store, listener))
+        await self._sampler.use(self._store)
+        service = Service(self._store, self._config, self._workers, self._metrics)
+        await self._listen(self._store, service)
+        self._watch = asyncio.create_task(self._watch_health(self._store))
         self._ops.facts = self._facts()
         self._ops.phase = Phase.READY
         self._warn_if_open()
@@ -79,7 +84,7 @@ class Server:
 
     async def stop(self) -> None:
         """Finishes calls in flight, flushes, closes; safe after a failed start."""
-        was_ready = self._ops.phase is Phase.READY
+        was_ready = self._ops.phase in (Phase.READY, Phase.FAILED)
         if self._warning is not None:
             self._warning.cancel()
         if self._watch is not None:
@@ -90,9 +95,9 @@ class Server:
                 log.info("draining")
             if self._listener is not None:
                 await self._listener.drain(self._config.drain_s)
-            self._service = None  # The ops port stays up and no longer asks the store.
+            await self._sampler.use(None)  # The ops port stays up and no longer asks the store.
             if self._store is not None:
-                await self._workers.run(_close, self._store)
+                await self._workers.run(Lane.ORDERS, _close, self._store)
         finally:
             await self._workers.close()
             await self._ops.stop()
@@ -119,21 +124,28 @@ class Server:
         except OSError as error:
             raise StartError(cannot_listen(str(address), error) + " (--ops)") from None
 
-    async def _snapshot(self) -> Snapshot | None:
-        return None if self._service is None else await self._service.snapshot()
-
-    async def _watch_tiers(self, store: _core.Store, listener: Listener) -> None:
-        """Keeps the event loop free of device waits.
-
-        While every row is in DRAM a small call is cheaper on the loop than on a thread. Beyond
-        that it may read a row or wait for write-back: measured, /livez took 185 ms instead of 3.
-        """
+    async def _watch_health(self, store: _core.Store) -> None:
+        """Tells supervisors and the log when the store does not serve all that it should."""
+        known = ("ok", "")
         while True:
-            stats = await self._workers.run(store.stats)
-            listener.allow_waits(stats["rows_nvme"] + stats["rows_cold"] > 0)
-            await asyncio.sleep(WATCH_EVERY_S)
+            health = store.health()
+            if health[0] != known[0]:
+                self._note_health(*health)
+            known = health
+            self._ops.told = health[1] and f"{health[0]}: {health[1]}"
+            await asyncio.sleep(HEALTH_EVERY_S)
 
-    async def _listen(self, store: _core.Store, service: Service) -> Listener:
+    def _note_health(self, health: str, reason: str) -> None:
+        if health == "failed":
+            log.error("store failed; it must be opened again", reason=reason)
+            self._ops.phase = Phase.FAILED
+            self.failed.set()
+        elif health == "degraded":
+            log.warning("store refuses what needs room", reason=reason)
+        else:
+            log.info("store serves everything again")
+
+    async def _listen(self, store: _core.Store, service: Service) -> None:
         config = self._config
         limits = Limits(
             frame_bytes=config.frame_limit_bytes,
@@ -141,12 +153,10 @@ class Server:
             connections=config.connections_max,
             inflight_bytes=config.inflight_max_bytes,
             inline_cost_bytes=INLINE_COST_MAX_BYTES,
-            # Where each push waits for the device, none may do so on the event loop.
-            inline_pushes=config.durability != "always",
         )
         listener = Listener(store, service, self._workers, self._metrics, limits)
         self._listener = listener  # From here on `stop` drains it.
-        self._ops.counted = listener
+        self._sampler.counted = listener
         unix = None if self._unix is None else self._unix.socket
         for place, listening in ((str(config.listen), self._tcp), (str(config.unix), unix)):
             if listening is None:
@@ -156,7 +166,6 @@ class Server:
             except OSError as error:
                 # Two servers may bind one port; the second to listen on it is told here.
                 raise StartError(cannot_listen(place, error)) from None
-        return listener
 
     def _facts(self) -> Facts:
         return Facts(

@@ -6,20 +6,24 @@ of `hybridps.errors`; what is not one of them is a bug, logged with its tracebac
 client in one line without it. Never here: sockets, order of calls (the connection keeps it).
 """
 
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from hybridps import _core
 from hybridps.config import ServerConfig
-from hybridps.errors import BadInputError, HybridPSError, TableNotFoundError
+from hybridps.errors import BadInputError, HybridPSError
 from hybridps.rpc import schemas
+from hybridps.rpc.lanes import Lane, lane_of
 from hybridps.server.logs import Logger
-from hybridps.server.metrics import Metrics, Snapshot
+from hybridps.server.metrics import Metrics
 from hybridps.server.specs import camel_case, fill_spec, snake_case, spec_json, strict_json
 from hybridps.server.workers import Workers
 
 log = Logger("hybridps.server")
+
+_T = TypeVar("_T")
 
 
 class Caller(Protocol):
@@ -27,6 +31,14 @@ class Caller(Protocol):
 
     def enter(self, session: int, client_id: str) -> None:
         """Names the session of its pushes, and whom it speaks for."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call: who asks, and how its engine work is run off the loop, in the verb's lane."""
+
+    caller: Caller
+    run: Callable[..., Awaitable[Any]]
 
 
 class Service:
@@ -40,48 +52,48 @@ class Service:
         self._workers = workers
         self._metrics = metrics
 
-    async def call(self, caller: Caller, verb: str, params: Any) -> bytes:
+    async def call(
+        self, caller: Caller, verb: str, params: Any, begin: Callable[[], None]
+    ) -> bytes:
         """The results message of one call, whose params message is `params` (a buffer).
 
+        `begin` is called on the engine thread that begins with it.
         Raises: HybridPSError; its class and text are what the client gets.
         """
-        started = time.perf_counter()
-        code = "ok"
+        method = _METHODS.get(verb)
+        if method is None:
+            raise BadInputError(f"this server has no verb {verb!r}; use a newer server")
+        results = schemas.new_results(verb)
+        work = Work(caller, partial(self._run, lane_of(verb), begin))
         try:
-            return await self._answer(caller, verb, params)
-        except HybridPSError as error:
-            code = type(error).__name__
+            with schemas.read_params(verb, params) as reader:
+                await method(self, work, reader, results)
+        except HybridPSError:
             raise
         except Exception:
-            code = "HybridPSError"
             log.exception("call failed", verb=verb)
             raise HybridPSError(
                 f"{snake_case(verb)} failed inside the server; its log has the details"
             ) from None
-        finally:
-            self._metrics.observe(verb, code, time.perf_counter() - started)
-
-    async def snapshot(self) -> Snapshot:
-        """All counters of the store, for metrics and the status page."""
-        return await self._workers.run(self._read_counters)
-
-    async def _answer(self, caller: Caller, verb: str, params: Any) -> bytes:
-        method: Callable[..., Awaitable[None]] | None = _METHODS.get(verb)
-        if method is None:
-            raise BadInputError(f"this server has no verb {verb!r}; use a newer server")
-        results = schemas.new_results(verb)
-        with schemas.read_params(verb, params) as reader:
-            await method(self, caller, reader, results)
         message: bytes = results.to_bytes()
         return message
 
-    async def hello(self, caller: Caller, params: Any, results: Any) -> None:
+    async def _run(
+        self, lane: Lane, begin: Callable[[], None], function: Callable[..., _T], *args: Any
+    ) -> _T:
+        def work() -> _T:
+            begin()
+            return function(*args)
+
+        return await self._workers.run(lane, work)
+
+    async def hello(self, work: Work, params: Any, results: Any) -> None:
         """Names the session of this connection's pushes, and tells the server's limits."""
         session = params.session
         if session == 0:
             raise BadInputError("session is 0; give a random number above 0")
-        last_push = await self._workers.run(self._store.attach, session, params.clientId)
-        caller.enter(session, params.clientId)
+        last_push = await work.run(self._store.attach, session, params.clientId)
+        work.caller.enter(session, params.clientId)
         server = results.init("server")
         server.version = _core.__version__
         server.shard, server.shards = self._config.shard
@@ -89,36 +101,36 @@ class Service:
         server.frameLimit = self._config.frame_limit_bytes
         server.keysLimit = self._config.keys_limit
 
-    async def create_table(self, _caller: Caller, params: Any, results: Any) -> None:
+    async def create_table(self, work: Work, params: Any, results: Any) -> None:
         """Creates the table, or opens an equal one."""
         spec = spec_json(params.spec)
-        number, stored, warnings = await self._workers.run(self._store.create_table, spec)
+        number, stored, warnings = await work.run(self._store.create_table, spec)
         info = results.init("table")
         info.id = number
         info.warnings = warnings
         fill_spec(info.init("spec"), stored)
 
-    async def table(self, _caller: Caller, params: Any, results: Any) -> None:
+    async def table(self, work: Work, params: Any, results: Any) -> None:
         """Finds a table by name."""
-        number, stored = await self._workers.run(self._store.table, params.name)
+        number, stored = await work.run(self._store.table, params.name)
         info = results.init("table")
         info.id = number
         fill_spec(info.init("spec"), stored)
 
-    async def tables(self, _caller: Caller, _params: Any, results: Any) -> None:
+    async def tables(self, work: Work, _params: Any, results: Any) -> None:
         """Names of all tables."""
-        results.names = await self._workers.run(self._store.tables)
+        results.names = await work.run(self._store.tables)
 
-    async def drop_table(self, _caller: Caller, params: Any, _results: Any) -> None:
+    async def drop_table(self, work: Work, params: Any, _results: Any) -> None:
         """Drops a table with its rows."""
-        await self._workers.run(self._store.drop_table, params.name)
+        await work.run(self._store.drop_table, params.name)
 
-    async def set_learning_rate(self, _caller: Caller, params: Any, _results: Any) -> None:
+    async def set_learning_rate(self, work: Work, params: Any, _results: Any) -> None:
         """Sets the rate of later pushes."""
         change = strict_json({"learning_rate": params.learningRate})
-        await self._workers.run(self._store.alter, params.table, change)
+        await work.run(self._store.alter, params.table, change)
 
-    async def alter(self, _caller: Caller, params: Any, _results: Any) -> None:
+    async def alter(self, work: Work, params: Any, _results: Any) -> None:
         """Changes live settings; what the change keeps stays."""
         change: dict[str, Any] = {}
         if params.change.learningRate.which() == "value":
@@ -127,39 +139,29 @@ class Service:
             cap = getattr(params.change, name)
             if cap.which() == "value":
                 change[name] = cap.value or None
-        await self._workers.run(self._store.alter, params.table, strict_json(change))
+        await work.run(self._store.alter, params.table, strict_json(change))
 
-    async def size(self, _caller: Caller, params: Any, results: Any) -> None:
+    async def size(self, work: Work, params: Any, results: Any) -> None:
         """Rows of the table."""
-        results.keys = await self._workers.run(self._store.size, params.table)
+        results.keys = await work.run(self._store.size, params.table)
 
-    async def keys(self, _caller: Caller, params: Any, results: Any) -> None:
+    async def keys(self, work: Work, params: Any, results: Any) -> None:
         """Keys of some buckets, and where to go on."""
-        keys, following = await self._workers.run(self._store.keys, params.table, params.bucket)
+        keys, following = await work.run(self._store.keys, params.table, params.bucket)
         results.keys = keys.astype("<u8", copy=False).tobytes()
         results.next = following
 
-    async def table_stats(self, _caller: Caller, params: Any, results: Any) -> None:
+    async def table_stats(self, work: Work, params: Any, results: Any) -> None:
         """Counters of one table."""
-        _fill_counters(results, await self._workers.run(self._store.table_stats, params.table))
+        _fill_counters(results, await work.run(self._store.table_stats, params.table))
 
-    async def stats(self, _caller: Caller, _params: Any, results: Any) -> None:
+    async def stats(self, work: Work, _params: Any, results: Any) -> None:
         """Counters of the store."""
-        _fill_counters(results, await self._workers.run(self._store.stats))
+        _fill_counters(results, await work.run(self._store.stats))
 
-    async def flush(self, _caller: Caller, _params: Any, _results: Any) -> None:
+    async def flush(self, work: Work, _params: Any, _results: Any) -> None:
         """Returns when all that was acknowledged before is on the device."""
-        await self._workers.run(self._store.flush)
-
-    def _read_counters(self) -> Snapshot:
-        tables = {}
-        for name in self._store.tables():
-            try:
-                number, _ = self._store.table(name)
-                tables[name] = self._store.table_stats(number)
-            except TableNotFoundError:  # Dropped since it was listed.
-                continue
-        return Snapshot(self._store.stats(), tables)
+        await work.run(self._store.flush)
 
 
 def _fill_counters(results: Any, counters: dict[str, int]) -> None:

@@ -338,7 +338,10 @@ def test_a_cancelled_read_is_skipped_and_a_cancelled_push_is_applied(
             first, second = await peer.answers(2)
             assert (first.kind, second.question) == ("results", last)
             assert np.frombuffer(second.rows[0][0], np.float32).tolist() == [-0.5] * DIM
-            assert [verb for verb, _ in served.counts.observed] == ["applyGradients", "lookup"]
+            observed = [verb for verb, _ in served.counts.observed]
+            assert observed == ["hello", "setLearningRate", "applyGradients", "lookup"]
+            # From its last byte on: also while it stood behind other calls.
+            assert served.counts.waited_s[-1] >= 0.1 > served.counts.waited_s[1]
 
     run(main())
 

@@ -1,5 +1,6 @@
 """A real server process on loopback: started, watched, stopped, killed; never left behind."""
 
+import contextlib
 import json
 import os
 import select
@@ -50,6 +51,7 @@ class ServerProcess:
         *arguments: str,
         dram: str = "16MiB",
         nvme: str = "256MiB",
+        prefix: tuple[str, ...] = (),
         **environ: str,
     ) -> None:
         self.data = data
@@ -57,8 +59,9 @@ class ServerProcess:
         defaults = {"--listen": "127.0.0.1:0", "--ops": "127.0.0.1:0", "--dram": dram}
         defaults |= {"--nvme": nvme, "--data": str(data)}
         given = [a for name, a in defaults.items() if name not in arguments for a in (name, a)]
+        self._is_traced = bool(prefix)
         self.process = subprocess.Popen(
-            command(*given, *arguments),
+            [*prefix, *command(*given, *arguments)],
             env=environment(**environ),
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -75,6 +78,15 @@ class ServerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        """The server itself, also below the tracer of `prefix`."""
+        pid = self.process.pid
+        if not self._is_traced:
+            return pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        return int(children[0])
 
     @property
     def url(self) -> str:
@@ -128,6 +140,8 @@ class ServerProcess:
     def close(self) -> None:
         """Ends the process if it runs still."""
         if self.process.poll() is None:
+            with contextlib.suppress(OSError, IndexError):
+                os.kill(self.pid, signal.SIGKILL)
             self.process.kill()
             self.process.wait()
         if self.process.stdout is not None:

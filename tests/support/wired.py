@@ -14,6 +14,7 @@ import numpy as np
 
 from hybridps import _core
 from hybridps.rpc import schemas
+from hybridps.rpc.lanes import Lane
 from hybridps.rpc.listener import Limits, Listener
 
 DIM = 4
@@ -28,7 +29,7 @@ class Threads:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(2)
 
-    def run(self, function: Callable[[], Any]) -> Awaitable[Any]:
+    def run(self, _lane: Lane, function: Callable[[], Any]) -> Awaitable[Any]:
         return asyncio.get_running_loop().run_in_executor(self._pool, function)
 
     def close(self) -> None:
@@ -40,11 +41,13 @@ class Counts:
 
     def __init__(self) -> None:
         self.observed: list[tuple[str, str]] = []
+        self.waited_s: list[float] = []
         self.rejected: list[str] = []
 
-    def observe(self, method: str, code: str, seconds: float) -> None:
-        assert seconds >= 0
+    def observe(self, method: str, code: str, seconds: float, waited_s: float) -> None:
+        assert 0 <= waited_s <= seconds
         self.observed.append((method, code))
+        self.waited_s.append(waited_s)
 
     def reject(self, limit: str) -> None:
         self.rejected.append(limit)
@@ -58,8 +61,9 @@ class FakeService:
         self.handlers: dict[str, Callable[[Any, Any, Any], Any]] = {"hello": self._hello}
         self.calls: list[str] = []
 
-    async def call(self, caller: Any, verb: str, params: Any) -> bytes:
+    async def call(self, caller: Any, verb: str, params: Any, begin: Callable[[], None]) -> bytes:
         self.calls.append(verb)
+        begin()
         results = schemas.new_results(verb)
         with schemas.read_params(verb, params) as reader:
             done = self.handlers[verb](caller, reader, results)

@@ -78,6 +78,7 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         "inflight": "2MiB",
         "log_format": "text",
         "drain": "1.5",
+        "restart_on_failure": "true",
     }
     assert sorted(values) == sorted(setting.name for setting in config.SETTINGS)
     file = toml(tmp_path, "".join(f'{name} = "{value}"\n' for name, value in values.items()))

@@ -1,20 +1,25 @@
 """Goal: health, metrics and the page tell the truth and nothing hostile gets through. Method: the
 real HTTP server over counters made by hand, its text read by prometheus_client's own parser."""
 
+import asyncio
 import re
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
 
 import aiohttp
+import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from hybridps.config import Address
 from hybridps.server import page
-from hybridps.server.metrics import Metrics, Snapshot
+from hybridps.server.metrics import Metrics
 from hybridps.server.ops import Ops, Phase
+from hybridps.server.samples import FRESH_MAX_S, Sampler
+from hybridps.server.workers import Workers
 
 HOSTILE = '<script>alert("x")</script>'
 TABLE = dict.fromkeys(("keys", "rows_dram", "rows_nvme", "rows_cold", "cold_bytes"), 0) | {
@@ -28,18 +33,33 @@ TABLE = dict.fromkeys(("keys", "rows_dram", "rows_nvme", "rows_cold", "cold_byte
 }
 
 
+class Store:
+    """An engine with counters that a test sets."""
+
+    def __init__(self, store: dict[str, int], tables: dict[str, dict[str, int]]) -> None:
+        self.store = store
+        self.tables = tables
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.asked = 0
+
+    def snapshot(self) -> tuple[dict[str, int], list[str], list[tuple[str, list[int]]]]:
+        self.asked += 1
+        self.may_answer.wait(30)
+        names = list(next(iter(self.tables.values()), {}))
+        return self.store, names, [(t, list(values.values())) for t, values in self.tables.items()]
+
+
 class Running:
-    """An ops server over a snapshot and a clock that the test sets."""
+    """An ops server over an engine and a clock that the test sets."""
 
     def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
         self.now = 100.0
         self.url = ""
         self.metrics = Metrics("1.2.3", (0, 1), "asyncio")
-        self.ops = Ops(self.metrics, self._read, lambda: self.now)
-
-    async def _read(self) -> Snapshot | None:
-        return self.snapshot
+        self.workers = Workers(1)
+        self.sampler = Sampler(self.metrics, self.workers, lambda: self.now)
+        self.ops = Ops(self.sampler, self.workers, lambda: self.now)
 
     async def get(self, path: str, method: str = "GET") -> tuple[int, str, Any]:
         async with aiohttp.ClientSession() as http, http.request(method, self.url + path) as reply:
@@ -58,15 +78,19 @@ async def running() -> AsyncIterator[Running]:
     running.url = f"http://{await running.ops.start(Address('127.0.0.1', 0))}"
     yield running
     await running.ops.stop()
+    await running.workers.close()
 
 
-def opened(running: Running) -> None:
-    store = {"tables": 2, "dram_limit": 8000, "nvme_limit": 64000, "dram_bytes": 2000}
+async def opened(running: Running) -> Store:
+    totals = {"tables": 2, "dram_limit": 8000, "nvme_limit": 64000, "dram_bytes": 2000}
     tables = {"item": {**TABLE, "keys": 40, "rows_dram": 30, "rows_nvme": 10}, HOSTILE: TABLE}
-    running.snapshot = Snapshot({**TABLE, **store}, tables)
+    store = Store({**TABLE, **totals}, tables)
+    await running.sampler.use(store)  # type: ignore[arg-type]
+    running.now += FRESH_MAX_S
     running.ops.phase = Phase.READY
-    running.ops.counted = Counted()
+    running.sampler.counted = Counted()
     running.ops.facts = page.Facts("hps://h:1", f"/{HOSTILE}", "1.2.3", "always", (0, 1), "uvloop")
+    return store
 
 
 async def samples(running: Running) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -91,6 +115,43 @@ async def test_livez_is_ok_and_readyz_follows_the_phase(running: Running) -> Non
         assert (await running.get("/readyz"))[:2] == (status, f"{phase.value}\n")
 
 
+async def test_a_failed_store_is_not_ready_and_says_why(running: Running) -> None:
+    await opened(running)
+    running.ops.phase, running.ops.told = Phase.FAILED, "failed: the <disk> is gone"
+    assert (await running.get("/readyz"))[:2] == (503, "failed\nfailed: the <disk> is gone\n")
+    assert (await running.get("/livez"))[:2] == (200, "ok\n")
+    assert "the &lt;disk&gt; is gone" in (await running.get("/"))[1]
+    running.ops.phase, running.ops.told = Phase.READY, "degraded: no room"
+    assert (await running.get("/readyz"))[:2] == (200, "ready\ndegraded: no room\n")
+
+
+async def test_a_look_waits_for_the_engine_a_moment_only(running: Running) -> None:
+    store = await opened(running)
+    store.may_answer.clear()
+    store.store = {**store.store, "tables": 7}
+    looks = [samples(running) for _ in range(3)]
+    for found in await asyncio.wait_for(asyncio.gather(*looks), 20):
+        assert of(found, "hybridps_store_tables") == 2, "the last that is known"
+    assert (await running.get("/"))[0] == 200
+    assert store.asked == 2, "all wait for one sample"
+    store.may_answer.set()
+    await asyncio.sleep(0.1)
+    assert of(await samples(running), "hybridps_store_tables") == 7
+
+
+async def test_many_looks_ask_the_engine_little(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(running)
+    monkeypatch.setattr("time.thread_time", iter(range(1000)).__next__)
+    for _ in range(5):
+        await running.get("/metrics")
+    assert store.asked == 2
+    running.now += FRESH_MAX_S
+    await running.get("/metrics")
+    assert store.asked == 3
+
+
 async def test_only_reading_is_served(running: Running) -> None:
     for path in ("/", "/livez", "/readyz", "/metrics"):
         assert (await running.get(path, "POST"))[0] == 405
@@ -105,15 +166,17 @@ async def test_metrics_of_a_server_that_is_opening_its_store(running: Running) -
 
 
 async def test_metrics_hold_tables_tiers_requests_and_limits(running: Running) -> None:
-    opened(running)
-    running.metrics.observe("lookup", "ok", 0.0003)
-    running.metrics.observe("lookup", "BadInputError", 0.3)
+    await opened(running)
+    running.metrics.observe("lookup", "ok", 0.0003, 0.0)
+    running.metrics.observe("lookup", "BadInputError", 0.3, 0.2)
     running.metrics.reject("connections")
     found = await samples(running)
     assert of(found, "hybridps_requests_total", method="lookup", code="ok") == 1
     assert of(found, "hybridps_requests_total", method="lookup", code="BadInputError") == 1
     assert of(found, "hybridps_request_seconds_count", method="lookup") == 2
     assert of(found, "hybridps_request_seconds_bucket", method="lookup", le="0.0005") == 1
+    assert of(found, "hybridps_wait_seconds_count", method="lookup") == 2
+    assert of(found, "hybridps_wait_seconds_sum", method="lookup") == 0.2
     assert of(found, "hybridps_rejected_total", limit="connections") == 1
     assert of(found, "hybridps_connections") == 3
     assert of(found, "hybridps_inflight_bytes") == 4096
@@ -127,8 +190,8 @@ async def test_metrics_hold_tables_tiers_requests_and_limits(running: Running) -
 
 
 async def test_no_family_is_told_twice(running: Running) -> None:
-    opened(running)
-    running.metrics.observe("lookup", "ok", 0.1)
+    await opened(running)
+    running.metrics.observe("lookup", "ok", 0.1, 0.0)
     text = (await running.get("/metrics"))[1]
     kinds = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
     assert len(kinds) == len(set(kinds))
@@ -158,8 +221,8 @@ class Reader(HTMLParser):
 
 
 async def test_the_page_shows_tables_escaped_and_fetches_nothing(running: Running) -> None:
-    opened(running)
-    running.metrics.observe("lookup", "ok", 0.1)
+    await opened(running)
+    running.metrics.observe("lookup", "ok", 0.1, 0.0)
     status, text, headers = await running.get("/")
     assert status == 200
     assert headers["Content-Type"].startswith("text/html")
@@ -181,17 +244,15 @@ async def test_the_page_answers_while_the_store_is_being_opened(running: Running
 
 
 async def test_rates_are_those_of_the_last_seconds(running: Running) -> None:
-    opened(running)
+    store = await opened(running)
     await running.get("/")
-    assert running.snapshot is not None
-    more = {**running.snapshot.store, "unique_keys": 50 + 4000}
-    running.snapshot = Snapshot(more, running.snapshot.tables)
+    store.store = {**store.store, "unique_keys": 50 + 4000}
     running.now += 4.0
     text = (await running.get("/"))[1]
     assert "1,000/s" in text
     assert "Rates over 4.0 s" in text
     running.now += 60.0
-    assert "Rates over 1 min 4 s" in (await running.get("/"))[1], "nobody looked: since the start"
+    assert "Rates over 1 min 5 s" in (await running.get("/"))[1], "nobody looked: since the start"
 
 
 def test_people_can_compare_the_numbers() -> None:

@@ -187,6 +187,26 @@ impl HotCall {
         Some(reply.unwrap_or_else(|failure| self.exception(&failure)))
     }
 
+    /// The reply, if nothing has to be waited for; what is wrong with the call is told at once.
+    fn try_reply(&self) -> Option<Words> {
+        let Work::Whole(work) = &self.work else { return None };
+        let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
+        let reply = match work.as_ref()? {
+            (_, Err(_)) => Err(work.take()?.1.err()?),
+            (frame, Ok(plan)) if self.verb == LOOKUP => {
+                guarded(|| self.try_lookup(frame, plan)).transpose()?
+            }
+            _ => return None,
+        };
+        *work = None;
+        Some(reply.unwrap_or_else(|failure| self.exception(&failure)))
+    }
+
+    fn try_lookup(&self, frame: &[u64], plan: &Sizes) -> Result<Option<Words>, Failure> {
+        let batches = wire::decode_batches(self.verb, frame, self.shared.keys_limit)?;
+        reads::try_lookup(&self.shared.store, self.question, &batches, plan)
+    }
+
     fn exception(&self, failure: &Failure) -> Words {
         self.note(failure);
         wire::exception_return(self.question, ExceptionKind::Failed, &failure.0).into()
@@ -271,6 +291,11 @@ impl HotCall {
             PyRuntimeError::new_err("this call was run before, or is streamed: send() it")
         })?;
         Ok(Buffer::whole(reply))
+    }
+
+    /// `None` if the engine would have to wait, or for a verb that may always have to: `run` it.
+    fn try_run(&self, py: Python<'_>) -> Option<Buffer> {
+        py.detach(|| self.try_reply()).map(Buffer::whole)
     }
 
     #[pyo3(signature = (outlet, /))]

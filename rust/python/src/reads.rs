@@ -19,11 +19,14 @@ pub(crate) struct Share<'a> {
     pub(crate) found: &'a mut [u8],
 }
 
+fn lookup_batch(share: Share<'_>) -> LookupBatch<'_> {
+    let Share { table, keys, rows, found, .. } = share;
+    LookupBatch { table, keys, rows, found }
+}
+
 pub(crate) fn read(store: &Store, verb: u16, shares: Vec<Share<'_>>) -> Result<(), Failure> {
     if verb == LOOKUP {
-        let batch =
-            |Share { table, keys, rows, found, .. }| LookupBatch { table, keys, rows, found };
-        return Ok(store.lookup(&mut shares.into_iter().map(batch).collect::<Vec<_>>())?);
+        return Ok(store.lookup(&mut shares.into_iter().map(lookup_batch).collect::<Vec<_>>())?);
     }
     let batch = |Share { table, keys, counts, rows, .. }| InsertBatch { table, keys, counts, rows };
     Ok(store.lookup_or_insert(&mut shares.into_iter().map(batch).collect::<Vec<_>>())?)
@@ -37,6 +40,30 @@ pub(crate) fn whole(
     batches: &[Batch<'_>],
     sizes: &[(usize, usize)],
 ) -> Result<Words, Failure> {
+    let (reply, ()) = filled(question, batches, sizes, |shares| read(store, verb, shares))?;
+    Ok(reply)
+}
+
+/// The reply of a lookup; `None` if the engine would have to wait for it.
+pub(crate) fn try_lookup(
+    store: &Store,
+    question: u32,
+    batches: &[Batch<'_>],
+    sizes: &[(usize, usize)],
+) -> Result<Option<Words>, Failure> {
+    let (reply, is_done) = filled(question, batches, sizes, |shares| {
+        Ok(store.try_lookup(&mut shares.into_iter().map(lookup_batch).collect::<Vec<_>>())?)
+    })?;
+    Ok(is_done.then_some(reply))
+}
+
+/// A reply with the rows that `fill` writes into it.
+fn filled<T>(
+    question: u32,
+    batches: &[Batch<'_>],
+    sizes: &[(usize, usize)],
+    fill: impl FnOnce(Vec<Share<'_>>) -> Result<T, Failure>,
+) -> Result<(Words, T), Failure> {
     let layout = wire::rows_reply(question, sizes);
     let mut reply = Words::new(layout.words);
     let (header, mut rest) = reply.split_at_mut(layout.header.len());
@@ -47,8 +74,8 @@ pub(crate) fn whole(
         let counts = numbers::<u32>("counts", batch)?;
         shares.push(Share { table: batch.table, keys: batch.keys, counts, rows, found });
     }
-    read(store, verb, shares)?;
-    Ok(reply)
+    let outcome = fill(shares)?;
+    Ok((reply, outcome))
 }
 
 /// Takes an array of `bytes` off the front of `words`; its padding is cleared.
