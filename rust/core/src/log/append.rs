@@ -45,7 +45,7 @@ impl Shared {
             };
             if let Some(place) = segment.put(table, record, tombstone) {
                 if tombstone {
-                    self.slots.add_tombstone(place, table, horizon_of(record));
+                    self.slots.add_tombstone(place, table, record.horizon());
                 } else {
                     self.slots.add_live(place, row_floats);
                     self.slots.note_table(place, table);
@@ -124,8 +124,4 @@ impl Shared {
             self.slots.tombstone_bytes()
         ))
     }
-}
-
-fn horizon_of(tombstone: &Record<'_>) -> u64 {
-    u64::from(tombstone.frequency) << 32 | u64::from(tombstone.last_seen)
 }

@@ -49,7 +49,7 @@ impl RecordView<'_> {
     /// Of a tombstone: it must stay while a segment up to this incarnation may hold a row of its
     /// table.
     pub(crate) const fn horizon(&self) -> u64 {
-        (self.frequency as u64) << 32 | self.last_seen as u64
+        horizon(self.last_seen, self.frequency)
     }
 }
 
@@ -59,6 +59,15 @@ impl<'a> Record<'a> {
         let (last_seen, frequency) = (horizon as u32, (horizon >> 32) as u32);
         Self { key, sequence, last_seen, frequency, row: &[] }
     }
+
+    /// Of a tombstone.
+    pub(super) const fn horizon(&self) -> u64 {
+        horizon(self.last_seen, self.frequency)
+    }
+}
+
+const fn horizon(low: u32, high: u32) -> u64 {
+    (high as u64) << 32 | low as u64
 }
 
 /// Length word of a record: floats, or the mark of a tombstone.

@@ -13,36 +13,57 @@ const FREED_MAX: u32 = 8;
 impl Engine {
     /// Compacts while the log holds more than its live rows and tombstones justify.
     pub(super) fn compact(&self) -> Result<()> {
-        let _alone = self.compacting.lock();
         loop {
-            match self.compact_on() {
-                // Slots come back when the calls that may look at them end: then it goes on.
-                Err(error) if error.kind == ErrorKind::StoreFull => {}
-                outcome => outcome?,
+            while self.compact_step()? {
+                self.wake.tell_callers();
             }
             // Nobody may be filling the segments that hold the copies; and what was removed ages
             // only as old segments are erased.
-            let log = &self.tier.log;
-            let freed = log.freed_segments();
-            let is_due = freed >= FREED_MAX || (freed > 0 && self.log_free() < self.log_reserve());
-            if !is_due {
-                return Ok(());
-            }
-            match log.sync() {
-                Err(error) if error.kind == ErrorKind::StoreFull => return Ok(()),
-                outcome => drop(outcome?),
-            }
-            if log.freed_segments() == freed {
+            let freed = self.tier.log.freed_segments();
+            let is_due = freed >= FREED_MAX || self.log_free() < self.log_reserve();
+            if !is_due || !self.recall()? {
                 return Ok(());
             }
         }
     }
 
-    fn compact_on(&self) -> Result<()> {
-        while let Some(segment) = self.tier.log.victim(self.is_log_short()) {
-            self.compact_segment(segment)?;
+    /// Compacts until a row finds a slot, or nothing can be won now. For a call that waits for one.
+    pub(super) fn compact_for_room(&self) -> Result<()> {
+        let log = &self.tier.log;
+        while !log.has_room() {
+            if log.freed_segments() < FREED_MAX && self.compact_step()? {
+                continue;
+            }
+            if !self.recall()? {
+                break;
+            }
         }
         Ok(())
+    }
+
+    /// Compacts one segment: the work that is done between two looks at what is needed, by one
+    /// thread at a time. False if none is worth it, or there is no slot for its copies now.
+    fn compact_step(&self) -> Result<bool> {
+        let _alone = self.compacting.lock();
+        let Some(segment) = self.tier.log.victim(self.is_log_short()) else { return Ok(false) };
+        match self.compact_segment(segment) {
+            // Slots come back when the calls that may look at them end: then it goes on.
+            Err(error) if error.kind == ErrorKind::StoreFull => Ok(false),
+            outcome => outcome.map(|()| true),
+        }
+    }
+
+    /// Brings freed slots back by a sync. False if none came.
+    fn recall(&self) -> Result<bool> {
+        let log = &self.tier.log;
+        let freed = log.freed_segments();
+        if freed == 0 {
+            return Ok(false);
+        }
+        match log.sync() {
+            Err(error) if error.kind == ErrorKind::StoreFull => Ok(false),
+            outcome => outcome.map(|_| log.freed_segments() < freed),
+        }
     }
 
     /// Whether slots are short even with those that are on their way back.

@@ -48,7 +48,7 @@ pub(super) struct Engine {
     pub(super) wake: Wake,
     /// Journal files up to this generation are being written back; held during a checkpoint.
     pub(super) unfinished: Mutex<Option<u32>>,
-    /// Held while segments are compacted: by one thread at a time.
+    /// Held while a segment is compacted: by one thread at a time.
     pub(super) compacting: Mutex<()>,
 }
 
@@ -72,7 +72,6 @@ pub(super) struct Wake {
 pub(super) struct WakeState {
     pub(super) is_asked: bool,
     pub(super) is_stopping: bool,
-    pub(super) rounds: u64,
 }
 
 impl Engine {
@@ -151,6 +150,13 @@ impl Engine {
 }
 
 impl Wake {
+    /// Lets callers that wait for room look again.
+    pub(super) fn tell_callers(&self) {
+        // Under the lock: whoever has looked waits by then.
+        let _state = self.state.lock();
+        self.callers.notify_all();
+    }
+
     /// Asks the maintenance thread for a round.
     pub(super) fn ask(&self) {
         self.state.lock().is_asked = true;

@@ -49,8 +49,7 @@ fn run(engine: &Engine) {
             Err(error) => engine.fail(&error),
             Ok(()) => {}
         }
-        engine.wake.state.lock().rounds += 1;
-        engine.wake.callers.notify_all();
+        engine.wake.tell_callers();
     }
 }
 

@@ -137,7 +137,7 @@ impl<'a> Patience<'a> {
         if Instant::now() > deadline {
             return Err(error);
         }
-        self.engine.compact()?;
+        self.engine.compact_for_room()?;
         if !log.has_room() {
             std::thread::sleep(PAUSE);
         }

@@ -121,8 +121,21 @@ pub fn store_stat(store: &Store, name: &str) -> u64 {
 pub fn assert_caps(store: &Store) {
     let (used, limit) = (store_stat(store, "dram_bytes"), store_stat(store, "dram_limit"));
     assert!(used <= limit, "{used} bytes of DRAM, {limit} allowed");
-    let (used, limit) = (store_stat(store, "nvme_bytes"), store_stat(store, "nvme_limit"));
-    assert!(used <= limit, "{used} bytes of files, {limit} allowed");
+    let (told, limit) = (store_stat(store, "nvme_bytes"), store_stat(store, "nvme_limit"));
+    assert!(told <= limit, "{told} bytes of files, {limit} allowed");
+    let taken = taken_bytes(&store.config().path);
+    assert!(taken <= limit, "the files take {taken} bytes, {limit} allowed ({told} told)");
+}
+
+/// Bytes that the files of a directory take on their file system, as it says.
+fn taken_bytes(path: &Path) -> u64 {
+    let taken = |file: io::Result<std::fs::DirEntry>| {
+        // A file of the journal may go meanwhile.
+        let Ok(meta) = file.and_then(|file| file.path().symlink_metadata()) else { return 0 };
+        meta.blocks() * 512
+    };
+    let folder = |path: PathBuf| std::fs::read_dir(path).unwrap().map(taken).sum::<u64>();
+    folder(path.to_path_buf()) + folder(path.join("journal"))
 }
 
 /// The directory of a store that may be open, as a crash at one moment would leave it: taken again
