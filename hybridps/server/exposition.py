@@ -8,11 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 TIERS = ("dram", "nvme", "cold")
+# What the DRAM of a store is held for; the sum is `dram_bytes`.
+DRAM_KINDS = (
+    *("rows", "index", "statistics", "slack", "segments"),
+    *("buffers", "calls", "accounts", "sessions", "journal"),
+)
 # Counters that may fall as well as rise; every other one only grows.
 GAUGES = frozenset(
     {"keys", "tables", "dram_limit", "nvme_limit", "stores_degraded", "stores_failed"}
     | {f"rows_{tier}" for tier in TIERS}
     | {f"{tier}_bytes" for tier in TIERS}
+    | {f"dram_{kind}" for kind in DRAM_KINDS}
     | {"index_bytes"}
 )
 # Told by tier.

@@ -23,7 +23,7 @@ pub(crate) enum Kind {
     Index,
     /// Statistics of the cache, parts and tables themselves.
     Statistics,
-    /// Free blocks of pages that others of the same size share.
+    /// Free blocks of pages that others of the same size share, and free pages that keep memory.
     Slack,
     /// Segments that are filled or on their way to the device.
     Segments,
@@ -119,6 +119,12 @@ impl Ledger {
         let rows: u64 = rows.iter().map(|&kind| self.held(kind)).sum();
         let others = self.total().saturating_sub(rows);
         self.limit.saturating_sub(others + self.calls_max())
+    }
+
+    /// Rows, index and statistics hold more than is left for them: others have grown.
+    pub(crate) fn is_over(&self) -> bool {
+        let rows = [Kind::Rows, Kind::Index, Kind::Statistics];
+        rows.iter().map(|&kind| self.held(kind)).sum::<u64>() > self.rows_max()
     }
 
     /// Books memory that must be had: it is small, or its owner keeps to a share of its own.

@@ -2,11 +2,12 @@
 //! any size are taken and given back.
 //!
 //! Address space costs nothing; what is held is bounded by who takes (`ledger`), and the memory of
-//! a free page goes back to the system. Blocks up to 16 KiB are cut from slabs, pages that blocks
-//! of one size share (`slabs`); larger ones are runs of pages (`runs`). Free pages merge with their
-//! neighbours, so what one table gives back serves any other. Nothing here knows rows.
+//! free pages goes back to the system (`pages`). Blocks up to 16 KiB are cut from slabs, pages that
+//! blocks of one size share (`slabs`); larger ones are runs of pages (`runs`). Free pages merge
+//! with their neighbours, so what one table gives back serves any other. Nothing here knows rows.
 
 mod marks;
+mod pages;
 mod runs;
 mod slabs;
 
@@ -17,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::ledger::{Hold, Kind, Ledger};
-use runs::Runs;
+use pages::{Pages, CHUNK};
 use slabs::Slabs;
 
 pub(crate) use marks::{Mark, GRANULE};
@@ -32,11 +33,15 @@ const SPACE: u64 = 4;
 /// And at least this: slabs and alignment of a small store.
 const SPACE_MIN: u64 = 256 << 20;
 /// From this bound on, huge pages are asked for. Below it one of them would be much of all.
-const HUGE_MIN: u64 = 64 << 20;
+const HUGE_MIN: u64 = 128 << 20;
+/// Share of the bound that may stay with free pages for the sake of huge ones: 1 / this.
+const IDLE_SHARE: u64 = 64;
 
 /// Address space of the rows and indexes of a store.
 pub(crate) struct Arena {
+    /// At a multiple of a huge page, inside the mapping.
     base: NonNull<u8>,
+    mapping: NonNull<u8>,
     /// Bytes for blocks; behind them lie the notes.
     bytes: usize,
     mapped: usize,
@@ -44,7 +49,7 @@ pub(crate) struct Arena {
 }
 
 struct State {
-    runs: Runs,
+    pages: Pages,
     slabs: Slabs,
     slack: Hold,
 }
@@ -62,14 +67,20 @@ impl Arena {
     pub(crate) fn new(ledger: &Arc<Ledger>, bytes: u64) -> Result<Self> {
         let space = bytes.saturating_mul(SPACE).max(SPACE_MIN) as usize;
         let space = space.next_multiple_of(ALIGN);
-        let mapped = space + marks::bytes(space);
-        let base = reserve(mapped, bytes >= HUGE_MIN)?;
+        let mapped = space + marks::bytes(space) + CHUNK;
+        let is_huge = bytes >= HUGE_MIN;
+        let mapping = reserve(mapped, is_huge)?;
+        let before = mapping.as_ptr().align_offset(CHUNK);
+        #[allow(unsafe_code, reason = "pointer arithmetic inside one mapping")]
+        // SAFETY: the mapping is longer by `CHUNK` than what lies behind `base`.
+        let base = unsafe { mapping.add(before) };
+        let idle_max = (bytes / IDLE_SHARE) as usize + CHUNK;
         let state = State {
-            runs: Runs::new((space / PAGE) as u32),
+            pages: Pages::new(space, is_huge, idle_max),
             slabs: Slabs::default(),
             slack: ledger.hold(Kind::Slack, 0),
         };
-        Ok(Self { base, bytes: space, mapped, state: Mutex::new(state) })
+        Ok(Self { base, mapping, bytes: space, mapped, state: Mutex::new(state) })
     }
 
     /// Bytes that a block of at least `bytes` takes: sizes are four to a doubling, or whole pages.
@@ -84,37 +95,39 @@ impl Arena {
     /// Offset of a new block of at least `bytes`, of unspecified content. `None` when no address
     /// space is left.
     pub(crate) fn take(&self, bytes: usize) -> Option<u64> {
-        let State { runs, slabs, slack } = &mut *self.state.lock();
-        if bytes > slabs::LARGEST {
-            return runs.take(bytes.div_ceil(PAGE) as u32).map(|page| page as u64 * PAGE as u64);
-        }
-        let offset = slabs.take(slabs::class(bytes), runs);
-        slack.resize(slabs.slack());
+        let mut state = self.state.lock();
+        let State { pages, slabs, .. } = &mut *state;
+        let offset = if bytes > slabs::LARGEST {
+            pages.take(bytes.div_ceil(PAGE) as u32).map(|page| page as u64 * PAGE as u64)
+        } else {
+            slabs.take(slabs::class(bytes), pages)
+        };
+        state.book();
         offset
     }
 
     /// Takes a block back that was taken for `bytes`, or for as many as round to the same.
     pub(crate) fn give(&self, offset: u64, bytes: usize) {
         let first = (offset / PAGE as u64) as u32;
-        let pages = if bytes > slabs::LARGEST {
+        let mut state = self.state.lock();
+        let State { pages, slabs, .. } = &mut *state;
+        let free = if bytes > slabs::LARGEST {
             Some((first, bytes.div_ceil(PAGE) as u32))
         } else {
-            let State { slabs, slack, .. } = &mut *self.state.lock();
-            let pages = slabs.give(slabs::class(bytes), offset);
-            slack.resize(slabs.slack());
-            pages
+            slabs.give(slabs::class(bytes), offset)
         };
-        if let Some((page, pages)) = pages {
-            // While nobody can take them yet, and without the lock.
-            self.discard(page, pages);
-            self.state.lock().runs.give(page, pages);
+        if let Some((page, count)) = free {
+            // Under the lock: nobody can take a page that is being discarded.
+            pages.give(page, count, |page, count| self.discard(page, count));
         }
+        state.book();
     }
 
     /// Returns the memory of pages to the system.
     fn discard(&self, page: u32, pages: u32) {
         #[allow(unsafe_code, reason = "system call on memory")]
-        // SAFETY: the range lies inside the reservation and its only owner gave it back.
+        // SAFETY: the range lies inside the reservation and belongs to nobody: its only owner gave
+        // it back, and the lock that is held keeps it from being taken.
         unsafe {
             let start = self.base.as_ptr().add(page as usize * PAGE);
             libc::madvise(start.cast(), pages as usize * PAGE, libc::MADV_DONTNEED);
@@ -139,12 +152,18 @@ impl Arena {
     }
 }
 
+impl State {
+    fn book(&mut self) {
+        self.slack.resize(self.slabs.slack() + self.pages.idle_bytes());
+    }
+}
+
 impl Drop for Arena {
     fn drop(&mut self) {
         #[allow(unsafe_code, reason = "system call on memory")]
         // SAFETY: mapped by `reserve`; whoever took a block holds the arena alive.
         unsafe {
-            libc::munmap(self.base.as_ptr().cast(), self.mapped);
+            libc::munmap(self.mapping.as_ptr().cast(), self.mapped);
         }
     }
 }
@@ -187,7 +206,7 @@ impl Arena {
 
     /// Pages that are in use.
     pub(crate) fn pages_taken(&self) -> u32 {
-        self.state.lock().runs.taken()
+        self.state.lock().pages.taken()
     }
 }
 
@@ -244,7 +263,7 @@ mod tests {
             }
             prop_assert_eq!(arena.pages_taken(), 0);
             let state = arena.state.lock();
-            prop_assert_eq!(state.runs.count(), 1);
+            prop_assert_eq!(state.pages.runs(), 1);
             prop_assert_eq!(state.slack.bytes(), 0);
         }
     }

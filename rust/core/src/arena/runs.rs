@@ -66,6 +66,17 @@ impl Runs {
         self.insert(first, end - first);
     }
 
+    /// The free pages of [start, end), run by run: first and number.
+    pub(super) fn each_free(&self, start: u32, end: u32, mut work: impl FnMut(u32, u32)) {
+        let before = self.free.range(..start).next_back();
+        for (&run, &length) in before.into_iter().chain(self.free.range(start..end)) {
+            let (first, last) = (run.max(start), (run + length).min(end));
+            if first < last {
+                work(first, last - first);
+            }
+        }
+    }
+
     fn insert(&mut self, run: u32, length: u32) {
         self.free.insert(run, length);
         self.orders[order(length)].insert(run);

@@ -1,9 +1,9 @@
 //! Blocks smaller than a few pages: cut from slabs, runs of pages that blocks of one size share. A
-//! slab whose blocks are all free gives its pages back. A pure structure, beside the runs.
+//! slab whose blocks are all free gives its pages back. A pure structure, beside the pages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::runs::Runs;
+use super::pages::Pages;
 use super::{PAGE, RUN_MIN};
 
 /// Largest block that is cut from a slab.
@@ -45,7 +45,7 @@ pub(super) fn size(class: usize) -> usize {
 }
 
 /// Fewest pages that waste at most a sixteenth behind the last block.
-fn pages(class: usize) -> usize {
+fn slab_pages(class: usize) -> usize {
     let waste = |pages: usize| pages * PAGE - blocks(class, pages) * size(class);
     let is_good = |&pages: &usize| blocks(class, pages) > 0 && waste(pages) * 16 <= pages * PAGE;
     (1..).find(is_good).unwrap_or(1)
@@ -81,11 +81,11 @@ impl Slabs {
         self.slack + self.slabs.len() as u64 * ACCOUNT
     }
 
-    /// Offset of a block, at a low address. `None` if a slab is needed and no run is free.
-    pub(super) fn take(&mut self, class: usize, runs: &mut Runs) -> Option<u64> {
+    /// Offset of a block, at a low address. `None` if a slab is needed and no pages are free.
+    pub(super) fn take(&mut self, class: usize, pages: &mut Pages) -> Option<u64> {
         let page = match self.open[class].first() {
             Some(&page) => page,
-            None => self.add(class, runs)?,
+            None => self.add(class, pages)?,
         };
         let slab = self.slabs.get_mut(&page)?;
         let block = slab.free.trailing_zeros();
@@ -97,11 +97,11 @@ impl Slabs {
         Some(page as u64 * PAGE as u64 + u64::from(block) * size(class) as u64)
     }
 
-    fn add(&mut self, class: usize, runs: &mut Runs) -> Option<u32> {
-        let page = runs.take(pages(class) as u32)?;
+    fn add(&mut self, class: usize, pages: &mut Pages) -> Option<u32> {
+        let page = pages.take(slab_pages(class) as u32)?;
         self.slabs.insert(page, Slab { class: class as u8, free: all_free(class) });
         self.open[class].insert(page);
-        self.slack += (pages(class) * PAGE) as u64;
+        self.slack += (slab_pages(class) * PAGE) as u64;
         Some(page)
     }
 
@@ -120,13 +120,13 @@ impl Slabs {
         }
         self.slabs.remove(&first);
         self.open[class].remove(&first);
-        self.slack -= (pages(class) * PAGE) as u64;
-        Some((first, pages(class) as u32))
+        self.slack -= (slab_pages(class) * PAGE) as u64;
+        Some((first, slab_pages(class) as u32))
     }
 }
 
 fn all_free(class: usize) -> u64 {
-    u64::MAX >> (BLOCKS_MAX - blocks(class, pages(class)))
+    u64::MAX >> (BLOCKS_MAX - blocks(class, slab_pages(class)))
 }
 
 #[cfg(test)]
@@ -143,7 +143,8 @@ mod tests {
         for class in FINE..CLASSES {
             assert!(size(class) * 4 <= size(class - 1) * 5);
             assert_eq!(size(class) % STEP, 0);
-            assert!(pages(class) <= 16, "slabs of {} are {} pages", size(class), pages(class));
+            let pages = slab_pages(class);
+            assert!(pages <= 16, "slabs of {} are {pages} pages", size(class));
         }
         assert_eq!(size(CLASSES - 1), LARGEST);
     }

@@ -66,6 +66,7 @@ impl Engine {
         }
         self.check_devices()?;
         self.account();
+        self.fit_rows()?;
         if self.tier.log.no_space().is_some() {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::Snapshot;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::failure::Health;
 use crate::ledger::{Hold, Kind, Ledger};
 use crate::log::Log;
@@ -63,6 +63,21 @@ impl Engine {
         holds.buffers.resize(self.tier.log.reader_bytes());
         holds.accounts.resize(self.tier.log.account_bytes());
         holds.sessions.resize(sessions);
+    }
+
+    /// Rows give back what others of the store have taken of their share. A full log is no failure
+    /// here: they will when it has room.
+    pub(super) fn fit_rows(&self) -> Result<()> {
+        if !self.ledger.is_over() {
+            return Ok(());
+        }
+        for stripe in &self.stripes {
+            match stripe.lock().fit(&self.tier) {
+                Err(error) if error.kind == ErrorKind::StoreFull => break,
+                outcome => outcome?,
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn rows(&self, table: &Table) -> Rows {

@@ -10,9 +10,9 @@
 /// Steps of a doubling.
 const STEPS: usize = 8;
 /// Visits in which a visit comes to count half, for each row of the stripe in DRAM. On the traces
-/// of `benchmarks/hit_ratio.py` 8 to 32 differ by less than a point; 4 forgets, more than 64
+/// of `benchmarks/hit_ratio.py` 16 to 64 differ by less than a point; 4 forgets, more than 64
 /// clings.
-const HALF_LIFE: usize = 16;
+const HALF_LIFE: usize = 32;
 /// Rank of what was never visited is 0, that of a single visit now this.
 const ONCE: u8 = 160;
 /// Ranks from here on are heats that came around: no row is visited so often.
@@ -48,10 +48,10 @@ const WARMED: [u8; 256] = {
 };
 
 impl Beat {
-    /// Ticks in which every heat must have been looked at once, lest it comes around.
+    /// Beats in which every heat must have been looked at once, lest it comes around.
     pub(crate) const ROUND: usize = 64;
 
-    /// Visits between two ticks for a cache of `rows`.
+    /// Visits between two beats for a cache of `rows`.
     pub(crate) fn period(rows: usize) -> usize {
         (rows * HALF_LIFE / STEPS).max(16)
     }
@@ -61,7 +61,7 @@ impl Beat {
     }
 
     #[cfg(test)]
-    pub(crate) fn tick(&mut self) {
+    pub(crate) fn advance(&mut self) {
         self.0 = self.0.wrapping_add(1);
     }
 }
@@ -94,7 +94,7 @@ impl Heat {
         Self::at(WARMED[self.rank(beat) as usize], beat)
     }
 
-    /// The same, but not colder than can be told from hot for `ROUND` ticks more.
+    /// The same, but not colder than can be told from hot for `ROUND` beats more.
     pub(crate) fn kept(self, beat: Beat) -> Self {
         Self::at(self.rank(beat).max(Beat::ROUND as u8), beat)
     }
@@ -121,7 +121,7 @@ mod tests {
         for _ in 0..20_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             if random >> 62 == 0 {
-                beat.tick();
+                beat.advance();
                 sum /= 2_f64.powf(1.0 / STEPS as f64);
             } else if sum < 15.0 {
                 heat = Some(heat.unwrap_or(Heat::coldest(beat)).warmed(beat));
@@ -139,11 +139,11 @@ mod tests {
         let mut beat = Beat(200);
         let mut heat = (0..50).fold(Heat::coldest(beat), |heat, _| heat.warmed(beat));
         assert!(heat.rank(beat) > ONCE + 20 && heat.rank(beat) < AROUND);
-        for tick in 1..2000 {
+        for n in 1..2000 {
             let before = heat.rank(beat);
-            beat.tick();
+            beat.advance();
             assert!(heat.rank(beat) <= before);
-            if tick % Beat::ROUND == 0 {
+            if n % Beat::ROUND == 0 {
                 heat = heat.kept(beat);
             }
         }

@@ -79,11 +79,13 @@ impl Part {
 
     /// Adds free rows. False when no address space is left.
     pub(super) fn grow_pool(&mut self) -> bool {
-        let Self { pool, index, era, written_back, .. } = self;
-        pool.grow(|header, old, new| {
-            move_entry(index, header.key, old, new);
-            (*era, *written_back) = (*era + 1, Default::default());
-        })
+        let Self { pool, index, .. } = self;
+        let moves = !pool.is_large();
+        let has_grown = pool.grow(|header, old, new| move_entry(index, header.key, old, new));
+        if has_grown && moves {
+            (self.era, self.written_back) = (self.era + 1, Default::default());
+        }
+        has_grown
     }
 
     /// Gives the last extent of rows back. False if its rows do not fit the others.
@@ -91,6 +93,7 @@ impl Part {
         let Self { pool, index, .. } = self;
         let has_shrunk = pool.shrink(|header, old, new| move_entry(index, header.key, old, new));
         if has_shrunk {
+            self.policy.fit(self.pool.capacity());
             (self.era, self.written_back) = (self.era + 1, Default::default());
         }
         has_shrunk

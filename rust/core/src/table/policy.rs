@@ -47,7 +47,7 @@ impl Pulse {
     }
 
     /// The next beat.
-    pub(super) fn tick(&self) {
+    pub(super) fn advance(&self) {
         self.beat.fetch_add(1, Relaxed);
     }
 }
@@ -136,6 +136,11 @@ impl Policy {
         let beat = self.pulse.beat();
         self.sketch.reserve(rows, beat);
         self.sketch.raise(hash, heat, beat);
+    }
+
+    /// The pool has become smaller, to `rows`.
+    pub(super) fn fit(&mut self, rows: usize) {
+        self.sketch.fit(rows, self.pulse.beat());
     }
 
     /// Up to `n` rows to evict, the coldest of those swept over; at least one if there are any.

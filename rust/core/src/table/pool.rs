@@ -109,8 +109,8 @@ impl Pool {
         Arena::round(rows * row).min(full)
     }
 
-    /// Extents are added to the first one, and have notes.
-    fn is_large(&self) -> bool {
+    /// Extents are added to the first one, and have notes. Until then it moves when it grows.
+    pub(super) fn is_large(&self) -> bool {
         self.bytes >= ALIGN
     }
 
@@ -146,6 +146,10 @@ impl Pool {
             let next = if row + 1 < rows { row + 2 } else { 0 };
             let at = start + u64::from(row) * self.row_units();
             *self.header_mut(at) = Header { key: next.into(), ..Header::default() };
+        }
+        if self.extents.is_empty() {
+            // Of many tables this is the only one.
+            self.extents.reserve_exact(1);
         }
         self.extents.push(Extent { free: u32::from(rows > 0), ..extent });
         self.capacity += rows as usize;
@@ -185,6 +189,9 @@ impl Pool {
             self.unlink(self.extents.len() as u32 - 1);
         }
         let Some(last) = self.extents.pop() else { return false };
+        if self.extents.len() * 4 <= self.extents.capacity() {
+            self.extents.shrink_to(self.extents.len() * 2);
+        }
         self.forget(&last);
         self.move_rows(&last, moved);
         self.arena.give(last.start * UNIT as u64, last.bytes as usize);

@@ -72,7 +72,7 @@ impl Donors {
 impl State {
     /// One step towards a free row of the table: more rows, or fewer of the coldest.
     pub(super) fn make_room(&mut self, tier: &Tier, table: &Arc<Table>) -> Result<()> {
-        self.tick();
+        self.advance_pulse();
         self.fit(tier)?;
         let part = self.part(tier, table);
         let growth = part.pool.growth_bytes();
@@ -108,7 +108,7 @@ impl State {
     /// Rows make room for the index; where there are none left to leave, one growth may pass the
     /// share: `check_room` stops new keys before it adds up.
     pub(super) fn grow_index(&mut self, tier: &Tier, id: TableId, hash: u64) -> Result<()> {
-        self.tick();
+        self.advance_pulse();
         loop {
             let Some(part) = self.parts.get(&id) else { return Ok(()) };
             let growth = part.index.growth_bytes(hash);
@@ -144,7 +144,7 @@ impl State {
     }
 
     /// The pulse beats with the visits.
-    fn tick(&mut self) {
+    fn advance_pulse(&mut self) {
         let visits = self.pulse.visits();
         if visits < self.donors.period {
             return;
@@ -152,10 +152,10 @@ impl State {
         let rows = self.parts.values().map(|part| part.pool.len()).sum();
         self.donors.period = Beat::period(rows) as u64;
         // After a long time without need all is cold alike: the rest would change nothing.
-        let ticks = (visits / self.donors.period).min(Beat::ROUND as u64);
+        let beats = (visits / self.donors.period).min(Beat::ROUND as u64);
         self.pulse.take(visits);
-        for _ in 0..ticks {
-            self.pulse.tick();
+        for _ in 0..beats {
+            self.pulse.advance();
             for part in self.parts.values_mut() {
                 part.policy.sweep(&mut part.pool);
             }

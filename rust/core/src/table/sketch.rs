@@ -37,6 +37,15 @@ impl Sketch {
         }
     }
 
+    /// Gives memory back that is too much for a pool of `rows`: it starts from nothing then.
+    pub(crate) fn fit(&mut self, rows: usize, beat: Beat) {
+        if rows == 0 {
+            self.counters = Vec::new();
+        } else if !self.counters.is_empty() {
+            self.reserve(rows, beat);
+        }
+    }
+
     fn places(&self, hash: u64) -> [usize; 2] {
         // The stripe is told by the top bits: they are the same for all.
         let spread = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -126,7 +135,7 @@ mod tests {
         (0..20).for_each(|_| _ = sketch.add(hash(1), beat));
         let mut before = sketch.estimate(hash(1), beat).rank(beat);
         for _ in 0..1000 {
-            beat.tick();
+            beat.advance();
             sketch.sweep(beat);
             let rank = sketch.estimate(hash(1), beat).rank(beat);
             assert!(rank <= before.max(Beat::ROUND as u8), "{before} -> {rank}");
@@ -147,6 +156,12 @@ mod tests {
         let heat = sketch.add(hash(1), beat);
         sketch.reserve(900, beat);
         assert_eq!(sketch.estimate(hash(1), beat), heat, "much the same size changes nothing");
+        sketch.fit(100, beat);
+        assert_eq!(sketch.bytes(), Sketch::bytes_for(100));
+        sketch.fit(0, beat);
+        assert_eq!(sketch.bytes(), 0);
+        sketch.fit(100, beat);
+        assert_eq!(sketch.bytes(), 0, "it is made by the first eviction");
         sketch.reserve(100_000, beat);
         assert_eq!(sketch.estimate(hash(1), beat), cold);
     }

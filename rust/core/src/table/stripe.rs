@@ -292,9 +292,7 @@ impl State {
             part.index.remove(slot);
             if let Ok(at) = location.resolve() {
                 part.pool.give(at);
-                if part.pool.is_sparse() {
-                    part.shrink_pool();
-                }
+                while part.pool.is_sparse() && part.shrink_pool() {}
             }
         });
         Ok(true)

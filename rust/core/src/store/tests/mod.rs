@@ -4,6 +4,7 @@
 mod faults;
 mod fetch;
 mod full;
+mod memory;
 mod panic;
 mod pass;
 mod power;
