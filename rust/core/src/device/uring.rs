@@ -39,8 +39,10 @@ struct Pool {
 impl UringReader {
     /// Sets one ring up, to learn whether the system allows it.
     pub(super) fn new(file: &Arc<File>, queue_depth: u32) -> io::Result<Self> {
-        // A ring that reads while another computes: one a core keeps the cores busy.
-        let made_max = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 32);
+        // A ring that reads while another computes: one a core keeps the cores busy; and one for
+        // reads in the background, which calls do not wait for.
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let made_max = cores.clamp(2, 32) + 1;
         let reader = Self {
             file: file.clone(),
             queue_depth: queue_depth.clamp(CHUNK_PAGES, 4096),

@@ -230,7 +230,19 @@ impl Log {
         read: &dyn Fn(usize) -> Read,
         visit: &mut dyn FnMut(usize, Result<RecordView<'_>>),
     ) -> ReadCounts {
-        self.shared.read(pin, count, read, visit)
+        self.shared.read(pin, count, &mut |_| true, read, visit)
+    }
+
+    /// The same, of those records for which `wants` is true when their turn has come.
+    pub(crate) fn read_wanted(
+        &self,
+        pin: &Pin<'_>,
+        count: usize,
+        wants: &mut dyn FnMut(usize) -> bool,
+        read: &dyn Fn(usize) -> Read,
+        visit: &mut dyn FnMut(usize, Result<RecordView<'_>>),
+    ) -> ReadCounts {
+        self.shared.read(pin, count, wants, read, visit)
     }
 
     /// Seals what is in memory and returns when all that was appended before is on the device.

@@ -59,6 +59,7 @@ struct Segment {
 /// A batch on its way through the device: extents are planned as the device has room for them.
 struct Batch<'a> {
     log: &'a Shared,
+    wants: &'a mut dyn FnMut(usize) -> bool,
     read: &'a dyn Fn(usize) -> Read,
     visit: &'a mut Visit<'a>,
     count: usize,
@@ -76,16 +77,19 @@ struct Batch<'a> {
 }
 
 impl Shared {
-    /// Reads `count` records, of which `read` tells the `n`-th, in the order of their places.
+    /// Reads those of `count` records that `wants` says, of which `read` tells the `n`-th, in the
+    /// order of their places.
     pub(super) fn read(
         &self,
         pin: &Pin<'_>,
         count: usize,
+        wants: &mut dyn FnMut(usize) -> bool,
         read: &dyn Fn(usize) -> Read,
         visit: &mut Visit<'_>,
     ) -> ReadCounts {
         let mut batch = Batch {
             log: self,
+            wants: &mut |n| wants(n),
             read,
             visit: &mut |n, record| visit(n, record),
             count,
@@ -106,7 +110,7 @@ impl Shared {
             let visit_longer = &mut |n: usize, record: Result<RecordView<'_>>| {
                 visit(longer[n].0, record);
             };
-            let more = self.read(pin, longer.len(), &|n| longer[n].1, visit_longer);
+            let more = self.read(pin, longer.len(), &mut |_| true, &|n| longer[n].1, visit_longer);
             counts.device_reads += more.device_reads;
             counts.bytes += more.bytes;
         }
@@ -182,6 +186,9 @@ impl Reads for Batch<'_> {
         while self.next < self.count {
             let n = self.next;
             self.next += 1;
+            if !(self.wants)(n) {
+                continue;
+            }
             let read = (self.read)(n);
             let Some((start, end, incarnation)) = self.locate(n, &read) else { continue };
             if self.join(n, start, end, incarnation) {

@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
+use super::ahead::Ahead;
 use super::config::StoreConfig;
+use super::flights::Flights;
 use super::order::Sequencer;
 use super::running::Running;
 use super::stats::Holds;
@@ -39,6 +41,9 @@ pub(super) struct Engine {
     pub(super) record_bytes_max: u64,
     /// All memory that the store holds.
     pub(super) ledger: Arc<Ledger>,
+    /// Look-ahead, and the reads that it and calls have at the device.
+    pub(super) ahead: Ahead,
+    pub(super) flights: Flights,
     pub(super) holds: Mutex<Holds>,
     /// Held by every verb while it runs, so that `close` waits for those that are on their way.
     pub(super) is_open: RwLock<bool>,

@@ -8,9 +8,11 @@
 //! is. The device goes on reading while records are handed out, some hundred at a time.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 use super::engine::Engine;
+use super::flights::Claims;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::{Pin, Read, ReadCounts, RecordView, ROW_FLOATS_MAX};
 use crate::table::{stripe_of, Counters, Found, Guard, Item, State, Table};
@@ -146,7 +148,8 @@ impl<'a> Fetch<'a> {
         self.engine.stripes[self.stripe(item)].lock()
     }
 
-    /// Reads all of `misses` in one batch; returns those to be looked up again.
+    /// Reads all of `misses` in one batch; returns those to be looked up again. While look-ahead
+    /// is at work, what another fetch reads is waited for instead.
     fn read<R: Receiver>(
         &self,
         misses: &mut [Miss],
@@ -160,37 +163,54 @@ impl<'a> Fetch<'a> {
             let table = self.sources[misses[n].source as usize].table;
             Read { place: misses[n].place, row_floats: table.floats, table: table.id }
         };
+        let flights = &self.engine.flights;
+        let is_shared = R::IS_BACKGROUND || self.engine.ahead.is_busy.load(Relaxed);
+        let claims = is_shared.then(|| flights.claims());
+        let mut awaited = Vec::new();
+        let mut wants = |n: usize| {
+            let is_ours = claims.as_ref().is_none_or(|claims| claims.claim(misses[n].place));
+            if !is_ours && !R::IS_BACKGROUND {
+                awaited.push(misses[n]);
+            }
+            is_ours
+        };
         let mut batch = Batch::default();
         let (mut again, mut damaged) = (Vec::new(), Vec::new());
         let mut outcome = Ok(());
         let log = &self.engine.tier.log;
-        let counts = log.read(self.pin, misses.len(), &read, &mut |n, record| {
-            let miss = &misses[n];
-            match record {
-                Ok(record) => {
-                    let item = self.item(miss);
-                    if record.key == item.key {
-                        batch.add(n as u32, self.stripe(&item), &item, &record);
-                    } else {
-                        let history = histories.entry((miss.source, miss.index)).or_default();
-                        history.rejected.push(miss.place);
-                        again.push(*miss);
+        let counts =
+            log.read_wanted(self.pin, misses.len(), &mut wants, &read, &mut |n, record| {
+                let miss = &misses[n];
+                match record {
+                    Ok(record) => {
+                        let item = self.item(miss);
+                        if record.key == item.key {
+                            batch.add(n as u32, self.stripe(&item), &item, &record);
+                        } else {
+                            let history = histories.entry((miss.source, miss.index)).or_default();
+                            history.rejected.push(miss.place);
+                            again.push(*miss);
+                        }
                     }
+                    Err(error) if error.kind == ErrorKind::Corruption => {
+                        damaged.push((*miss, error))
+                    }
+                    Err(error) => outcome = Err(error),
                 }
-                Err(error) if error.kind == ErrorKind::Corruption => damaged.push((*miss, error)),
-                Err(error) => outcome = Err(error),
-            }
-            if batch.is_full() && outcome.is_ok() {
-                outcome = self.hand_out(&mut batch, misses, receiver, &mut again);
-            }
-        });
+                if batch.is_full() && outcome.is_ok() {
+                    outcome = self.hand_out(&mut batch, misses, &claims, receiver, &mut again);
+                }
+            });
         self.count(misses, counts, R::IS_BACKGROUND || !is_first);
         outcome?;
-        self.hand_out(&mut batch, misses, receiver, &mut again)?;
+        self.hand_out(&mut batch, misses, &claims, receiver, &mut again)?;
         for (miss, error) in damaged {
             self.doubt(&miss, error, histories)?;
             again.push(miss);
         }
+        drop(claims);
+        awaited.iter().for_each(|miss| flights.wait_for(miss.place));
+        again.append(&mut awaited);
         Ok(again)
     }
 
@@ -199,6 +219,7 @@ impl<'a> Fetch<'a> {
         &self,
         batch: &mut Batch,
         misses: &[Miss],
+        claims: &Option<Claims<'_>>,
         receiver: &mut impl Receiver,
         again: &mut Vec<Miss>,
     ) -> Result<()> {
@@ -218,6 +239,9 @@ impl<'a> Fetch<'a> {
                     again.push(*miss);
                 }
             }
+        }
+        if let Some(claims) = claims {
+            claims.land(batch.heads.iter().map(|head| misses[head.miss as usize].place));
         }
         batch.clear();
         Ok(())

@@ -4,6 +4,7 @@
 //! `fetch` the reads, `catalog` the tables, `recovery` opening and closing, `maintenance` the
 //! thread that keeps journal and log within their caps.
 
+mod ahead;
 mod catalog;
 mod change;
 mod checkpoint;
@@ -11,6 +12,7 @@ mod compaction;
 mod config;
 mod engine;
 mod fetch;
+mod flights;
 mod maintenance;
 mod mutate;
 mod order;
@@ -268,7 +270,17 @@ impl Store {
         self.engine.remove(push, table, keys)
     }
 
-    /// Brings rows into DRAM; never inserts.
+    /// Rows of these keys will be needed: they are brought into DRAM in the background. Returns at
+    /// once; a hint, which a full queue drops. Never inserts.
+    ///
+    /// # Errors
+    /// `TableNotFound`.
+    pub fn look_ahead(&self, table: TableId, keys: &[u64]) -> Result<()> {
+        let _call = self.engine.enter()?;
+        self.engine.look_ahead(table, keys)
+    }
+
+    /// Brings rows into DRAM, and returns when they are there; never inserts.
     ///
     /// # Errors
     /// `TableNotFound`.
@@ -343,6 +355,7 @@ impl Store {
     pub fn close(&self) -> Result<()> {
         let mut maintenance = self.maintenance.lock();
         let Some(thread) = maintenance.take() else { return Ok(()) };
+        self.engine.ahead.stop();
         // Calls may wait for room in the log: the maintenance thread goes last.
         self.engine.is_closing.store(true, Ordering::Relaxed);
         *self.engine.is_open.write() = false;

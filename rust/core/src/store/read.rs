@@ -64,8 +64,12 @@ impl Engine {
     }
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
-        let walk = self.walk(table, keys)?;
-        self.read(&[walk], &mut Prefetch)
+        self.warm(&[self.walk(table, keys)?])
+    }
+
+    /// Brings rows into DRAM that will be needed.
+    pub(super) fn warm(&self, walks: &[Walk<'_>]) -> Result<()> {
+        self.read(walks, &mut Prefetch)
     }
 }
 

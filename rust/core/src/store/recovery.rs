@@ -9,8 +9,10 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::ahead::Ahead;
 use super::config::SEGMENT_BUFFERS;
 use super::engine::{Catalog, Engine, Wake};
+use super::flights::Flights;
 use super::order::Sequencer;
 use super::running::Running;
 use super::session::Sessions;
@@ -105,6 +107,8 @@ impl Engine {
             tier,
             journal,
             ledger,
+            ahead: Ahead::default(),
+            flights: Flights::default(),
             holds: Mutex::new(holds),
         })
     }

@@ -4,6 +4,7 @@
 //! The verbs differ in what they do with a row, with an absent key and with a record; the walk is
 //! the same. A call of any size holds the memory of a few windows.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,7 +29,7 @@ const WINDOW_KEYS_MAX: usize = 16 << 10;
 /// And in the smallest store.
 const WINDOW_KEYS_MIN: usize = 512;
 /// Bytes that a key takes in the plan of its window, in the misses, among those that are absent.
-const KEY_BYTES: u64 = 100;
+const KEY_BYTES: u64 = 110;
 
 /// One table's keys in a call.
 pub(super) struct Walk<'a> {
@@ -200,7 +201,7 @@ impl Engine {
         let mut position = Position::default();
         loop {
             let left = position.left(walks);
-            if left == 0 {
+            if left == 0 || (V::IS_BACKGROUND && self.ahead.is_stopping.load(Relaxed)) {
                 return Ok(());
             }
             let _memory = self.hold_for_window(walks, left)?;
@@ -250,7 +251,9 @@ impl Engine {
         // slot of the log that is freed is filled again.
         let pin = self.tier.log.pin();
         let mut misses = Vec::new();
-        while misses.len() < most / 4 {
+        // Look-ahead gathers more: rows of several batches that share a page cost one read.
+        let enough = if V::IS_BACKGROUND { most / 2 } else { most / 4 };
+        while misses.len() < enough {
             let Some((n, plan)) = position.next(walks, most, self.stripes.len()) else { break };
             let pass = Pass::new(&self.stripes, &walks[n].table, &plan);
             if let Some(tally) = self.read_window(n, pass, verb, &mut misses)? {
@@ -348,7 +351,10 @@ impl<V: Verb> Receiver for Fetching<'_, V> {
     }
 
     fn damaged(&mut self, _: &mut State, _: &Wanted<'_>, damage: Damage) -> Result<()> {
-        Err(damage.error)
+        match V::IS_BACKGROUND {
+            true => Ok(()),
+            false => Err(damage.error),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Goal: what no caller can see or provoke from outside. Method: the engine's own doors, and looks
 //! at the rows in DRAM.
 
+mod ahead;
 mod faults;
 mod fetch;
 mod full;
