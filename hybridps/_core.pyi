@@ -152,10 +152,6 @@ class HotCall:
         """The Return frame: results, or an exception for anything that is wrong. Never raises for
         what a peer sent. Once; any thread; releases the interpreter lock.
         """
-    def acknowledge(self) -> Buffer:
-        """The Return frame of a call that is run after it was answered: no results, or what is
-        wrong with it (`code` tells which).
-        """
     def try_run(self) -> Buffer | None:
         """As `run`, if the engine need not wait for a device or for other calls; else None, and the
         call is still to be run. Always None for a verb that changes rows.

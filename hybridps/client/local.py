@@ -5,14 +5,13 @@ are gone: a child is refused. A program that ends without `close` loses nothing:
 is open.
 """
 
-import concurrent.futures
 import itertools
 import json
 import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from hybridps import _core
 from hybridps.client import calls, leave
@@ -21,9 +20,6 @@ from hybridps.client.retry import check_timeout
 from hybridps.client.verbs import Addressed
 from hybridps.errors import HybridPSError, UnavailableError
 from hybridps.types import TableSpec
-
-# Looking ahead further than this only evicts what was fetched before; later asks are dropped.
-PREFETCHES_MAX: Final = 8
 
 
 class LocalTransport:
@@ -40,9 +36,6 @@ class LocalTransport:
         # Numbers are drawn and used under one lock: pushes apply in the order of their numbers.
         self._push_lock = threading.Lock()
         self._numbers = itertools.count(1)
-        # Started at the first prefetch, which returns at once.
-        self._warmer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hybridps")
-        self._warming: set[concurrent.futures.Future[None]] = set()
         self._is_closed = False
         leave.watch(store)
 
@@ -62,24 +55,13 @@ class LocalTransport:
         """Flushes and closes the store; a second call does nothing."""
         if os.getpid() == self._process and not self._is_closed:
             self._is_closed = True
-            self._warmer.shutdown(cancel_futures=True)
             self._store.close()
 
     def _execute(self, call: Call) -> Any:
         if isinstance(call, calls.Push):
             with self._push_lock:
                 return _push(self._store, self._session, next(self._numbers), call)
-        if isinstance(call, calls.Prefetch):
-            return self._prefetch(call)
         return _EXECUTE[type(call)](self._store, call)
-
-    def _prefetch(self, call: calls.Prefetch) -> None:
-        for table, _ in call.tables:
-            # Raises for a dropped table now; later nobody would hear of it.
-            self._store.spec(table)
-        self._warming = {warming for warming in self._warming if not warming.done()}
-        if len(self._warming) < PREFETCHES_MAX:
-            self._warming.add(self._warmer.submit(self._store.prefetch, call.tables))
 
 
 def _push(store: _core.Store, session: int, number: int, call: calls.Push) -> Any:
@@ -114,6 +96,7 @@ _EXECUTE: dict[type[Call], Callable[[_core.Store, Any], Any]] = {
         call.table, json.dumps({"learning_rate": call.learning_rate})
     ),
     calls.Alter: lambda store, call: store.alter(call.table, json.dumps(call.change)),
+    calls.Prefetch: lambda store, call: store.prefetch(call.tables),
     calls.Size: lambda store, call: store.size(call.table),
     calls.KeysOf: lambda store, call: store.keys(call.table, call.bucket),
     calls.TableStats: lambda store, call: store.table_stats(call.table),

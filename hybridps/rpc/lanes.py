@@ -18,8 +18,6 @@ class Lane(Enum):
     LOOKS = "looks"
     # What writes the manifest, syncs, or walks a whole table.
     ORDERS = "orders"
-    # Warming, for which nobody waits.
-    AHEAD = "ahead"
     # The server's own looks at its counters; no verb runs here.
     SAMPLES = "samples"
 
@@ -30,7 +28,6 @@ LANES = {
     "applyGradients": Lane.PUSHES,
     "assign": Lane.PUSHES,
     "remove": Lane.PUSHES,
-    "prefetch": Lane.AHEAD,
     "createTable": Lane.ORDERS,
     "dropTable": Lane.ORDERS,
     "setLearningRate": Lane.ORDERS,

@@ -12,16 +12,12 @@ from typing import Any
 from hybridps import _core
 from hybridps.errors import HybridPSError
 from hybridps.rpc.booking import Booking
-from hybridps.rpc.budget import Grant
 from hybridps.rpc.connection import Connection
 from hybridps.rpc.host import Host
 from hybridps.rpc.lanes import lane_of
 from hybridps.rpc.streaming import Streams
 
 log = logging.getLogger("hybridps.rpc")
-
-# Looking ahead further than this only evicts what was fetched before; later asks are dropped.
-PREFETCHES_MAX = 8
 
 _INTERNAL = "HybridPSError: the call failed inside the server; its log has the details"
 # Lookups that are not tried on the loop after so many in a row would have had to wait: where most
@@ -36,7 +32,6 @@ class Runner:
         self._host = host
         # The loop keeps only weak references to tasks.
         self._tasks: set[asyncio.Task[None]] = set()
-        self._prefetches = 0
         # Lookups to come that are not tried on the loop, and how many after the next refusal.
         self._paused = 0
         self._pause = 1
@@ -51,8 +46,6 @@ class Runner:
         call = booking.call
         if isinstance(call, _core.ColdCall):
             self._spawn(self._run_cold(connection, booking, call))
-        elif call.verb == "prefetch":
-            self._prefetch(connection, booking, call)
         elif (reply := self._try(booking, call)) is not None:
             self._observe(booking, call.code)
             connection.answered(booking, connection.wire.answer(call.question) or reply)
@@ -61,30 +54,11 @@ class Runner:
         else:
             self._spawn(self._run_away(connection, booking, call))
 
-    def _prefetch(self, connection: Connection, booking: Booking, call: _core.HotCall) -> None:
-        """Answers, and warms the keys behind it; beyond a few at a time, asks are dropped."""
-        reply = call.acknowledge()
-        if call.code == "ok" and self._prefetches < PREFETCHES_MAX:
-            # The frame stays as long as its keys are read.
-            frame, booking.frame = booking.frame, self._host.frames.hold(0)
-            self._spawn(self._warm(call, frame))
-        self._observe(booking, call.code)
-        connection.answered(booking, connection.wire.answer(call.question) or reply)
-
-    async def _warm(self, call: _core.HotCall, frame: Grant) -> None:
-        self._prefetches += 1
-        try:
-            await self._host.workers.run(lane_of(call.verb), call.run)
-            if call.code != "ok":
-                log.warning("prefetch failed: %s", call.code)
-        except Exception:
-            log.exception("prefetch failed inside the server")
-        finally:
-            self._prefetches -= 1
-            frame.release()
-
     def _try(self, booking: Booking, call: _core.HotCall) -> _core.Buffer | None:
         """The reply, if it is had without waiting: nothing else may run on the loop."""
+        if call.verb == "prefetch":
+            booking.begun_s = time.monotonic()
+            return call.run()  # The engine takes the keys, and brings the rows by itself.
         if call.cost > self._host.limits.inline_cost_bytes:
             return None
         if self._paused:

@@ -125,6 +125,6 @@ def test_every_verb_has_the_lane_of_what_it_may_wait_for() -> None:
     waits_for_room = {"lookupOrInsert", "applyGradients", "assign", "remove"}
     assert {verb for verb in VERBS if lane_of(verb) is Lane.PUSHES} == waits_for_room
     assert lane_of("lookup") is Lane.READS
-    looks = {"hello", "table", "tables", "size", "stats", "tableStats"}
+    looks = {"prefetch", "hello", "table", "tables", "size", "stats", "tableStats"}
     assert {verb for verb in VERBS if lane_of(verb) is Lane.LOOKS} == looks
     assert Lane.SAMPLES not in LANES.values()

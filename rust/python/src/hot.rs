@@ -233,19 +233,6 @@ impl HotCall {
             verb => push(&self.shared, self.question, verb, frame, &batches),
         }
     }
-
-    /// The answer of a call that is carried out later: whether it can be.
-    fn accept(&self) -> Option<Words> {
-        let Work::Whole(work) = &self.work else { return None };
-        let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
-        match work.as_ref()? {
-            (_, Ok(_)) => Some(wire::empty_reply(self.question).into()),
-            (_, Err(_)) => {
-                let (_, plan) = work.take()?;
-                plan.err().map(|failure| self.exception(&failure))
-            }
-        }
-    }
 }
 
 #[pymethods]
@@ -276,13 +263,6 @@ impl HotCall {
             Work::Whole(_) => 0,
             Work::Stream(stream) => stream.unsent_bytes(),
         }
-    }
-
-    fn acknowledge(&self) -> PyResult<Buffer> {
-        let reply = self.accept().ok_or_else(|| {
-            PyRuntimeError::new_err("this call was run before, or is streamed: send() it")
-        })?;
-        Ok(Buffer::whole(reply))
     }
 
     fn run(&self, py: Python<'_>) -> PyResult<Buffer> {

@@ -288,7 +288,7 @@ impl PyStore {
     fn prefetch(&self, py: Python<'_>, batches: Vec<(u32, KeysIn<'_>)>) -> PyResult<()> {
         for (table, keys) in &batches {
             let keys = slice(keys)?;
-            self.run(py, |store| store.prefetch(*table, keys))?;
+            self.run(py, |store| store.look_ahead(*table, keys))?;
         }
         Ok(())
     }
