@@ -38,6 +38,9 @@ class Tensor(Protocol):
 
 def to_host(value: object) -> object:
     """A torch tensor as a NumPy array; anything else as it is."""
+    if type(value) is np.ndarray:
+        # First, since it is what most are: asking for a protocol costs as much as a small call.
+        return value
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
     return value

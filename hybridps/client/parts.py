@@ -24,8 +24,8 @@ _TABLE_BYTES: Final = 64
 # of other clients waiting for long.
 PART_BYTES: Final = 8 << 20
 
-# A table's id, its keys, and values of as many rows; None: it has none.
-_Table = tuple[int, Any, Any]
+# A table's id, its keys, and, if it has any, values of as many rows (None: not in this call).
+_Table = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,12 @@ class Part:
 def parts_of(info: ServerInfo, call: Call, verb: str, where: str) -> list[Part]:
     """The call as the server takes it. Raises BadInputError for what it never would."""
     tables = _tables_of(call)
-    keys = sum(len(table[1]) for table in tables)
-    arrays_bytes = sum(_bytes_of(table) for table in tables)
+    keys = arrays_bytes = 0
+    for table in tables:
+        keys += len(table[1])
+        for array in table[1:]:
+            if array is not None:
+                arrays_bytes += array.nbytes
     size = _HEADER_BYTES + _TABLE_BYTES * len(tables) + arrays_bytes
     if keys <= info.keys_limit and size <= info.frame_limit:
         return [Part(call)]
@@ -56,8 +60,7 @@ def parts_of(info: ServerInfo, call: Call, verb: str, where: str) -> list[Part]:
     cut = [_with(call, part) for part in _cut(tables, room, info.keys_limit)]
     if isinstance(call, calls.Prefetch):
         return [Part(part) for part in cut]
-    nothing = [(table, keys[:0], None if values is None else values[:0])
-               for table, keys, values in tables]  # fmt: skip
+    nothing = [_rows(table, slice(0, 0)) for table in tables]
     announcement = Part(_with(call, nothing), arrays_bytes, is_announcement=True)
     return [announcement, *(Part(part, arrays_bytes) for part in cut)]
 
@@ -67,13 +70,9 @@ def _tables_of(call: Call) -> Sequence[_Table]:
         case calls.Assign(table, keys, rows):
             return [(table, keys, rows)]
         case calls.Remove(table, keys):
-            return [(table, keys, None)]
-        case calls.Lookup(batches) | calls.Prefetch(batches):
-            return [(table, keys, None) for table, keys in batches]
-        case calls.LookupOrInsert(inserts):
-            return inserts
-        case calls.ApplyGradients(gradients):
-            return gradients
+            return [(table, keys)]
+        case calls.Lookup() | calls.LookupOrInsert() | calls.ApplyGradients() | calls.Prefetch():
+            return call.tables
     return ()
 
 
@@ -84,10 +83,10 @@ def _with(call: Call, tables: Sequence[_Table]) -> Call:
             ((table, keys, rows),) = tables
             return calls.Assign(table, keys, rows)
         case calls.Remove():
-            ((table, keys, _),) = tables
+            ((table, keys),) = tables
             return calls.Remove(table, keys)
         case calls.Prefetch():
-            return calls.Prefetch([(table, keys) for table, keys, _ in tables])
+            return calls.Prefetch([(table, keys) for table, keys in tables])
         case calls.ApplyGradients():
             return replace(call, tables=tables)
     raise TypeError(f"no part of {type(call).__name__}")
@@ -97,16 +96,14 @@ def _cut(tables: Sequence[_Table], room_bytes: int, room_keys: int) -> Iterator[
     """Runs of rows that fit, in order; a table without rows goes with its neighbour."""
     part: list[_Table] = []
     left_bytes, left_keys = room_bytes, room_keys
-    for table, keys, values in tables:
-        row_bytes = 8 if values is None else 8 + values[:1].nbytes
-        start = 0
+    for table in tables:
+        keys, row_bytes, start = table[1], sum(array[:1].nbytes for array in table[1:]), 0
         while True:
-            count = min(len(keys) - start, left_bytes // row_bytes, left_keys)
+            count = min(len(keys) - start, left_bytes // max(row_bytes, 8), left_keys)
             if not count and start < len(keys) and not part:
                 count = 1  # A row that is larger than a part: the server will say so.
             if count or not len(keys):
-                rows = slice(start, start + count)
-                part.append((table, keys[rows], None if values is None else values[rows]))
+                part.append(_rows(table, slice(start, start + count)))
                 left_bytes, left_keys = left_bytes - count * row_bytes, left_keys - count
                 start += count
             if start == len(keys):
@@ -117,5 +114,5 @@ def _cut(tables: Sequence[_Table], room_bytes: int, room_keys: int) -> Iterator[
         yield part
 
 
-def _bytes_of(table: _Table) -> int:
-    return sum(array.nbytes for array in table[1:] if array is not None)
+def _rows(table: _Table, rows: slice) -> _Table:
+    return (table[0], *(array[rows] for array in table[1:]))

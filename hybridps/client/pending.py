@@ -79,11 +79,7 @@ class Pending:
             raise self.error
         if self.call is None:
             return None
+        # Of a push in parts the last answer says what became of all, as does one that went wrong.
+        last = self.answers[-1]
         # It was sent over one connection only: a duplicate is no echo of ourselves.
-        is_first = self.sends == 1
-        replies = [
-            messages.finish(part.call, answer, is_first=is_first)
-            for part, answer in zip(self.parts, self.answers, strict=False)
-        ]
-        # Parts of a push are answered in order, the last one with what became of all.
-        return replies[-1]
+        return messages.finish(self.call, last, is_first=self.sends == 1)

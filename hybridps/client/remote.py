@@ -74,6 +74,7 @@ class Channel:
         # The connection that the socket was opened for.
         self._carried: _core.ClientConnection | None = None
         self._poller = select.poll()
+        self._polled_for = 0
         self._waker: tuple[socket.socket, socket.socket] | None = None
         # Of threads that wait for one that receives.
         self._followers: dict[Pending, threading.Lock] = {}
@@ -132,20 +133,22 @@ class Channel:
             if line.is_connection_wanted(now_s):
                 self._open(pending, now_s)
                 continue
+            due_s = line.next_check_s(now_s)
             # Rounded up, not to turn in circles for the last millisecond.
-            wait_ms = int((line.next_check_s(now_s) - now_s) * 1000) + 1
-            ready = self._poll(line, wait_ms)
+            ready = self._poll(line, int((due_s - now_s) * 1000) + 1)
             with self._lock, line:
-                self._move(line, ready, time.monotonic())
+                self._move(line, ready, due_s)
         if line.wire is not self._carried or line.is_closed:
             self._drop()
 
     def _poll(self, line: Line, wait_ms: int) -> dict[int, int]:
-        sock, waker = self._socket, self._waker
+        sock = self._socket
         if sock is not None:
             wanted = select.POLLIN | (select.POLLOUT if line.has_unsent else 0)
-            self._poller.register(sock, wanted)
-        if waker is None:
+            if wanted != self._polled_for:
+                self._poller.register(sock, wanted)
+                self._polled_for = wanted
+        if self._waker is None:
             with self._lock:
                 self._waker = waker = socket.socketpair()
             for end in waker:
@@ -153,15 +156,18 @@ class Channel:
             self._poller.register(waker[0], select.POLLIN)
         return dict(self._poller.poll(max(0, min(wait_ms, 60_000))))
 
-    def _move(self, line: Line, ready: dict[int, int], now_s: float) -> None:
+    def _move(self, line: Line, ready: dict[int, int], due_s: float) -> None:
+        now_s = time.monotonic()
         if self._waker is not None and self._waker[0].fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._waker[0].recv(4096)
         if self._socket is not None and line.wire is self._carried:
             if ready.get(self._socket.fileno(), 0) & _READABLE:
                 self._receive(line, self._socket, now_s)
-            self._send(line, now_s)
-        line.check(now_s)
+            if line.has_unsent:
+                self._send(line, now_s)
+        if now_s >= due_s:
+            line.check(now_s)
         if line.wire is not self._carried:
             self._close_socket()
 
@@ -213,6 +219,7 @@ class Channel:
 
     def _close_socket(self) -> None:
         sock, self._socket, self._carried = self._socket, None, None
+        self._polled_for = 0
         if sock is not None:
             with contextlib.suppress(KeyError):  # It was never polled.
                 self._poller.unregister(sock)
@@ -325,7 +332,7 @@ class RemoteTransport:
         deadline = Deadline(seconds, now_s)
         waiting: list[tuple[Channel, Pending]] = []
         try:
-            if any(isinstance(call, Push) for _, call in asked):
+            if asked and isinstance(asked[0][1], Push):
                 with self._numbering:
                     number = self._session.next_push()
                     self._submit(asked, number, deadline, now_s, waiting)

@@ -228,7 +228,7 @@ class StreamTransport:
         self, asked: Sequence[tuple[Channel, Call | None]], seconds: float
     ) -> list[Any]:
         deadline = Deadline(seconds, time.monotonic())
-        is_push = any(isinstance(call, Push) for _, call in asked)
+        is_push = bool(asked) and isinstance(asked[0][1], Push)
         number = self._session.next_push() if is_push else 0
         waiting = [(channel, Pending(call, number, deadline)) for channel, call in asked]
         for channel, pending in waiting:
