@@ -193,8 +193,14 @@ class Connection:
 
     def __init__(self, store: Store, *, frame_limit: int, keys_limit: int) -> None: ...
     def get_buffer(self, hint: int) -> Buffer: ...
-    def received(self, count: int) -> list[Login | HotCall | ColdCall]:
-        """What `count` more bytes in the buffer completed. Never raises for what a peer sent."""
+    def received(self, count: int, at_once: int = 0) -> list[Login | HotCall | ColdCall]:
+        """What `count` more bytes in the buffer completed. Never raises for what a peer sent.
+
+        Lookups that cost at most `at_once` and need not wait for anything, up to the first call
+        that is none, are answered here: their replies are in outgoing(), what to count in noted().
+        """
+    def noted(self) -> list[tuple[Verb, str, float]]:
+        """(verb, code, seconds) of calls that received() answered since this was last asked."""
     def accept(self, question: int) -> list[Login | HotCall | ColdCall]:
         """Answers a Login with the Session; returns what had been waiting behind it."""
     def reject(self, question: int, reason: str) -> list[Login | HotCall | ColdCall]: ...
@@ -208,8 +214,10 @@ class Connection:
         """Drops what came of a push in parts."""
     def cancelled(self, question: int) -> bool:
         """The peer no longer wants the answer. It still has to be given."""
-    def outgoing(self) -> bytes:
-        """Frames of the connection itself (bootstrap, unimplemented, abort) to write now."""
+    def outgoing(self) -> Buffer:
+        """Frames to write now: of the connection itself (bootstrap, unimplemented, abort), and
+        answers that received() gave. Empty if there are none.
+        """
     def abort(self, reason: str) -> None:
         """Puts an Abort into outgoing() and sets closing."""
 

@@ -6,6 +6,7 @@ not depend on how many there are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,10 @@ from hybridps import _core
 from hybridps.client.batches import Batch
 from hybridps.client.calls import Counts, Found, Keys, Rows
 from hybridps.errors import HybridPSError
+
+# A server's default limits on keys and bytes of one message, less room for what is not rows.
+READ_KEYS_MAX: Final = 1 << 20
+READ_BYTES_MAX: Final = 60 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,16 @@ class Split:
     def has_repeats(self) -> bool:
         """True if some key occurs twice."""
         return len(self.keys) != len(self.batch.keys)
+
+    @property
+    def read_keys_max(self) -> int:
+        """The most keys whose rows fit one reply."""
+        return max(1, min(READ_KEYS_MAX, READ_BYTES_MAX // (4 * self.batch.table.dim)))
+
+    @property
+    def fits_one_read(self) -> bool:
+        """True if one reply holds all rows."""
+        return len(self.keys) <= self.read_keys_max
 
     def part(self, shard: int) -> slice:
         """Where the keys of a server lie."""

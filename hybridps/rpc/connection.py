@@ -117,7 +117,9 @@ class Connection:
 
     def received(self, count: int, now_s: float) -> None:
         """So many bytes came into the buffer of `wire`."""
-        events = self.wire.received(count)
+        events = self.wire.received(count, self._at_once_bytes())
+        for verb, code, seconds in self.wire.noted():
+            self._host.metrics.observe(verb, code, seconds, 0.0)
         self._heard_s = now_s
         wanted = self.wire.frame_wanted
         whole = None
@@ -237,6 +239,14 @@ class Connection:
             self._end_if_done()
 
     # Inside.
+
+    def _at_once_bytes(self) -> int:
+        """What a lookup may cost to be answered where it is decoded: nothing may be before it."""
+        if self._sequencer.calls or self.outbox or self._is_full or self._is_ending:
+            return 0
+        if self._is_taken_over or self._host.untried_lookups:
+            return 0
+        return self._limits.inline_cost_bytes
 
     def _owes_bytes(self) -> bool:
         """True while the peer owes the rest of a frame, and we read it."""

@@ -92,4 +92,6 @@ class Host:
         self.pushes = Budget(limits.push_bytes)
         self.transports: set[Transport] = set()
         self.clients = Clients()
+        # Lookups to come that are not tried on the loop: others had to wait for a device.
+        self.untried_lookups = 0
         self.is_draining = False

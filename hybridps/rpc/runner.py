@@ -32,8 +32,7 @@ class Runner:
         self._host = host
         # The loop keeps only weak references to tasks.
         self._tasks: set[asyncio.Task[None]] = set()
-        # Lookups to come that are not tried on the loop, and how many after the next refusal.
-        self._paused = 0
+        # Lookups that are not tried on the loop after the next refusal.
         self._pause = 1
 
     @property
@@ -61,8 +60,8 @@ class Runner:
             return call.run()  # The engine takes the keys, and brings the rows by itself.
         if call.cost > self._host.limits.inline_cost_bytes:
             return None
-        if self._paused:
-            self._paused -= 1
+        if self._host.untried_lookups:
+            self._host.untried_lookups -= 1
             return None
         began_s = time.monotonic()
         reply = call.try_run()
@@ -70,7 +69,8 @@ class Runner:
             booking.begun_s = began_s
             self._pause = 1
         elif call.verb == "lookup":
-            self._paused, self._pause = self._pause, min(2 * self._pause, _PAUSE_MAX)
+            self._host.untried_lookups = self._pause
+            self._pause = min(2 * self._pause, _PAUSE_MAX)
         return reply
 
     def _observe(self, booking: Booking, code: str) -> None:

@@ -369,7 +369,7 @@ class StockServer(SCHEMA.Session.Server):  # type: ignore[misc]
         return [{"rows": ROWS[:3].tobytes()}, {"rows": ROWS[:1].tobytes()}]
 
     async def applyGradients(self, push: Any, tables: Any, **_: Any) -> Any:  # noqa: N802
-        assert push.to_dict() == {"number": 3, "hasStep": True, "step": -2}
+        assert push.to_dict() == {"number": 3, "hasStep": True, "step": -2, "total": 0}
         assert bytes(tables[0].gradients) == ROWS[:3].tobytes()
         return True
 
@@ -479,7 +479,7 @@ def test_rows_are_the_callers_own_and_keep_the_frame_alive(tmp_path: Path) -> No
     assert login.token == ""
     (hello,) = server.accept(login.question)
     assert hello.verb == "hello"
-    assert feed(client, server.outgoing()) == []
+    assert feed(client, bytes(server.outgoing())) == []
     arrays = []
     for _ in range(50):
         keys = np.arange(2000, dtype=np.uint64)

@@ -58,8 +58,8 @@ class HeldServer:
                     elif isinstance(event, _core.HotCall):
                         held.append(event)
                     else:
-                        sock.sendall(far.wire.outgoing() + bytes(far.answer(event)))
-                sock.sendall(far.wire.outgoing())
+                        sock.sendall(bytes(far.wire.outgoing()) + bytes(far.answer(event)))
+                sock.sendall(bytes(far.wire.outgoing()))
                 if len(held) >= self.hold:
                     while held:
                         sock.sendall(bytes(far.answer(held.pop())))

@@ -44,12 +44,12 @@ class Far:
 
     def arrive(self, data: bytes) -> None:
         events = feed(self.wire, data)
-        self.replies += self.wire.outgoing()
+        self.replies += bytes(self.wire.outgoing())
         while events:
             event = events.pop(0)
             if isinstance(event, _core.Login):
                 events = self.wire.accept(event.question)
-                self.replies += self.wire.outgoing()
+                self.replies += bytes(self.wire.outgoing())
             else:
                 self.asked.append(event.verb)
                 self.replies += bytes(self.answer(event))

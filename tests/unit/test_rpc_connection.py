@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.wired import DIM, SPEC, Counts, limits
+from support.wired import DIM, SPEC, Counts, feed, limits
 
 from hybridps import _core
 from hybridps.rpc import schemas
@@ -149,6 +149,60 @@ def test_calls_are_answered_in_order_and_nothing_stays_held(host: Shared) -> Non
     assert host.held[0] > 0
     assert [peer.run(), peer.run()] == ["applyGradients", "lookup"]
     assert (peer.running, host.held, peer.connection.is_idle) == ([], (0, 0), True)
+
+
+def small_lookup(peer: Peer, *keys: int) -> None:
+    patterns = np.array(keys, np.uint64)
+    peer.say(peer.client.lookup([(peer.table, patterns)], False)[1])
+
+
+def test_small_lookups_are_answered_where_they_are_decoded(host: Shared) -> None:
+    peer = host.peer()
+    peer.greet()
+    host.counts.observed.clear()
+    for n in range(5):
+        small_lookup(peer, n)
+    before = len(peer.written)
+    peer.deliver()
+    assert (peer.running, host.counts.observed) == ([], [("lookup", "ok")] * 5)
+    answers = feed(peer.client, peer.written)
+    assert [len(answer.rows) for answer in answers if answer.kind == "rows"] == [1] * 5
+    assert len(peer.written) - before > 5 * 4 * DIM
+    # What is wrong is told at once, too.
+    before = len(peer.written)
+    peer.say(peer.client.lookup([(99, LARGE[:1])], False)[1])
+    peer.deliver()
+    assert host.counts.observed[-1] == ("lookup", "TableNotFoundError")
+    assert feed(peer.client, peer.written[before:])[-1].exception[1] == "TableNotFoundError"
+
+
+def test_no_lookup_is_answered_before_what_was_asked_before_it(host: Shared) -> None:
+    peer = host.peer()
+    peer.greet()
+    small_lookup(peer, 1)
+    peer.push(1)
+    small_lookup(peer, 1)
+    peer.deliver()
+    small_lookup(peer, 1)
+    peer.deliver()
+    assert [booking.call.verb for booking in peer.running] == ["applyGradients"]
+    while peer.running:
+        peer.run()
+    rows = [np.frombuffer(answer.rows[0][0], np.float32)[0]
+            for answer in feed(peer.client, peer.written) if answer.kind == "rows"]  # fmt: skip
+    assert rows == [0.0, -0.5, -0.5]
+
+
+def test_lookups_wait_behind_what_the_peer_does_not_read(host: Shared) -> None:
+    peer = host.peer()
+    peer.greet()
+    peer.lookup()
+    peer.deliver()
+    peer.takes_all = False
+    peer.run()
+    small_lookup(peer, 1)
+    peer.deliver()
+    assert [booking.call.verb for booking in peer.running] == ["lookup"]
 
 
 def lose(peer: Peer) -> None:

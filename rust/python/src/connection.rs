@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hybridps_wire::{is_hot, Event, ExceptionKind, ServerConnection, VERBS};
 use pyo3::exceptions::PyValueError;
@@ -41,10 +42,21 @@ pub(crate) struct Connection {
     shared: Arc<Shared>,
     server: ServerConnection,
     receiver: Receiver,
+    /// Answers that were given where their calls were decoded, and what is to be counted of them.
+    replies: Vec<u64>,
+    noted: Vec<Noted>,
 }
 
+/// Verb, code and seconds of an answered call.
+type Noted = (&'static str, String, f64);
+
+/// Most bytes that are answered at once: other connections have their turn then.
+const AT_ONCE_MAX: usize = 256 << 10;
+
 impl Connection {
-    fn events<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    /// `at_once`: the cost of calls that are answered here if they need not wait, 0 for none. Only
+    /// up to the first that is not, since those behind it must not be answered before it.
+    fn events<'py>(&mut self, py: Python<'py>, mut at_once: usize) -> PyResult<Bound<'py, PyList>> {
         let events = PyList::empty(py);
         while !self.server.is_waiting() && self.server.closing().is_none() {
             let mut frame = match self.receiver.next() {
@@ -55,20 +67,53 @@ impl Connection {
                     break;
                 }
             };
-            if let Some(event) = self.server.receive(&mut frame) {
-                events.append(self.event(py, event, frame)?)?;
+            match self.server.receive(&mut frame) {
+                None => {}
+                Some(Event::Call { question, verb }) if is_hot(verb) => {
+                    let call = HotCall::new(&self.shared, question, verb, frame);
+                    if !self.is_answered(py, &call, question, &mut at_once) {
+                        events.append(Py::new(py, call)?)?;
+                    }
+                }
+                Some(event) => {
+                    at_once = 0;
+                    events.append(Self::event(py, event, frame)?)?;
+                }
             }
         }
         Ok(events)
     }
 
-    fn event(&self, py: Python<'_>, event: Event, frame: Words) -> PyResult<Py<PyAny>> {
+    /// Answers a call where it was decoded, if it may and need not wait.
+    fn is_answered(
+        &mut self,
+        py: Python<'_>,
+        call: &HotCall,
+        question: u32,
+        at_once: &mut usize,
+    ) -> bool {
+        let has_room = self.replies.len() * 8 < AT_ONCE_MAX;
+        let started = Instant::now();
+        let reply = (has_room && call.cost_bytes() <= *at_once)
+            .then(|| py.detach(|| call.try_reply()))
+            .flatten();
+        let Some(reply) = reply else {
+            *at_once = 0;
+            return false;
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        self.noted.push((call.verb(), call.code().to_owned(), seconds));
+        match self.server.answer(question) {
+            Some(canceled) => self.replies.extend(canceled),
+            None => self.replies.extend_from_slice(&reply),
+        }
+        true
+    }
+
+    fn event(py: Python<'_>, event: Event, frame: Words) -> PyResult<Py<PyAny>> {
         let frame_bytes = frame.len() * 8;
         Ok(match event {
             Event::Login { question, token } => Py::new(py, Login { question, token })?.into_any(),
-            Event::Call { question, verb } if is_hot(verb) => {
-                Py::new(py, HotCall::new(&self.shared, question, verb, frame))?.into_any()
-            }
             Event::Call { question, verb } => {
                 let (verb, params) = (VERBS[usize::from(verb)], Py::new(py, Buffer::whole(frame))?);
                 Py::new(py, ColdCall { question, verb, frame_bytes, params })?.into_any()
@@ -104,6 +149,8 @@ impl Connection {
             shared: Arc::new(Shared::new(store.engine(), frame_limit, keys_limit)),
             server: ServerConnection::new(),
             receiver: Receiver::new(frame_limit),
+            replies: Vec::new(),
+            noted: Vec::new(),
         }
     }
 
@@ -144,14 +191,24 @@ impl Connection {
         self.receiver.buffer()
     }
 
-    fn received<'py>(&mut self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyList>> {
+    #[pyo3(signature = (count, at_once=0))]
+    fn received<'py>(
+        &mut self,
+        py: Python<'py>,
+        count: usize,
+        at_once: usize,
+    ) -> PyResult<Bound<'py, PyList>> {
         self.receiver.received(count)?;
-        self.events(py)
+        self.events(py, at_once)
+    }
+
+    fn noted(&mut self) -> Vec<Noted> {
+        std::mem::take(&mut self.noted)
     }
 
     fn accept<'py>(&mut self, py: Python<'py>, question: u32) -> PyResult<Bound<'py, PyList>> {
         self.server.accept(question);
-        self.events(py)
+        self.events(py, 0)
     }
 
     fn reject<'py>(
@@ -161,7 +218,7 @@ impl Connection {
         reason: &str,
     ) -> PyResult<Bound<'py, PyList>> {
         self.server.reject(question, reason);
-        self.events(py)
+        self.events(py, 0)
     }
 
     fn answer(&mut self, question: u32) -> Option<Buffer> {
@@ -191,8 +248,10 @@ impl Connection {
         self.server.is_canceled(question)
     }
 
-    fn outgoing<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        bytes_of(py, &self.server.outgoing())
+    fn outgoing(&mut self) -> Buffer {
+        let mut frames = self.server.outgoing();
+        frames.append(&mut self.replies);
+        Buffer::whole(frames.into())
     }
 
     fn abort(&mut self, reason: &str) {

@@ -188,7 +188,7 @@ impl HotCall {
     }
 
     /// The reply, if nothing has to be waited for; what is wrong with the call is told at once.
-    fn try_reply(&self) -> Option<Words> {
+    pub(crate) fn try_reply(&self) -> Option<Words> {
         let Work::Whole(work) = &self.work else { return None };
         let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
         let reply = match work.as_ref()? {
@@ -205,6 +205,11 @@ impl HotCall {
     fn try_lookup(&self, frame: &[u64], plan: &Sizes) -> Result<Option<Words>, Failure> {
         let batches = wire::decode_batches(self.verb, frame, self.shared.keys_limit)?;
         reads::try_lookup(&self.shared.store, self.question, &batches, plan)
+    }
+
+    /// What must move: the frame and the reply.
+    pub(crate) fn cost_bytes(&self) -> usize {
+        self.frame_bytes + self.reply_bytes
     }
 
     fn exception(&self, failure: &Failure) -> Words {
@@ -238,18 +243,18 @@ impl HotCall {
 #[pymethods]
 impl HotCall {
     #[getter]
-    fn verb(&self) -> &'static str {
+    pub(crate) fn verb(&self) -> &'static str {
         VERBS[usize::from(self.verb)]
     }
 
     #[getter]
-    fn code(&self) -> &str {
+    pub(crate) fn code(&self) -> &str {
         self.failure.get().map_or("ok", String::as_str)
     }
 
     #[getter]
     fn cost(&self) -> usize {
-        self.frame_bytes + self.reply_bytes
+        self.cost_bytes()
     }
 
     #[getter]
