@@ -380,7 +380,15 @@ impl Log {
         self.shared.free(segment);
     }
 
-    /// Recovery: the footer entries in `buckets` of all written segments, in growing incarnation.
+    /// Recovery: all written segments in growing incarnation, with how many entries each has.
+    ///
+    /// # Errors
+    /// `Corruption` if the header of a segment is damaged.
+    pub(crate) fn segments(&self) -> Result<Vec<(SegmentId, u32)>> {
+        self.shared.segments()
+    }
+
+    /// The footer entries in `buckets` of all written segments, in growing incarnation.
     ///
     /// # Errors
     /// `Corruption` if a footer or the header of a segment is damaged; `Unavailable` if a read
@@ -402,7 +410,7 @@ impl Log {
         self.shared.entry_at(place, bucket)
     }
 
-    /// All footer entries of a written segment.
+    /// The footer entries in `buckets` of a written segment; one read if that is most of them.
     ///
     /// # Errors
     /// `Corruption` if the footer is damaged or the segment was freed; `Unavailable` if a read
@@ -410,9 +418,10 @@ impl Log {
     pub(crate) fn entries_of(
         &self,
         segment: SegmentId,
+        buckets: Range<u32>,
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<()> {
-        self.shared.entries_of(segment, visit)
+        self.shared.entries_of(segment, &buckets, visit)
     }
 
     /// A live record of the segment cannot be read, so its slot cannot be won: it is no `victim`

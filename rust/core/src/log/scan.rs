@@ -96,48 +96,61 @@ impl Shared {
         Ok(())
     }
 
+    /// All written segments in growing incarnation, with how many entries each has.
+    pub(super) fn segments(&self) -> Result<Vec<(SegmentId, u32)>> {
+        let is_damaged = |state| state == SlotState::Damaged;
+        if let Some((slot, _)) = self.slots.each().find(|(_, info)| is_damaged(info.state)) {
+            let what = format!("slot={slot}");
+            return Err(self.damage(self.slots.offset(slot), &what, "segment header is damaged"));
+        }
+        let written = self.slots.written().into_iter().map(|header| {
+            let SegmentHeader { incarnation, slot, entries, .. } = header;
+            (SegmentId { incarnation, slot }, entries)
+        });
+        Ok(written.collect())
+    }
+
     pub(super) fn entries(
         &self,
         buckets: &Range<u32>,
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<()> {
         let _pin = self.pins.pin();
-        let is_damaged = |state| state == SlotState::Damaged;
-        if let Some((slot, _)) = self.slots.each().find(|(_, info)| is_damaged(info.state)) {
-            let what = format!("slot={slot}");
-            return Err(self.damage(self.slots.offset(slot), &what, "segment header is damaged"));
-        }
-        let mut buffer = AlignedBuffer::new(PAGE);
-        for header in self.slots.written() {
-            if !self.visit_footer(&header, buckets, &mut buffer, visit)? {
-                let offset = self.slots.offset(header.slot) + header.footer_offset();
-                let what = format!("slot={} incarnation={}", header.slot, header.incarnation);
-                return Err(self.damage(offset, &what, "segment footer is damaged"));
-            }
-        }
-        Ok(())
+        self.segments()?;
+        // A segment that is freed meanwhile keeps its footer as long as the pin is held.
+        let mut written = self.slots.written().into_iter();
+        written.try_for_each(|header| self.visit_checked(&header, buckets, visit))
     }
 
     pub(super) fn entries_of(
         &self,
         segment: SegmentId,
+        buckets: &Range<u32>,
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<()> {
         let _pin = self.pins.pin();
-        let info = self.slots.info(segment.slot);
-        let is_there = info.state.is_written()
-            && info.header.incarnation == segment.incarnation
-            && self.visit_footer(
-                &info.header,
-                &(0..BUCKETS),
-                &mut AlignedBuffer::new(PAGE),
-                visit,
-            )?;
+        let SegmentId { slot, incarnation } = segment;
+        let info = self.slots.info(slot);
+        let is_there = info.state.is_written() && info.header.incarnation == incarnation;
         if is_there {
+            return self.visit_checked(&info.header, buckets, visit);
+        }
+        let what = format!("slot={slot} incarnation={incarnation}");
+        Err(self.damage(self.slots.offset(slot), &what, "segment was freed"))
+    }
+
+    fn visit_checked(
+        &self,
+        header: &SegmentHeader,
+        buckets: &Range<u32>,
+        visit: &mut dyn FnMut(FooterEntry),
+    ) -> Result<()> {
+        if self.visit_footer(header, buckets, visit)? {
             return Ok(());
         }
-        let what = format!("slot={} incarnation={}", segment.slot, segment.incarnation);
-        Err(self.damage(self.slots.offset(segment.slot), &what, "segment footer is damaged"))
+        let offset = self.slots.offset(header.slot) + header.footer_offset();
+        let what = format!("slot={} incarnation={}", header.slot, header.incarnation);
+        Err(self.damage(offset, &what, "segment footer is damaged"))
     }
 
     pub(super) fn entry_at(&self, place: Place, bucket: u32) -> Result<Option<FooterEntry>> {
@@ -148,13 +161,11 @@ impl Shared {
             return Ok(None);
         }
         let mut found = None;
-        let mut buffer = AlignedBuffer::new(PAGE);
-        let is_whole =
-            self.visit_footer(&info.header, &(bucket..bucket + 1), &mut buffer, &mut |entry| {
-                if entry.place == place {
-                    found = Some(entry);
-                }
-            })?;
+        let is_whole = self.visit_footer(&info.header, &(bucket..bucket + 1), &mut |entry| {
+            if entry.place == place {
+                found = Some(entry);
+            }
+        })?;
         Ok(found.filter(|_| is_whole))
     }
 
@@ -163,18 +174,21 @@ impl Shared {
         &self,
         segment: &SegmentHeader,
         buckets: &Range<u32>,
-        buffer: &mut AlignedBuffer,
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<bool> {
         let base = self.slots.offset(segment.slot);
         let footer = base + segment.footer_offset();
         let footer_bytes = segment.footer_bytes as usize;
-        self.read_part(buffer, footer, 0..PAGE.min(footer_bytes))?;
+        // One read where most of it is wanted.
+        let is_most = buckets.len() > BUCKETS as usize / 2;
+        let first = if is_most { footer_bytes } else { PAGE.min(footer_bytes) };
+        let buffer = &mut AlignedBuffer::new(first.next_multiple_of(PAGE));
+        self.read_part(buffer, footer, 0..first)?;
         let Some(head_bytes) = FooterHead::bytes(buffer).filter(|&bytes| bytes <= footer_bytes)
         else {
             return Ok(false);
         };
-        if head_bytes > PAGE {
+        if head_bytes > first {
             self.read_part(buffer, footer, 0..head_bytes)?;
         }
         let Some(head) = FooterHead::decode(buffer, segment.incarnation, base) else {
@@ -184,7 +198,10 @@ impl Shared {
         if head.entries() != segment.entries as usize || range.end > footer_bytes {
             return Ok(false);
         }
-        let start = self.read_part(buffer, footer, range.clone())?;
+        let start = match range.end <= first {
+            true => range.start,
+            false => self.read_part(buffer, footer, range.clone())?,
+        };
         Ok(head.visit(buckets, &buffer[start..start + range.len()], visit))
     }
 

@@ -5,7 +5,7 @@ use crate::error::{ErrorKind, Result};
 use crate::index::Location;
 use crate::log::{Elders, FooterEntry, Read, Record, RecordView, SegmentId, Stream};
 use crate::table::{stripe_of, Counters, Item, Table};
-use crate::types::{hash, Place, TableId};
+use crate::types::{hash, Place, TableId, BUCKETS};
 
 /// So many freed slots are worth a short segment, which the sync costs that brings them back.
 const FREED_MAX: u32 = 8;
@@ -136,7 +136,8 @@ impl Copying<'_> {
     fn salvage(&self) -> Result<()> {
         let log = &self.engine.tier.log;
         let mut entries = Vec::new();
-        let mut is_whole = log.entries_of(self.segment, &mut |entry| entries.push(entry)).is_ok();
+        let mut is_whole =
+            log.entries_of(self.segment, 0..BUCKETS, &mut |entry| entries.push(entry)).is_ok();
         for entry in entries {
             if !entry.tombstone {
                 is_whole &= self.rescue(&entry)?;

@@ -13,6 +13,7 @@ mod config;
 mod engine;
 mod fetch;
 mod flights;
+mod load;
 mod maintenance;
 mod mutate;
 mod order;

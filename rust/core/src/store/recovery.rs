@@ -1,8 +1,7 @@
 //! Opening and closing: what is on the devices becomes a store again, and the other way round.
 //!
-//! First directory, superblock and manifest; then the index, from the footers of all segments: of
-//! each key the newest record counts; then the journal (`replay`): entries that a row has not seen
-//! yet are applied again, in order.
+//! First directory, superblock and manifest; then the index, from the footers of all segments
+//! (`load`); then the journal (`replay`): entries that a row has not seen yet are applied again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -25,10 +24,10 @@ use crate::error::{Error, Result};
 use crate::failure::Failure;
 use crate::journal::{Journal, JournalConfig};
 use crate::ledger::Ledger;
-use crate::log::{FooterEntry, Log, LogConfig, LogEnd};
+use crate::log::{Log, LogConfig, LogEnd};
 use crate::manifest::Manifest;
 use crate::superblock::{Superblock, SuperblockFile};
-use crate::table::{Stripe, Table, Tier};
+use crate::table::{Stripe, Tier};
 use crate::types::{Sequence, BUCKETS};
 
 /// Reads in flight; more gains nothing (measured up to 256).
@@ -111,56 +110,6 @@ impl Engine {
             flights: Flights::default(),
             holds: Mutex::new(holds),
         })
-    }
-
-    /// Fills the index from the footers, stripe by stripe. Returns the highest sequence seen.
-    fn load_index(&self) -> Result<Sequence> {
-        let mut newest = 0;
-        for (s, stripe) in self.stripes.iter().enumerate() {
-            let first = s as u32 * self.tier.buckets_per_stripe;
-            let buckets = first..first + self.tier.buckets_per_stripe;
-            let mut entries: Vec<FooterEntry> = Vec::new();
-            self.tier.log.entries(buckets, &mut |entry| entries.push(entry))?;
-            // Stable: of equal sequences the later written stays last. A row as of a removal came
-            // after it, whatever place compaction gave the mark of the removal.
-            entries.sort_by_key(|e| (e.table, e.key, e.sequence, !e.tombstone));
-            let mut state = stripe.lock();
-            for (n, entry) in entries.iter().enumerate() {
-                newest = newest.max(entry.sequence);
-                state.applied = state.applied.max(entry.sequence);
-                let next = entries.get(n + 1);
-                let is_last = next.is_none_or(|e| (e.table, e.key) != (entry.table, entry.key));
-                let table = self.catalog.read().by_id.get(&entry.table).cloned();
-                let Some(table) = table else { continue };
-                if entry.tombstone {
-                    self.tier.log.adopt_tombstone(entry.place, entry.table);
-                } else if is_last {
-                    self.adopt(&mut state, &table, entry)?;
-                }
-            }
-        }
-        Ok(newest)
-    }
-
-    fn adopt(
-        &self,
-        state: &mut crate::table::State,
-        table: &Arc<Table>,
-        entry: &FooterEntry,
-    ) -> Result<()> {
-        if entry.row_floats != table.floats {
-            return Err(Error::corruption(format!(
-                "{}: a footer says that rows of table {:?} hold {} numbers, the manifest says {}",
-                self.config.path.display(),
-                table.name(),
-                entry.row_floats,
-                table.floats
-            )));
-        }
-        state.adopt(&self.tier, table, entry.key, entry.place)?;
-        self.tier.log.adopt(entry.place, table.floats);
-        self.charge_records(table, 1);
-        Ok(())
     }
 
     /// Writes everything back and gives the directory up.

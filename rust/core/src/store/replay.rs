@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::fetch::{count_reads, Damage, Miss, Receiver, Source, Wanted};
+use super::load::side_by_side;
 use super::mutate::Change;
 use super::session::Sessions;
 use super::walk::check_length;
@@ -28,8 +29,6 @@ const WINDOW_MIN: u64 = 1 << 20;
 const WINDOW_MAX: u64 = 1 << 30;
 /// Rows that one thread has in memory: few enough for its cache, enough for the device.
 const BATCH_BYTES: usize = 512 << 10;
-/// Each waits for the device in turn; more would wait for the log.
-const THREADS_MAX: usize = 4;
 /// Rows between the request for one's changes and their use.
 const AHEAD: usize = 8;
 
@@ -182,13 +181,7 @@ impl Engine {
                 outcome.inspect_err(|_| next.store(order.len(), Relaxed))?;
             }
         };
-        let threads = threads_for(order.len(), batch);
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let outcome = work();
-            let joined = others.into_iter().map(|other| other.join().unwrap_or_else(panicked));
-            joined.fold(outcome, Result::and)
-        })?;
+        side_by_side(order.len().div_ceil(batch), work)?;
         let last = window.last();
         for stripe in &self.stripes {
             let mut state = stripe.lock();
@@ -382,16 +375,6 @@ fn on_nvme(found: Found) -> Option<Place> {
         Found::Nvme(place) => Some(place),
         Found::Dram(_) | Found::Absent => None,
     }
-}
-
-fn threads_for(rows: usize, batch: usize) -> usize {
-    let machine = std::thread::available_parallelism().map_or(1, usize::from);
-    // One of two waits for the device while the other computes.
-    (2 * machine).min(THREADS_MAX).min(rows.div_ceil(batch)).max(1)
-}
-
-fn panicked(_: Box<dyn std::any::Any + Send>) -> Result<()> {
-    Err(Error::unavailable("a thread of the opening panicked"))
 }
 
 #[cfg(test)]
