@@ -117,6 +117,8 @@ impl Copying<'_> {
     fn copy_row(&self, place: Place, table: TableId, record: &RecordView<'_>) -> Result<()> {
         let (engine, log) = (self.engine, &self.engine.tier.log);
         let item = Item { key: record.key, hash: hash(record.key), index: 0 };
+        // Here, and not under the lock, the device is waited for.
+        log.wait_for_buffer()?;
         let mut state = engine.stripes[stripe_of(item.hash, engine.stripes.len())].lock();
         let Some(part) = state.parts.get_mut(&table) else { return Ok(()) };
         let Some(slot) = part.slot(item.hash, Location::nvme(place)) else {
