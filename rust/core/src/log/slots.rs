@@ -117,8 +117,9 @@ struct Freed {
     epoch: u64,
 }
 
-/// Slots past the cap that only compaction may take, and only when it finds no other: a log that is
-/// full to the last slot can be compacted nevertheless.
+/// Slots kept back for compaction when it finds no other: the last of the cap, or, where a log is
+/// opened that has filled those too, as many behind its end. So a log that is full to the last slot
+/// can be compacted nevertheless.
 pub(super) const SPARE: u32 = 2;
 
 /// Which slots can be taken, which are on their way back, and how far the device has come.
@@ -126,9 +127,9 @@ pub(super) struct Roster {
     free: BinaryHeap<Reverse<u32>>,
     /// Slots from here on were never used.
     fresh: u32,
-    /// Slots from here on are past the cap.
+    /// Slots from here on are spare, or past the cap.
     slots_max: u32,
-    /// Slots past the cap that compaction may take.
+    /// Slots that only compaction may take, in need.
     spare: BinaryHeap<Reverse<u32>>,
     /// Slots that are not free, and bytes that the file takes for them.
     taken: u32,
@@ -280,7 +281,7 @@ impl Slots {
 /// The steps of a slot.
 impl Slots {
     /// Free to buffered: takes the lowest slot, so that the file stays short, and a new
-    /// incarnation. The caller knows that there is one, below the cap or else spare.
+    /// incarnation. The caller knows that there is one, if only a spare one.
     pub(super) fn fill(&self, roster: &mut Roster, buffer: Arc<SegmentBuffer>) -> SegmentId {
         let fresh = (roster.fresh < roster.slots_max).then_some(roster.fresh);
         let free = roster.free.pop().map(|Reverse(slot)| slot).or(fresh);

@@ -39,10 +39,10 @@ fn run(engine: &Engine) {
         drop(state);
         // A panic fails the store, but not the thread: callers wait for its rounds.
         let round = catch_unwind(AssertUnwindSafe(|| engine.maintain()));
-        match round.unwrap_or_else(|_| {
+        if round.is_err() {
             engine.failure.break_off(&panicked());
-            Ok(())
-        }) {
+        }
+        match round.unwrap_or(Ok(())) {
             // Nothing is half done then: the journal keeps what was not written back, and callers
             // are told that the store is full.
             Err(error) if error.kind == ErrorKind::StoreFull => {}
