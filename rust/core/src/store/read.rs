@@ -263,6 +263,8 @@ impl Verb for Insert<'_, '_> {
 struct Prefetch;
 
 impl Hits for () {
+    const IS_AHEAD: bool = true;
+
     #[inline(always)]
     fn ask(&self, _: &Item) {}
 
@@ -288,7 +290,7 @@ impl Verb for Prefetch {
         wanted: &Wanted<'_>,
         record: &RecordView<'_>,
     ) -> Result<bool> {
-        state.offer(&engine.tier, wanted.table, &wanted.item, wanted.place, record)?;
+        state.bring(&engine.tier, wanted.table, &wanted.item, wanted.place, record)?;
         Ok(true)
     }
 }

@@ -104,6 +104,9 @@ pub(super) trait Verb {
 
 /// What a verb does with the rows of one table that are in DRAM. Inlined: mark it so.
 pub(super) trait Hits {
+    /// As in `Visitor`.
+    const IS_AHEAD: bool = false;
+
     /// Asks for the caller's memory that a hit will need.
     fn ask(&self, item: &Item);
 
@@ -131,6 +134,8 @@ struct Sort<'a, H, const N: usize> {
 }
 
 impl<H: Hits, const N: usize> Visitor for Sort<'_, H, N> {
+    const IS_AHEAD: bool = H::IS_AHEAD;
+
     #[inline(always)]
     fn hit(&mut self, row: RowMut<'_>, item: &Item) {
         self.hits.hit::<N>(row, item);

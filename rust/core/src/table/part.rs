@@ -146,19 +146,23 @@ impl Part {
     /// Visits the item's row where it was found, or wherever else the index finds it. Warms it if
     /// there is a beat for that.
     #[inline(always)]
-    fn visit_one(
+    fn visit_one<V: Visitor>(
         &mut self,
         n: usize,
         item: &Item,
         found: Found,
         beat: Option<Beat>,
-        visitor: &mut impl Visitor,
+        visitor: &mut V,
     ) {
         if let Found::Dram(at) = found {
             let (header, numbers) = self.pool.row_unmarked(at);
             if header.key == item.key && header.state.is_live() {
+                if V::IS_AHEAD {
+                    return self.policy.keep(&mut header.state);
+                }
                 if let Some(beat) = beat {
                     header.state.set_heat(header.state.heat().warmed(beat));
+                    self.policy.redeem(&mut header.state);
                 }
                 let before = header.state.newness();
                 visitor.hit((header, numbers), item);
@@ -214,6 +218,9 @@ fn move_entry(index: &mut Index, key: u64, old: u64, new: u64) {
 
 /// What a verb does with the keys of a visit. Methods are inlined into it: mark them so.
 pub(crate) trait Visitor {
+    /// True if nobody visits the rows yet: they are kept until somebody does, and stay as they are.
+    const IS_AHEAD: bool = false;
+
     /// Asks for the caller's memory that a revisit of the item will need: items come in the order
     /// of the stripes, at random places of the caller's arrays.
     fn prefetch(&self, _item: &Item) {}
@@ -264,7 +271,7 @@ vectorized! {
         first: usize,
         visitor: &mut V,
     ) {
-        let beat = part.policy.visited(items.len());
+        let beat = if V::IS_AHEAD { None } else { part.policy.visited(items.len()) };
         for (n, item) in items.iter().enumerate() {
             part.visit_one(n, item, found.get(first + n).into(), beat, visitor);
         }

@@ -12,10 +12,15 @@ use std::sync::Arc;
 
 use super::heat::{Beat, Heat};
 use super::pool::{Hand, Pool};
+use super::row::RowState;
 use super::sketch::Sketch;
 
 /// Rows looked at for each one evicted.
 const SWEEP: usize = 12;
+/// Share of the rows that may be kept for batches which were announced: 1 / this.
+const PLEDGED_SHARE: usize = 2;
+/// Steps of heat above the threshold up to which a row may soon be a victim: four visits for one.
+const AT_RISK: u8 = 16;
 /// Rows looked at to tell how cold a table is.
 const SAMPLE: usize = 16;
 
@@ -64,6 +69,8 @@ pub(crate) struct Policy {
     is_watching: bool,
     /// Heat of the hottest row in the last batch of victims: below it a row does not earn a place.
     threshold: Heat,
+    /// Rows that are kept for batches which were announced.
+    pledged: usize,
 }
 
 impl Policy {
@@ -77,6 +84,7 @@ impl Policy {
             broom: Hand::default(),
             is_watching,
             threshold,
+            pledged: 0,
         }
     }
 
@@ -130,6 +138,40 @@ impl Policy {
         pool.header_mut(at).state.set_heat(heat);
     }
 
+    /// A row was placed in DRAM that was not visited, but will be: its heat is what is remembered,
+    /// and it stays until then.
+    pub(super) fn expect(&mut self, pool: &mut Pool, at: u64, hash: u64) {
+        let beat = self.pulse.beat();
+        let state = &mut pool.header_mut(at).state;
+        state.set_heat(self.sketch.estimate(hash, beat));
+        self.pledge(state);
+    }
+
+    /// A row in DRAM will be visited: it stays until then. Hot rows stay anyway.
+    #[inline(always)]
+    pub(super) fn keep(&mut self, state: &mut RowState) {
+        let beat = self.pulse.beat();
+        if state.heat().rank(beat) <= self.threshold.rank(beat).saturating_add(AT_RISK) {
+            self.pledge(state);
+        }
+    }
+
+    fn pledge(&mut self, state: &mut RowState) {
+        if self.is_watching && !state.is_pledged() {
+            state.set_pledged(true);
+            self.pledged += 1;
+        }
+    }
+
+    /// The row was visited, or leaves: from now on it is judged as any other.
+    #[inline(always)]
+    pub(super) fn redeem(&mut self, state: &mut RowState) {
+        if state.is_pledged() {
+            state.set_pledged(false);
+            self.pledged = self.pledged.saturating_sub(1);
+        }
+    }
+
     /// A row left DRAM: its heat is remembered.
     pub(super) fn remember(&mut self, hash: u64, heat: Heat, rows: usize) {
         self.is_watching = true;
@@ -144,7 +186,7 @@ impl Policy {
     }
 
     /// Up to `n` rows to evict, the coldest of those swept over; at least one if there are any.
-    pub(super) fn victims(&mut self, pool: &Pool, n: usize) -> Vec<u64> {
+    pub(super) fn victims(&mut self, pool: &mut Pool, n: usize) -> Vec<u64> {
         let mut ranked = self.swept(pool, n.saturating_mul(SWEEP));
         let n = n.min(ranked.len());
         if n > 0 && n < ranked.len() {
@@ -158,24 +200,34 @@ impl Policy {
     }
 
     /// Rank of a row that is warmer than a quarter of the others. `None` if there are no rows.
-    pub(super) fn coldness(&mut self, pool: &Pool) -> Option<u8> {
+    pub(super) fn coldness(&mut self, pool: &mut Pool) -> Option<u8> {
         let mut ranked = self.swept(pool, SAMPLE);
         let quarter = ranked.len() / 4;
         (!ranked.is_empty()).then(|| ranked.select_nth_unstable(quarter).1 .0)
     }
 
-    /// The next `n` live rows, or all, with their ranks.
-    fn swept(&mut self, pool: &Pool, n: usize) -> Vec<(u8, u64)> {
-        let beat = self.pulse.beat();
-        let mut ranked = Vec::with_capacity(n.min(pool.len()));
-        for _ in 0..pool.capacity() {
-            if ranked.len() == n.min(pool.len()) {
+    /// The next `n` live rows, or all, with their ranks. Pledged rows are passed over while they
+    /// are no more than their share; beyond it the first that are met are pledged no longer, which
+    /// are those that waited longest. Where all are pledged one is as good as another.
+    fn swept(&mut self, pool: &mut Pool, n: usize) -> Vec<(u8, u64)> {
+        let (beat, rows) = (self.pulse.beat(), pool.capacity());
+        let wanted = n.min(pool.len());
+        let mut ranked = Vec::with_capacity(wanted);
+        for step in 0..2 * rows {
+            // In a second round only to find one.
+            let is_again = step >= rows;
+            if ranked.len() == wanted || (is_again && !ranked.is_empty()) {
                 break;
             }
             let Some(at) = pool.next(&mut self.hand) else { break };
             let state = pool.header(at).state;
-            if state.is_live() {
+            if !state.is_live() {
+                continue;
+            }
+            if !state.is_pledged() || is_again {
                 ranked.push((state.heat().rank(beat), at));
+            } else if self.pledged > pool.len() / PLEDGED_SHARE {
+                self.redeem(&mut pool.header_mut(at).state);
             }
         }
         ranked

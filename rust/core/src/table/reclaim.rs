@@ -192,7 +192,7 @@ impl State {
 
     fn coldness(&mut self, id: TableId) -> Option<u8> {
         let part = self.parts.get_mut(&id)?;
-        part.policy.coldness(&part.pool)
+        part.policy.coldness(&mut part.pool)
     }
 
     /// The coldest of a few tables, and how cold it is. Where none of them holds rows, any does.
@@ -242,7 +242,7 @@ impl State {
     fn evict(&mut self, tier: &Tier, id: TableId, n: usize) -> Result<usize> {
         let Self { parts, memory, .. } = self;
         let Some(part) = parts.get_mut(&id) else { return Ok(0) };
-        let victims = part.policy.victims(&part.pool, n);
+        let victims = part.policy.victims(&mut part.pool, n);
         accounted(memory, part, |part| {
             victims.iter().try_for_each(|&at| evict_row(tier, part, at))
         })?;
@@ -273,6 +273,7 @@ fn evict_row(tier: &Tier, part: &mut Part, at: u64) -> Result<()> {
     if let (Some(slot), Some(place)) = (slot, header.state.place()) {
         part.index.relocate(slot, Location::nvme(place));
     }
+    part.policy.redeem(&mut part.pool.header_mut(at).state);
     part.policy.remember(hash, header.state.heat(), part.pool.capacity());
     part.pool.give(at);
     part.table.counters.evictions.fetch_add(1, Relaxed);

@@ -35,6 +35,8 @@ const LIVE: u64 = 1 << 48;
 const DIRTY: u64 = 1 << 49;
 /// A journal entry made it dirty; otherwise its training counts alone are new.
 const JOURNALED: u64 = 1 << 50;
+/// It is kept for a batch that was announced, until that has visited it.
+const PLEDGED: u64 = 1 << 51;
 const GENERATION_SHIFT: u32 = 52;
 /// Journal files that exist at one time are far fewer, so the low bits tell their order.
 const GENERATIONS: u32 = 1 << (64 - GENERATION_SHIFT);
@@ -53,6 +55,7 @@ macro_rules! flags {
 impl RowState {
     flags! {
         is_live set_live LIVE;
+        is_pledged set_pledged PLEDGED;
     }
 
     pub(crate) fn is_dirty(self) -> bool {

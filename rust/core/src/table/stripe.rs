@@ -197,9 +197,8 @@ impl State {
         Ok(Some(at))
     }
 
-    /// The same for a read that can do without: a log that takes no rows, to which others would
-    /// have to leave, because it is full or has failed, is no reason to refuse it.
-    pub(crate) fn offer(
+    /// As `offer`, of a row that nobody has visited yet: it stays until somebody does.
+    pub(crate) fn bring(
         &mut self,
         tier: &Tier,
         table: &Arc<Table>,
@@ -207,11 +206,28 @@ impl State {
         place: Place,
         record: &RecordView<'_>,
     ) -> Result<()> {
+        let at = self.offer(tier, table, item, place, record)?;
+        if let (Some(at), Some(part)) = (at, self.parts.get_mut(&table.id)) {
+            part.policy.expect(&mut part.pool, at, item.hash);
+        }
+        Ok(())
+    }
+
+    /// As `install`, for a read that can do without: a log that takes no rows, to which others
+    /// would have to leave, because it is full or has failed, is no reason to refuse it.
+    pub(crate) fn offer(
+        &mut self,
+        tier: &Tier,
+        table: &Arc<Table>,
+        item: &Item,
+        place: Place,
+        record: &RecordView<'_>,
+    ) -> Result<Option<u64>> {
         match self.install(tier, table, item, place, record) {
             Err(error) if matches!(error.kind, ErrorKind::StoreFull | ErrorKind::Unavailable) => {
-                Ok(())
+                Ok(None)
             }
-            outcome => outcome.map(drop),
+            outcome => outcome,
         }
     }
 
@@ -291,6 +307,7 @@ impl State {
         accounted(memory, part, |part| {
             part.index.remove(slot);
             if let Ok(at) = location.resolve() {
+                part.policy.redeem(&mut part.pool.header_mut(at).state);
                 part.pool.give(at);
                 while part.pool.is_sparse() && part.shrink_pool() {}
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{open, push, spec};
 use crate::scratch::Scratch;
-use crate::store::{Assign, LookupBatch, Store};
+use crate::store::{Assign, InsertBatch, LookupBatch, Store};
 use crate::table::{stripe_of, Found, Item};
 use crate::types::{hash, Durability, TableId};
 
@@ -110,4 +110,65 @@ fn a_store_closes_while_it_looks_ahead() {
     let store = open(&scratch, Durability::Process);
     assert_eq!(store.len(table).unwrap(), 20_000);
     lookup(&store, table, &keys);
+}
+
+/// Rows of this many columns: 8 MiB of DRAM hold about 16,000 of them.
+const WIDE: usize = 64;
+
+fn visit(store: &Store, table: TableId, keys: std::ops::Range<u64>) {
+    for first in keys.clone().step_by(1000) {
+        let keys: Vec<u64> = (first..keys.end.min(first + 1000)).collect();
+        let mut rows = vec![0.0; keys.len() * WIDE];
+        let batch = InsertBatch { table, keys: &keys, counts: &[], rows: &mut rows };
+        store.lookup_or_insert(&mut [batch]).unwrap();
+    }
+}
+
+/// Goal: rows brought for a batch are there when it comes, whatever others read meanwhile,
+/// and are judged as any other after it. Method: cold rows, and scans as large as DRAM.
+#[test]
+fn rows_stay_until_their_batch_has_come() {
+    let scratch = Scratch::new();
+    let store = open(&scratch, Durability::None);
+    let table = store.create_table(&spec("t", WIDE as u32)).unwrap().id;
+    visit(&store, table, 0..60_000);
+    let announced: Vec<u64> = (0..2000).collect();
+    let in_dram = || {
+        let is_there = |&&key: &&u64| matches!(found(&store, table, key), Found::Dram(_));
+        announced.iter().filter(is_there).count()
+    };
+    assert!(in_dram() < 200, "{} are still there", in_dram());
+    store.prefetch(table, &announced).unwrap();
+    visit(&store, table, 20_000..60_000);
+    assert_eq!(in_dram(), announced.len());
+    let before = stat(&store, "cache_misses");
+    visit(&store, table, 0..2000);
+    assert_eq!(stat(&store, "cache_misses"), before, "they were kept, and are hits");
+    for _ in 0..4 {
+        visit(&store, table, 2000..60_000);
+    }
+    assert!(in_dram() < 1000, "{} stay for ever", in_dram());
+}
+
+/// What is announced and never read does not keep the others out.
+#[test]
+fn more_than_dram_holds_may_be_announced() {
+    let scratch = Scratch::new();
+    let store = open(&scratch, Durability::None);
+    let table = store.create_table(&spec("t", WIDE as u32)).unwrap().id;
+    visit(&store, table, 0..60_000);
+    for _ in 0..2 {
+        store.prefetch(table, &(0..50_000).collect::<Vec<_>>()).unwrap();
+    }
+    let hot = 55_000..56_000;
+    for _ in 0..8 {
+        visit(&store, table, hot.clone());
+        store.prefetch(table, &(0..10_000).collect::<Vec<_>>()).unwrap();
+    }
+    let before = stat(&store, "cache_misses");
+    visit(&store, table, hot);
+    let missed = stat(&store, "cache_misses") - before;
+    assert!(missed < 100, "{missed} of 1000 hot rows had to leave");
+    store.remove(push(1), table, &(0..10_000).collect::<Vec<_>>()).unwrap();
+    assert_eq!(store.len(table).unwrap(), 50_000);
 }
