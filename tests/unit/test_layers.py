@@ -208,12 +208,14 @@ def test_a_store_that_refuses_the_hint_stops_no_loop(error):
 
 
 def test_a_slow_store_keeps_no_batch_back():
-    ps, answers = Store(), threading.Event()
-    ps.prefetch = lambda _: answers.wait(60)
+    ps, answers, was_answered = Store(), threading.Event(), []
+    ps.prefetch = lambda _: was_answered.append(answers.wait(30))
     loop = iter(LookAhead([{"x": [0]}, {"x": [1]}], finder(ps).find, 2))
     assert next(loop) == {"x": [0]}
     answers.set()
     assert next(loop) == {"x": [1]}
+    assert list(loop) == []
+    assert was_answered == [True, True], "no batch waited for an answer to run out"
 
 
 @pytest.mark.parametrize("leave", ["close", "raise", "drop"])

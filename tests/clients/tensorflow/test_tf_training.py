@@ -73,6 +73,15 @@ def test_fit_is_plain_keras_with_one_push_a_step(ps, spec, plain, eager, padding
             assert not ps.table(name).lookup([padding], return_found=True)[1]
 
 
+def test_what_is_to_be_compiled_for_xla_is_not(ps, spec):
+    """As "auto" would have it where there is an accelerator."""
+    model = model_of([Embedding(ps, spec())])
+    with pytest.warns(UserWarning, match="jit_compile=True"):
+        model.compile("sgd", "mse", jit_compile=True)
+    model.fit(IDS, TARGET, batch_size=SAMPLES, verbose=0)
+    assert len(ps.pushes()) == 1
+
+
 def test_layers_of_one_table_share_the_push(ps, spec):
     model = model_of([Embedding(ps, spec()), Embedding(ps, spec(), combiner="sum")])
     model.compile("adam", "mse", steps_per_execution=2)
