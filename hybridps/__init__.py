@@ -31,13 +31,25 @@ from hybridps.errors import (
     UnavailableError,
 )
 from hybridps.keys import key_of, keys_of
-from hybridps.types import (
+from hybridps.optimizers import (
+    FTRL,
     SGD,
+    AdaBelief,
     Adagrad,
     Adam,
+    AdamW,
+    AMSGrad,
+    GroupAdam,
+    Lamb,
+    Momentum,
+    RAdam,
+    RMSprop,
+    RowWiseAdagrad,
+    SparseGroupFtrl,
+)
+from hybridps.types import (
     Constant,
     Normal,
-    RowWiseAdagrad,
     TableSpec,
     TruncatedNormal,
     Uniform,
@@ -45,18 +57,28 @@ from hybridps.types import (
 )
 
 __all__ = [
+    "FTRL",
     "SGD",
+    "AMSGrad",
+    "AdaBelief",
     "Adagrad",
     "Adam",
+    "AdamW",
     "BadInputError",
     "ConfigError",
     "Constant",
     "CorruptionError",
     "DeadlineError",
+    "GroupAdam",
     "HybridPSError",
+    "Lamb",
+    "Momentum",
     "Normal",
     "ParameterServer",
+    "RAdam",
+    "RMSprop",
     "RowWiseAdagrad",
+    "SparseGroupFtrl",
     "StoreFullError",
     "Table",
     "TableMismatchError",

@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from hybridps import (
-    SGD,
-    Adagrad,
-    Adam,
     BadInputError,
     ConfigError,
     Constant,
@@ -26,7 +23,6 @@ from hybridps import (
     HybridPSError,
     Normal,
     ParameterServer,
-    RowWiseAdagrad,
     TableMismatchError,
     TableNotFoundError,
     TableSpec,
@@ -38,6 +34,7 @@ from hybridps import (
     connect,
 )
 from hybridps._core import Store
+from hybridps.optimizers import OPTIMIZERS
 from hybridps.sizes import format_size
 
 DEFAULT_URL: Final = "hps://127.0.0.1:7440"
@@ -51,12 +48,21 @@ _EXIT_CODES: Final[tuple[tuple[type[HybridPSError], int], ...]] = (
     (UnavailableError, 5),
     (DeadlineError, 5),
 )
-_OPTIMIZERS: Final[dict[str, Callable[..., Any]]] = {
-    "sgd": SGD,
-    "adagrad": Adagrad,
-    "row_wise_adagrad": RowWiseAdagrad,
-    "adam": Adam,
-}
+_OPTIMIZER_SETTINGS: Final = (
+    "learning_rate",
+    "initial_accumulator",
+    "betas",
+    "eps",
+    "momentum",
+    "nesterov",
+    "alpha",
+    "l1",
+    "l2",
+    "l21",
+    "weight_decay",
+    "clip_value",
+    "clip_norm",
+)
 _INITIALIZERS: Final[dict[str, Callable[..., Any]]] = {
     "zeros": Zeros,
     "constant": Constant,
@@ -147,11 +153,19 @@ def _check_store(url: str) -> None:
 def _add_spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="table")
     parser.add_argument("--dim", type=int, required=True, help="columns of a row")
-    parser.add_argument("--optimizer", choices=_OPTIMIZERS, default="adagrad")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adagrad")
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--initial-accumulator", type=float, help="adagrad, row_wise_adagrad")
-    parser.add_argument("--betas", type=float, nargs=2, help="adam")
-    parser.add_argument("--eps", type=float, help="adagrad, row_wise_adagrad, adam")
+    parser.add_argument("--initial-accumulator", type=float, help="of Adagrad's and FTRL's family")
+    parser.add_argument("--betas", type=float, nargs=2, help="of Adam's family")
+    parser.add_argument("--eps", type=float, help="of Adagrad's and Adam's family, rms_prop")
+    parser.add_argument("--momentum", type=float, help="momentum")
+    parser.add_argument("--nesterov", action="store_const", const=True, help="momentum")
+    parser.add_argument("--alpha", type=float, help="rms_prop")
+    for name in ("l1", "l2", "l21"):
+        parser.add_argument(f"--{name}", type=float, help="of FTRL's family, group_adam")
+    parser.add_argument("--weight-decay", type=float)
+    parser.add_argument("--clip-value", type=float, help="each number of a gradient")
+    parser.add_argument("--clip-norm", type=float, help="the gradient of a key")
     parser.add_argument("--initializer", choices=_INITIALIZERS, default="normal")
     parser.add_argument("--value", type=float, help="constant")
     parser.add_argument("--low", type=float, help="uniform")
@@ -177,9 +191,9 @@ def _create(ps: ParameterServer, flags: argparse.Namespace) -> dict[str, Any]:
         dim=flags.dim,
         optimizer=_make(
             "optimizer",
-            _OPTIMIZERS[flags.optimizer],
+            OPTIMIZERS[flags.optimizer],
             flags,
-            ("learning_rate", "initial_accumulator", "betas", "eps"),
+            _OPTIMIZER_SETTINGS,
         ),
         initializer=_make(
             "initializer",

@@ -1,12 +1,10 @@
-"""Values that both sides share: table specs, optimizers, initializers. Frozen, checked on creation.
+"""Values that both sides share: table specs and initializers. Frozen, checked on creation.
 
-Numbers that the engine keeps as float32 are rounded to float32 here, and shown by their shortest
-decimal form, so that a spec equals itself after any trip through JSON, the wire or the disk.
+Numbers are rounded as those of optimizers are, so that a spec equals itself after any trip.
 """
 
 import dataclasses
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
@@ -17,37 +15,18 @@ from numpy.typing import NDArray
 from hybridps import _core
 from hybridps.errors import BadInputError
 from hybridps.keys import KeysLike, as_keys
+from hybridps.optimizers import (
+    OPTIMIZERS,
+    Optimizer,
+    at_least_zero,
+    optimizer_from,
+    to_float32,
+)
 from hybridps.sizes import parse_size
 
 DIM_MAX: Final = 4096
 TABLE_DRAM_MIN: Final = 1 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
-
-
-def to_float32(value: object, name: str) -> float:
-    """The float32 nearest to `value`, by its shortest decimal form. Raises BadInputError."""
-    number = _number(value, name)
-    if not abs(number) <= _FLOAT32_MAX:
-        raise BadInputError(f"{name} is {value!r}; give a finite number within float32")
-    return float(str(np.float32(number)))
-
-
-def at_least_zero(value: object, name: str) -> float:
-    """As `to_float32`, for a setting that is not negative."""
-    number = to_float32(value, name)
-    if number < 0:
-        raise BadInputError(f"{name} is {value!r}; give a finite number of at least 0")
-    return number
-
-
-def _number(value: object, name: str) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise BadInputError(f"{name} is {value!r}; give a number")
-    number = float(value)
-    if not math.isfinite(number):
-        raise BadInputError(f"{name} is {value!r}; give a finite number")
-    return number
 
 
 def _whole(value: object, name: str, low: int, high: int) -> int:
@@ -57,91 +36,6 @@ def _whole(value: object, name: str, low: int, high: int) -> int:
     if not low <= whole <= high:
         raise BadInputError(f"{name} is {whole}; give {low} to {high}")
     return whole
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """Rule that `apply_gradients` follows; the learning rate is live, the rest shapes the slots."""
-
-    KIND: ClassVar[str]
-    learning_rate: float
-
-    def __post_init__(self) -> None:
-        self._set("learning_rate", at_least_zero(self.learning_rate, "learning_rate"))
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-
-    def options(self) -> dict[str, Any]:
-        """Settings by the names that the stored form uses, without the learning rate."""
-        return {"kind": self.KIND}
-
-
-@dataclass(frozen=True)
-class SGD(Optimizer):
-    """torch.optim.SGD without momentum."""
-
-    KIND: ClassVar[str] = "sgd"
-    learning_rate: float = 0.001
-
-
-@dataclass(frozen=True)
-class _Accumulating(Optimizer):
-    learning_rate: float = 0.01
-    initial_accumulator: float = 0.0
-    eps: float = 1e-10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("initial_accumulator", "eps"):
-            self._set(name, at_least_zero(getattr(self, name), name))
-
-    def options(self) -> dict[str, Any]:
-        """As `Optimizer.options`."""
-        settings = {"initial_accumulator": self.initial_accumulator, "eps": self.eps}
-        return super().options() | settings
-
-
-@dataclass(frozen=True)
-class Adagrad(_Accumulating):
-    """torch.optim.Adagrad: one accumulator a column, eps outside the root."""
-
-    KIND: ClassVar[str] = "adagrad"
-
-
-@dataclass(frozen=True)
-class RowWiseAdagrad(_Accumulating):
-    """One accumulator a row, the mean of squares (fbgemm's exact row-wise Adagrad)."""
-
-    KIND: ClassVar[str] = "row_wise_adagrad"
-
-
-@dataclass(frozen=True)
-class Adam(Optimizer):
-    """torch.optim.Adam; the bias correction uses each key's own step count."""
-
-    KIND: ClassVar[str] = "adam"
-    learning_rate: float = 0.001
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set("eps", at_least_zero(self.eps, "eps"))
-        try:
-            first, second = self.betas
-        except (TypeError, ValueError):
-            raise BadInputError(f"betas is {self.betas!r}; give two numbers") from None
-        betas = _number(first, "betas[0]"), _number(second, "betas[1]")
-        for index, beta in enumerate(betas):
-            if not 0 <= beta < 1:
-                raise BadInputError(f"betas[{index}] is {beta}; give at least 0 and below 1")
-        self._set("betas", betas)
-
-    def options(self) -> dict[str, Any]:
-        """As `Optimizer.options`."""
-        settings = {"beta1": self.betas[0], "beta2": self.betas[1], "eps": self.eps}
-        return super().options() | settings
 
 
 @dataclass(frozen=True)
@@ -207,7 +101,6 @@ class TruncatedNormal(Initializer):
     std: float = 0.01
 
 
-_OPTIMIZERS: Final = {cls.KIND: cls for cls in (SGD, Adagrad, RowWiseAdagrad, Adam)}
 _INITIALIZERS: Final = {
     cls.KIND: cls for cls in (Zeros, Constant, Uniform, Normal, TruncatedNormal)
 }
@@ -215,8 +108,9 @@ _INITIALIZERS: Final = {
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What a table is. Shape: dim, dtype, optimizer class and settings, initializer, seed. The
-    learning rate and the byte caps are live: `Table.alter` changes them.
+    """What a table is. Shape: dim, dtype, optimizer class and its initial accumulator, initializer,
+    seed. Of all else the stored value wins when a table is opened; the learning rate and the byte
+    caps are live: `Table.alter` changes them. Value and slots of a row are at most 16368 numbers.
 
     `dram` and `nvme` are byte caps of this table ("8GiB"); None draws on the store's budget.
     `admission` and `expiry` accept None alone in this version.
@@ -245,9 +139,10 @@ class TableSpec:
     def _check(self) -> None:
         self._set("dim", _whole(self.dim, "dim", 1, DIM_MAX))
         self._set("seed", _whole(self.seed, "seed", 0, 2**64 - 1))
-        if type(self.optimizer) not in _OPTIMIZERS.values():
+        if type(self.optimizer) not in OPTIMIZERS.values():
             raise BadInputError(
-                f"optimizer is {self.optimizer!r}; give hps.SGD, Adagrad, RowWiseAdagrad or Adam"
+                f"optimizer is {self.optimizer!r}; give hps.SGD(), hps.Adagrad() or another of"
+                f" {', '.join(cls.__name__ for cls in OPTIMIZERS.values())}"
             )
         if type(self.initializer) not in _INITIALIZERS.values():
             raise BadInputError(
@@ -271,12 +166,14 @@ class TableSpec:
 
     def to_json(self) -> str:
         """The stored form: the one that the engine keeps in its manifest."""
+        gradients = self.optimizer.gradient_options()
         return json.dumps(
             {
                 "name": self.name,
                 "dim": self.dim,
                 "optimizer": self.optimizer.options(),
                 "learning_rate": self.optimizer.learning_rate,
+                **({"gradients": gradients} if any(gradients.values()) else {}),
                 "initializer": self.initializer.options(),
                 "seed": self.seed,
                 "dtype": self.dtype,
@@ -291,20 +188,12 @@ class TableSpec:
         try:
             fields = json.loads(text)
             rate = fields.pop("learning_rate")
-            optimizer = optimizer_from(fields.pop("optimizer"), rate)
+            gradients = fields.pop("gradients", None)
+            optimizer = optimizer_from(fields.pop("optimizer"), rate, gradients)
             initializer = initializer_from(fields.pop("initializer"))
             return cls(optimizer=optimizer, initializer=initializer, **fields)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise BadInputError(f"table spec is not readable: {error!r}; use to_json") from None
-
-
-def optimizer_from(options: dict[str, Any], learning_rate: float) -> Optimizer:
-    """The optimizer of stored options, as `Optimizer.options` gives them."""
-    options = dict(options)
-    cls = _OPTIMIZERS[options.pop("kind")]
-    if cls is Adam:
-        options["betas"] = (options.pop("beta1"), options.pop("beta2"))
-    return cls(learning_rate=learning_rate, **options)
 
 
 def initializer_from(options: dict[str, Any]) -> Initializer:

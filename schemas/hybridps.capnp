@@ -14,11 +14,45 @@ struct Optimizer {
     adagrad @2 :AdagradOptions;
     rowWiseAdagrad @3 :AdagradOptions;
     adam @4 :AdamOptions;
+    momentum @5 :MomentumOptions;
+    adamW @6 :AdamOptions;
+    amsGrad @7 :AdamOptions;
+    rmsProp @8 :RmsPropOptions;
+    ftrl @9 :FtrlOptions;
+    adaBelief @10 :AdamOptions;
+    rAdam @11 :AdamOptions;
+    lamb @12 :AdamOptions;
+    groupAdam @13 :GroupAdamOptions;
+    sparseGroupFtrl @14 :GroupFtrlOptions;
   }
+  # Of gradients, before the rule sees them; 0: not at all.
+  weightDecay @15 :Float32;
+  clipValue @16 :Float32;
+  clipNorm @17 :Float32;
 }
 
 struct AdagradOptions { initialAccumulator @0 :Float32; eps @1 :Float32; }
 struct AdamOptions { beta1 @0 :Float64; beta2 @1 :Float64; eps @2 :Float32; }
+
+struct MomentumOptions { momentum @0 :Float32; nesterov @1 :Bool; }
+struct RmsPropOptions { alpha @0 :Float64; eps @1 :Float32; }
+struct FtrlOptions { initialAccumulator @0 :Float32; l1 @1 :Float32; l2 @2 :Float32; }
+
+struct GroupFtrlOptions {
+  initialAccumulator @0 :Float32;
+  l1 @1 :Float32;
+  l2 @2 :Float32;
+  l21 @3 :Float32;
+}
+
+struct GroupAdamOptions {
+  beta1 @0 :Float64;
+  beta2 @1 :Float64;
+  eps @2 :Float32;
+  l1 @3 :Float32;
+  l2 @4 :Float32;
+  l21 @5 :Float32;
+}
 
 struct Initializer {
   union {

@@ -15,8 +15,9 @@ from hybridps import _core
 from hybridps.client import calls
 from hybridps.client.calls import Call, Found, Keys, Opened, Rows
 from hybridps.errors import ConfigError, HybridPSError, from_reason
+from hybridps.optimizers import Optimizer, optimizer_from
 from hybridps.rpc import schemas
-from hybridps.types import TableSpec, initializer_from, optimizer_from
+from hybridps.types import TableSpec, initializer_from
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -154,6 +155,8 @@ def _fill_spec(builder: Any, spec: TableSpec) -> None:
     builder.dram, builder.nvme = spec.dram or 0, spec.nvme or 0
     optimizer = builder.init("optimizer")
     optimizer.learningRate = spec.optimizer.learning_rate
+    for name, value in spec.optimizer.gradient_options().items():
+        setattr(optimizer, _camel_case(name), value)
     _fill_union(optimizer, spec.optimizer.options())
     _fill_union(builder.init("initializer"), spec.initializer.options())
 
@@ -181,6 +184,12 @@ def _read_union(reader: Any) -> dict[str, Any]:
     return options
 
 
+def _read_optimizer(reader: Any) -> Optimizer:
+    names = ("weight_decay", "clip_value", "clip_norm")
+    gradients = {name: getattr(reader, _camel_case(name)) for name in names}
+    return optimizer_from(_read_union(reader), reader.learningRate, gradients)
+
+
 def _read_table(results: Any) -> Opened:
     table = results.table
     spec = table.spec
@@ -189,7 +198,7 @@ def _read_table(results: Any) -> Opened:
         TableSpec(
             name=spec.name,
             dim=spec.dim,
-            optimizer=optimizer_from(_read_union(spec.optimizer), spec.optimizer.learningRate),
+            optimizer=_read_optimizer(spec.optimizer),
             initializer=initializer_from(_read_union(spec.initializer)),
             seed=spec.seed,
             dtype=spec.dtype,

@@ -16,9 +16,10 @@ from hybridps.client.calls import Call, Keys, Opened, Rows
 from hybridps.client.router import Split
 from hybridps.errors import BadInputError, TableNotFoundError
 from hybridps.keys import KeysLike
+from hybridps.optimizers import at_least_zero
 from hybridps.placement import BUCKETS
 from hybridps.sizes import parse_size
-from hybridps.types import TableSpec, at_least_zero, check_dram, check_none
+from hybridps.types import TableSpec, check_dram, check_none
 
 T = TypeVar("T")
 Addressed = tuple[int, Call]
@@ -310,7 +311,8 @@ def create_table(catalog: Catalog, spec: TableSpec) -> Steps[tuple[Handle, list[
     catalog.remember(handle)
     differences = dict.fromkeys(text for table in opened for text in table.warnings)
     return handle, [
-        f"table {spec.name!r}: {text}; the stored value stays, Table.alter changes it"
+        f"table {spec.name!r}: {text}; the stored value stays (Table.alter changes"
+        " learning_rate, dram and nvme)"
         for text in differences
     ]
 

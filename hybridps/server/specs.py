@@ -10,6 +10,8 @@ from typing import Any
 
 from hybridps.errors import BadInputError
 
+_GRADIENT_OPTIONS = ("weight_decay", "clip_value", "clip_norm")
+
 
 def spec_json(reader: Any) -> str:
     """The engine's JSON of a `TableSpec` of the schema.
@@ -17,11 +19,13 @@ def spec_json(reader: Any) -> str:
     Raises: BadInputError for a number that JSON has no word for, or an unknown member of a union.
     """
     optimizer = _union(reader.optimizer, "optimizer")
+    gradients = {name: getattr(reader.optimizer, camel_case(name)) for name in _GRADIENT_OPTIONS}
     spec = {
         "name": reader.name,
         "dim": reader.dim,
         "optimizer": optimizer,
         "learning_rate": reader.optimizer.learningRate,
+        "gradients": gradients,
         "initializer": _union(reader.initializer, "initializer"),
         "seed": reader.seed,
         "dtype": reader.dtype,
@@ -40,6 +44,8 @@ def fill_spec(builder: Any, stored: str) -> None:
     builder.nvme = spec["nvme"] or 0
     optimizer = builder.init("optimizer")
     optimizer.learningRate = spec["learning_rate"]
+    for name, value in spec.get("gradients", {}).items():
+        setattr(optimizer, camel_case(name), value)
     _fill_union(optimizer, spec["optimizer"])
     _fill_union(builder.init("initializer"), spec["initializer"])
 

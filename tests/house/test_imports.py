@@ -7,7 +7,17 @@ from pathlib import Path
 
 import house
 
-LEAVES = {"errors", "types", "config", "placement", "keys", "sizes", "budgets", "unbuilt"}
+LEAVES = {
+    "errors",
+    "types",
+    "optimizers",
+    "config",
+    "placement",
+    "keys",
+    "sizes",
+    "budgets",
+    "unbuilt",
+}
 
 # Room -> what its files must not import, by prefix. A room is the first part below `hybridps`.
 FORBIDDEN = {

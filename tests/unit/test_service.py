@@ -54,6 +54,10 @@ async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
     store.close()
 
 
+# What is done to gradients: nothing.
+GRADIENTS = {"weightDecay": 0.0, "clipValue": 0.0, "clipNorm": 0.0}
+
+
 def spec(name: str = "item", **changes: Any) -> dict[str, Any]:
     return {
         "name": name,
@@ -85,6 +89,10 @@ async def test_hello_refuses_session_zero(peer: Peer) -> None:
         {"adagrad": {"initialAccumulator": 0.25, "eps": 0.5}},
         {"rowWiseAdagrad": {"initialAccumulator": 0.25, "eps": 0.5}},
         {"adam": {"beta1": 0.9, "beta2": 0.999, "eps": 0.5}},
+        {"momentum": {"momentum": 0.5, "nesterov": True}},
+        {"adamW": {"beta1": 0.9, "beta2": 0.999, "eps": 0.5}, "weightDecay": 0.25},
+        {"rmsProp": {"alpha": 0.99, "eps": 0.5}, "clipValue": 0.5, "clipNorm": 2.0},
+        {"sparseGroupFtrl": {"initialAccumulator": 0.5, "l1": 0.25, "l2": 0.125, "l21": 2.0}},
     ],
 )
 @pytest.mark.parametrize(
@@ -101,7 +109,7 @@ async def test_specs_come_back_as_they_went(
     peer: Peer, optimizer: dict[str, Any], initializer: dict[str, Any]
 ) -> None:
     asked = spec(
-        optimizer={"learningRate": 0.125, **optimizer},
+        optimizer={**GRADIENTS, "learningRate": 0.125, **optimizer},
         initializer=initializer,
         seed=2**64 - 1,
         dram=1 << 20,

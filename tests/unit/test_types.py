@@ -12,8 +12,8 @@ import pytest
 
 import hybridps as hps
 from hybridps import _core
+from hybridps.optimizers import OPTIMIZERS, at_least_zero, to_float32
 from hybridps.placement import hash_keys
-from hybridps.types import at_least_zero, to_float32
 
 
 def spec(**changes: Any) -> hps.TableSpec:
@@ -35,7 +35,13 @@ def test_the_example_of_the_contract() -> None:
 
 
 def test_the_engine_reads_the_stored_form() -> None:
-    for optimizer in (hps.SGD(), hps.Adagrad(), hps.RowWiseAdagrad(), hps.Adam()):
+    for cls in OPTIMIZERS.values():
+        optimizer = cls(0.25, weight_decay=0.125, clip_value=2, clip_norm=3)
+        made = spec(optimizer=optimizer)
+        _core.check_spec(made.to_json())
+        assert hps.TableSpec.from_json(made.to_json()) == made
+        assert getattr(hps, cls.__name__) is cls
+    for optimizer in (cls() for cls in OPTIMIZERS.values()):
         for initializer in (
             hps.Zeros(), hps.Constant(1), hps.Uniform(0, 1), hps.Normal(), hps.TruncatedNormal(),
         ):  # fmt: skip
@@ -86,6 +92,14 @@ def test_bad_specs_are_named(change: dict[str, Any], named: str) -> None:
         (lambda: hps.Adam(betas=(0.9, 1.0)), r"betas\[1\]"),
         (lambda: hps.Adam(betas=(-0.1, 0.9)), r"betas\[0\]"),
         (lambda: hps.Adam(betas=0.9), "betas"),
+        (lambda: hps.Momentum(momentum=1), "momentum"),
+        (lambda: hps.Momentum(nesterov=1), "nesterov"),
+        (lambda: hps.RMSprop(alpha=-0.1), "alpha"),
+        (lambda: hps.FTRL(0.0), "learning_rate.*divides"),
+        (lambda: hps.GroupAdam(l21=-1), "l21"),
+        (lambda: hps.SGD(weight_decay=-1), "weight_decay"),
+        (lambda: hps.Adam(clip_value=0), "clip_value"),
+        (lambda: hps.AdamW(clip_norm=float("inf")), "clip_norm"),
         (lambda: hps.Constant(float("inf")), "value"),
         (lambda: hps.Uniform(2, 1), "low"),
         (lambda: hps.Normal(std=-1), "std"),

@@ -17,6 +17,7 @@ fn spec(dim: u32) -> TableSpec {
         dim,
         optimizer: Optimizer::Adagrad { initial_accumulator: 0.0, eps: 1e-10 },
         learning_rate: 0.05,
+        gradients: Default::default(),
         initializer: Initializer::Normal { mean: 0.0, std: 0.01 },
         seed: 1,
         dtype: "float32".into(),

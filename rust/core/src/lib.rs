@@ -39,7 +39,7 @@ pub use batch::{gather, sum_counts, sum_rows, Unique};
 pub use error::{Error, ErrorKind, Result};
 pub use failure::Health;
 pub use init::initial_row;
-pub use optimizer::is_finite;
+pub use optimizer::{is_finite, GradientOptions};
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
     Assign, GradientBatch, InsertBatch, LookupBatch, PushOutcome, Snapshot, Store, StoreConfig,

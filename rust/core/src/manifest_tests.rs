@@ -16,6 +16,7 @@ fn spec(name: &str) -> TableSpec {
         dim: 8,
         optimizer: Optimizer::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
         learning_rate: 0.05,
+        gradients: Default::default(),
         initializer: Initializer::Normal { mean: 0.0, std: 0.01 },
         seed: u64::MAX,
         dtype: "float32".into(),

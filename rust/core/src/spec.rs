@@ -1,14 +1,18 @@
 //! What a table is: its shape, its live settings, and which of two specs may share one table.
 //!
 //! Shape (dim, dtype, optimizer class and the settings that fill its slots, initializer, seed) is
-//! fixed at creation; all else is live and may be altered. The serde form is the manifest's.
+//! fixed at creation, and opening a table with another shape is refused. Of all else the stored
+//! value wins; learning rate and caps may be altered. The serde form is the manifest's.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::optimizer::GradientOptions;
 
 /// Most columns a row may have.
 pub(crate) const DIM_MAX: u32 = 4096;
+/// Most numbers of a row, value and slots: its record then fits the longest read.
+const ROW_FLOATS_MAX: usize = 16_368;
 /// Smallest byte cap that a table may be given.
 pub(crate) const TABLE_DRAM_MIN: u64 = 1 << 20;
 
@@ -25,6 +29,26 @@ pub enum Optimizer {
     RowWiseAdagrad { initial_accumulator: f32, eps: f32 },
     /// torch.optim.Adam with a step count per row.
     Adam { beta1: f64, beta2: f64, eps: f32 },
+    /// torch.optim.SGD with momentum.
+    Momentum { momentum: f32, nesterov: bool },
+    /// torch.optim.AdamW with a step count per row.
+    AdamW { beta1: f64, beta2: f64, eps: f32 },
+    /// torch.optim.Adam with amsgrad and a step count per row.
+    AmsGrad { beta1: f64, beta2: f64, eps: f32 },
+    /// torch.optim.RMSprop.
+    RmsProp { alpha: f64, eps: f32 },
+    /// TensorFlow's Ftrl with power -1/2.
+    Ftrl { initial_accumulator: f32, l1: f32, l2: f32 },
+    /// Algorithm 2 of its paper, with a step count per row.
+    AdaBelief { beta1: f64, beta2: f64, eps: f32 },
+    /// torch.optim.RAdam with a step count per row.
+    RAdam { beta1: f64, beta2: f64, eps: f32 },
+    /// That of its paper, with one trust ratio and a step count per row.
+    Lamb { beta1: f64, beta2: f64, eps: f32 },
+    /// Adam with sparse group lasso, a row being a group.
+    GroupAdam { beta1: f64, beta2: f64, eps: f32, l1: f32, l2: f32, l21: f32 },
+    /// Ftrl with sparse group lasso, a row being a group.
+    SparseGroupFtrl { initial_accumulator: f32, l1: f32, l2: f32, l21: f32 },
 }
 
 /// Distribution of initial values.
@@ -56,6 +80,9 @@ pub struct TableSpec {
     pub optimizer: Optimizer,
     /// Live.
     pub learning_rate: f32,
+    /// What is done to gradients before the rule sees them.
+    #[serde(default, skip_serializing_if = "GradientOptions::is_default")]
+    pub gradients: GradientOptions,
     /// Where rows start.
     pub initializer: Initializer,
     /// Enters the initial row together with the key.
@@ -80,32 +107,63 @@ pub struct TableChange {
 }
 
 impl Optimizer {
-    /// Float32 slots that one row of `dim` columns carries beside its value.
-    pub fn slots(&self, dim: usize) -> usize {
-        match self {
-            Self::Sgd => 0,
-            Self::Adagrad { .. } => dim,
-            Self::RowWiseAdagrad { .. } => 1,
-            Self::Adam { .. } => 2 * dim + 1,
+    /// What fills the slots of a fresh row.
+    fn initial_accumulator(&self) -> f32 {
+        match *self {
+            Self::Adagrad { initial_accumulator, .. }
+            | Self::RowWiseAdagrad { initial_accumulator, .. }
+            | Self::Ftrl { initial_accumulator, .. }
+            | Self::SparseGroupFtrl { initial_accumulator, .. } => initial_accumulator,
+            _ => 0.0,
         }
     }
 
+    /// The rows of both are laid out and begun alike.
+    fn has_shape_of(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+            && self.initial_accumulator() == other.initial_accumulator()
+    }
+
     fn check(&self) -> Result<()> {
+        at_least_zero("initial_accumulator", self.initial_accumulator())?;
         match *self {
             Self::Sgd => Ok(()),
-            Self::Adagrad { initial_accumulator, eps }
-            | Self::RowWiseAdagrad { initial_accumulator, eps } => {
-                at_least_zero("initial_accumulator", initial_accumulator)?;
+            Self::Momentum { momentum, .. } => below_one("momentum", momentum.into()),
+            Self::Adagrad { eps, .. } | Self::RowWiseAdagrad { eps, .. } => {
                 at_least_zero("eps", eps)
             }
-            Self::Adam { beta1, beta2, eps } => {
-                for (name, beta) in [("betas[0]", beta1), ("betas[1]", beta2)] {
-                    if !(0.0..1.0).contains(&beta) {
-                        return Err(bad(name, beta, "at least 0 and below 1"));
-                    }
-                }
+            Self::RmsProp { alpha, eps } => {
+                below_one("alpha", alpha)?;
                 at_least_zero("eps", eps)
             }
+            Self::Ftrl { l1, l2, .. } => check_bounds(&[("l1", l1), ("l2", l2)]),
+            Self::SparseGroupFtrl { l1, l2, l21, .. } => {
+                check_bounds(&[("l1", l1), ("l2", l2), ("l21", l21)])
+            }
+            Self::GroupAdam { beta1, beta2, eps, l1, l2, l21 } => {
+                check_betas(beta1, beta2)?;
+                check_bounds(&[("eps", eps), ("l1", l1), ("l2", l2), ("l21", l21)])
+            }
+            Self::Adam { beta1, beta2, eps }
+            | Self::AdamW { beta1, beta2, eps }
+            | Self::AmsGrad { beta1, beta2, eps }
+            | Self::AdaBelief { beta1, beta2, eps }
+            | Self::RAdam { beta1, beta2, eps }
+            | Self::Lamb { beta1, beta2, eps } => {
+                check_betas(beta1, beta2)?;
+                at_least_zero("eps", eps)
+            }
+        }
+    }
+
+    /// Rules that divide by the learning rate cannot do without.
+    fn check_learning_rate(&self, rate: f32) -> Result<()> {
+        at_least_zero("learning_rate", rate)?;
+        match self {
+            Self::Ftrl { .. } | Self::SparseGroupFtrl { .. } if rate == 0.0 => {
+                Err(bad("learning_rate", rate, "a number above 0: this optimizer divides by it"))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -141,9 +199,23 @@ impl TableSpec {
         if self.dtype != "float32" {
             return Err(bad("dtype", &self.dtype, "\"float32\""));
         }
-        check_learning_rate(self.learning_rate)?;
+        self.optimizer.check_learning_rate(self.learning_rate)?;
         check_dram(self.dram)?;
         self.optimizer.check()?;
+        let GradientOptions { weight_decay, clip_value, clip_norm } = self.gradients;
+        check_bounds(&[
+            ("weight_decay", weight_decay),
+            ("clip_value", clip_value),
+            ("clip_norm", clip_norm),
+        ])?;
+        if self.row_floats() > ROW_FLOATS_MAX {
+            return Err(bad(
+                "dim",
+                self.dim,
+                "fewer columns, or an optimizer with fewer slots: value and slots of a row are \
+                 16368 numbers at most",
+            ));
+        }
         self.initializer.check()
     }
 
@@ -163,7 +235,8 @@ impl TableSpec {
         let shape: Vec<String> = [
             differs("dim", &self.dim, &asked.dim),
             differs("dtype", &self.dtype, &asked.dtype),
-            differs("optimizer", &self.optimizer, &asked.optimizer),
+            differs("optimizer", &self.optimizer, &asked.optimizer)
+                .filter(|_| !self.optimizer.has_shape_of(&asked.optimizer)),
             differs("initializer", &self.initializer, &asked.initializer),
             differs("seed", &self.seed, &asked.seed),
         ]
@@ -179,6 +252,8 @@ impl TableSpec {
         }
         let live = [
             differs("learning_rate", &self.learning_rate, &asked.learning_rate),
+            differs("optimizer", &self.optimizer, &asked.optimizer),
+            differs("gradients", &self.gradients, &asked.gradients),
             differs("dram", &self.dram, &asked.dram),
             differs("nvme", &self.nvme, &asked.nvme),
         ];
@@ -191,7 +266,7 @@ impl TableSpec {
     /// `BadInput` naming the setting; nothing changed then.
     pub fn alter(&mut self, change: &TableChange) -> Result<()> {
         if let Some(rate) = change.learning_rate {
-            check_learning_rate(rate)?;
+            self.optimizer.check_learning_rate(rate)?;
         }
         if let Some(dram) = change.dram {
             check_dram(dram)?;
@@ -220,8 +295,20 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_learning_rate(rate: f32) -> Result<()> {
-    at_least_zero("learning_rate", rate)
+fn check_betas(beta1: f64, beta2: f64) -> Result<()> {
+    below_one("betas[0]", beta1)?;
+    below_one("betas[1]", beta2)
+}
+
+fn check_bounds(bounds: &[(&str, f32)]) -> Result<()> {
+    bounds.iter().try_for_each(|&(name, x)| at_least_zero(name, x))
+}
+
+fn below_one(name: &str, x: f64) -> Result<()> {
+    if (0.0..1.0).contains(&x) {
+        return Ok(());
+    }
+    Err(bad(name, x, "at least 0 and below 1"))
 }
 
 fn check_dram(dram: Option<u64>) -> Result<()> {

@@ -43,6 +43,7 @@ fn spec() -> TableSpec {
         dim: DIM as u32,
         optimizer: Optimizer::Sgd,
         learning_rate: 1.0,
+        gradients: Default::default(),
         initializer: Initializer::Zeros,
         seed: 0,
         dtype: "float32".into(),

@@ -6,7 +6,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use hybridps_core::{Durability, ErrorKind, GradientBatch, Initializer, Optimizer, Store};
+use hybridps_core::{
+    Durability, ErrorKind, GradientBatch, GradientOptions, Initializer, Optimizer, Store,
+};
 
 mod kit;
 mod scratch;
@@ -35,7 +37,9 @@ fn assert_calls_are_bounded(store: &Store) {
 fn large_calls_equal_the_map_and_their_replay() {
     let scratch = Scratch::new("windows");
     let store = open(&scratch);
-    let mut model = Model::new(&store, spec("t", 16, adam()));
+    let mut spec = spec("t", 16, adam());
+    spec.gradients = GradientOptions { weight_decay: 0.01, clip_value: 0.7, clip_norm: 1.5 };
+    let mut model = Model::new(&store, spec);
     for number in 1..=4 {
         // Known keys and new ones, most of the known on NVMe.
         let some = keys(number * 12_000, KEYS);

@@ -1,26 +1,26 @@
 //! Row-wise Adagrad as fbgemm's exact row-wise rule: one accumulator, the mean of squares.
+//!
+//! Slots: the accumulator.
 
-#[inline(always)]
-pub(super) fn step(rate: f32, eps: f32, value: &mut [f32], sums: &mut [f32], gradient: &[f32]) {
-    sums[0] += sum_of_squares(gradient) / gradient.len() as f32;
-    let scale = rate / (sums[0].sqrt() + eps);
-    for (x, g) in value.iter_mut().zip(gradient) {
-        *x -= scale * g;
-    }
+use super::norm::sum_of_squares;
+use super::{lanes, magnitude, width, Kernel, INFINITY_BITS};
+use crate::optimizer::sgd::Sgd;
+
+#[derive(Clone, Copy)]
+pub(super) struct RowWiseAdagrad {
+    pub(super) rate: f32,
+    pub(super) eps: f32,
 }
 
-/// Eight partial sums in a fixed order: the same bits on every machine, and it vectorizes.
-fn sum_of_squares(numbers: &[f32]) -> f32 {
-    let mut sums = [0.0; 8];
-    let whole = numbers.chunks_exact(8);
-    let rest = whole.remainder();
-    for chunk in whole {
-        for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x * x;
-        }
+impl Kernel for RowWiseAdagrad {
+    const SLOTS: [usize; 2] = [0, 1];
+
+    #[inline(always)]
+    fn step<const N: usize>(&self, row: &[f32], gradient: &[f32], new: &mut [f32]) -> bool {
+        let dim = width::<N>(gradient);
+        let sum = row[dim] + sum_of_squares(&gradient[..dim]) / dim as f32;
+        new[dim] = sum;
+        let rate = self.rate / (sum.sqrt() + self.eps);
+        lanes::<0, N>(&Sgd { rate }, row, gradient, new) && magnitude(sum) < INFINITY_BITS
     }
-    for (sum, x) in sums.iter_mut().zip(rest) {
-        *sum += x * x;
-    }
-    sums.iter().sum()
 }

@@ -8,11 +8,13 @@ use super::engine::Engine;
 use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
 use super::mutate::{Change, Effect, Target};
 use super::order::Turn;
+use super::revisit::{assign, change_row, Revisit, Stepping};
 use super::stage::{Ahead, Probed, Record};
+use crate::batch::by_width;
 use crate::error::Result;
 use crate::index::Location;
 use crate::log::RecordView;
-use crate::table::{Found, Guard, Item, Plan, RowMut, State, Visitor};
+use crate::table::{Found, Guard, Item, Plan, State};
 use crate::types::{Place, BUCKETS};
 
 /// One target's change in one stripe.
@@ -21,6 +23,8 @@ pub(super) struct Work<'a> {
     pub(super) turn: &'a Turn,
     pub(super) target: &'a Target<'a>,
     pub(super) effect: &'a mut Effect,
+    /// For one row and its gradient.
+    scratch: Vec<f32>,
 }
 
 /// How far a call has come with one of its targets: stripes and windows come in the same order.
@@ -29,31 +33,6 @@ pub(super) struct Course<'a> {
     window: usize,
     /// Of a window behind the first.
     plan: Option<Plan>,
-}
-
-/// Changes what is where the probe saw it; all else is for later.
-struct Pass<'a, 'b> {
-    work: &'a mut Work<'b>,
-    scratch: Vec<f32>,
-    later: &'a mut Vec<u32>,
-}
-
-impl Visitor for Pass<'_, '_> {
-    #[inline(always)]
-    fn prefetch(&self, item: &Item) {
-        if let Change::Gradients(_, rows) | Change::Rows(rows) = self.work.target.change {
-            crate::prefetch::row(rows, self.work.target.table.dim, item.index);
-        }
-    }
-
-    #[inline(always)]
-    fn hit(&mut self, row: RowMut<'_>, item: &Item) {
-        self.work.change_row(row, item, &mut self.scratch);
-    }
-
-    fn miss(&mut self, n: usize, _: &Item, _: Found) {
-        self.later.push(n as u32);
-    }
 }
 
 impl<'a> Course<'a> {
@@ -95,7 +74,17 @@ impl<'a> Course<'a> {
     }
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    pub(super) fn new(
+        engine: &'a Engine,
+        turn: &'a Turn,
+        target: &'a Target<'a>,
+        effect: &'a mut Effect,
+    ) -> Self {
+        let scratch = vec![0.0; target.table.floats + target.table.dim];
+        Self { engine, turn, target, effect, scratch }
+    }
+
     /// Changes items of one stripe; what was seen of them ahead is used while it holds.
     fn change_items(
         &mut self,
@@ -122,22 +111,36 @@ impl Work<'_> {
     ) -> Vec<u32> {
         let part = state.part(&self.engine.tier, &self.target.table);
         let mut later = Vec::new();
-        if matches!(self.target.change, Change::Remove) {
-            later.extend(0..items.len() as u32);
-        } else {
-            let fresh;
-            let found = match ahead {
-                Some((ahead, s)) if ahead.eras[s] == part.era => &ahead.found[ahead.plan.range(s)],
-                _ => {
-                    let mut found = Vec::with_capacity(items.len());
-                    part.probe(items, &mut found);
-                    fresh = found;
-                    &fresh[..]
-                }
-            };
-            let scratch = vec![0.0; self.target.table.floats];
-            let mut pass = Pass { work: self, scratch, later: &mut later };
-            part.revisit(items, found, &mut pass);
+        let fresh;
+        let found = match ahead {
+            _ if matches!(self.target.change, Change::Remove) => {
+                return (0..items.len() as u32).collect();
+            }
+            Some((ahead, s)) if ahead.eras[s] == part.era => &ahead.found[ahead.plan.range(s)],
+            _ => {
+                let mut found = Vec::with_capacity(items.len());
+                part.probe(items, &mut found);
+                fresh = found;
+                &fresh[..]
+            }
+        };
+        let revisit = Revisit {
+            turn: self.turn,
+            effect: self.effect,
+            later: &mut later,
+            scratch: &mut self.scratch,
+            part: &mut *part,
+            items,
+            found,
+        };
+        let table = &self.target.table;
+        match self.target.change {
+            Change::Gradients(rate, gradients) => {
+                let decay = table.gradients.decay;
+                table.optimizer.with(rate, decay, Stepping { revisit, gradients });
+            }
+            Change::Rows(rows) => by_width!(table.dim, assign(revisit, rows)),
+            Change::Remove => {}
         }
         later
     }
@@ -180,29 +183,6 @@ impl Work<'_> {
         outcome
     }
 
-    /// Changes a row that lies in DRAM.
-    #[inline(always)]
-    fn change_row(&mut self, (header, numbers): RowMut<'_>, item: &Item, scratch: &mut [f32]) {
-        let table = &*self.target.table;
-        let start = item.index as usize * table.dim;
-        match self.target.change {
-            Change::Gradients(rate, gradients) => {
-                let gradient = &gradients[start..start + table.dim];
-                if !table.optimizer.step(rate, numbers, gradient, scratch) {
-                    self.effect.poisoned += 1;
-                    return;
-                }
-            }
-            Change::Rows(rows) => {
-                numbers[..table.dim].copy_from_slice(&rows[start..start + table.dim]);
-            }
-            Change::Remove => return,
-        }
-        header.sequence = self.turn.sequence;
-        header.state.make_dirty(Some(self.turn.generation));
-        self.effect.updated += 1;
-    }
-
     /// Changes a row that is new, staged, or has come to DRAM since the probe; else returns where
     /// its record is.
     fn change_other(
@@ -230,9 +210,21 @@ impl Work<'_> {
         if matches!(self.target.change, Change::Remove) {
             return self.remove_at(state, item, Location::dram(at)).map(drop);
         }
-        let mut scratch = vec![0.0; self.target.table.floats];
-        let part = state.part(&self.engine.tier, &self.target.table);
-        self.change_row(part.pool.row_mut(at), item, &mut scratch);
+        let table = &*self.target.table;
+        let row = state.part(&self.engine.tier, &self.target.table).pool.row_mut(at);
+        let start = item.index as usize * table.dim;
+        let (turn, scratch) = (self.turn, &mut self.scratch);
+        change_row(turn, self.effect, row, |numbers| match self.target.change {
+            Change::Gradients(rate, gradients) => {
+                let gradient = &gradients[start..start + table.dim];
+                table.optimizer.step_one(rate, table.gradients, numbers, gradient, scratch)
+            }
+            Change::Rows(rows) => {
+                numbers[..table.dim].copy_from_slice(&rows[start..start + table.dim]);
+                true
+            }
+            Change::Remove => true,
+        });
         Ok(())
     }
 

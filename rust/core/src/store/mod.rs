@@ -22,6 +22,7 @@ mod pressure;
 mod read;
 mod recovery;
 mod replay;
+mod revisit;
 mod running;
 mod session;
 mod stage;

@@ -252,7 +252,7 @@ impl Engine {
                 let target = &call.targets[n];
                 let turn = &ordered.turn;
                 let mut effect = Effect::default();
-                let mut work = Work { engine: self, turn, target, effect: &mut effect };
+                let mut work = Work::new(self, turn, target, &mut effect);
                 if let Err(error) = courses[n].change_stripe(&mut work, &mut state, s) {
                     self.fail(&error);
                 }

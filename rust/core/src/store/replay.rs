@@ -222,7 +222,7 @@ impl<'a> Batch<'a> {
             window,
             rows: Vec::with_capacity(rows),
             numbers: vec![0.0; rows * floats],
-            scratch: vec![0.0; floats],
+            scratch: vec![0.0; floats + window.table.dim],
             odd: Vec::new(),
         }
     }

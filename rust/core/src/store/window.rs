@@ -268,7 +268,7 @@ impl Row {
         if self.life == Life::Damaged || self.sequence >= sequence {
             return;
         }
-        if table.optimizer.step(rate, numbers, gradient, scratch) {
+        if table.optimizer.step_one(rate, table.gradients, numbers, gradient, scratch) {
             (self.sequence, self.is_changed) = (sequence, true);
         }
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::RwLock;
 
+use crate::optimizer::Prepared;
 use crate::spec::{Initializer, Optimizer, TableSpec};
 use crate::types::TableId;
 
@@ -14,6 +15,8 @@ pub(crate) struct Table {
     /// Numbers of a row: value and slots.
     pub(crate) floats: usize,
     pub(crate) optimizer: Optimizer,
+    /// What its rule is given of the gradients.
+    pub(crate) gradients: Prepared,
     initializer: Initializer,
     seed: u64,
     /// Live settings change under the lock; shape never does.
@@ -74,6 +77,7 @@ impl Table {
             dim: spec.dim as usize,
             floats: spec.row_floats(),
             optimizer: spec.optimizer,
+            gradients: spec.gradients.of(&spec.optimizer),
             initializer: spec.initializer,
             seed: spec.seed,
             stripe_cap: AtomicU64::new(0),

@@ -32,6 +32,7 @@ pub fn spec(name: &str, dim: u32, optimizer: Optimizer) -> TableSpec {
         dim,
         optimizer,
         learning_rate: 0.1,
+        gradients: Default::default(),
         initializer: Initializer::Normal { mean: 0.0, std: 0.1 },
         seed: 3,
         dtype: "float32".into(),
@@ -233,10 +234,12 @@ impl Model {
     }
 
     pub fn follow(&mut self, keys: &[u64], gradients: &[f32]) {
-        let (dim, optimizer, rate) = (self.dim(), self.spec.optimizer, self.spec.learning_rate);
-        let mut scratch = vec![0.0; self.spec.row_floats()];
+        let TableSpec { optimizer, learning_rate: rate, gradients: options, .. } =
+            self.spec.clone();
+        let dim = self.dim();
+        let mut scratch = vec![0.0; self.spec.row_floats() + dim];
         for (&key, gradient) in keys.iter().zip(gradients.chunks_exact(dim)) {
-            optimizer.step(rate, self.row(key), gradient, &mut scratch);
+            optimizer.step(rate, &options, self.row(key), gradient, &mut scratch);
         }
     }
 

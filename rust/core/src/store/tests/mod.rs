@@ -40,6 +40,7 @@ pub(super) fn spec(name: &str, dim: u32) -> TableSpec {
         dim,
         optimizer: Optimizer::Sgd,
         learning_rate: 1.0,
+        gradients: Default::default(),
         initializer: Initializer::Zeros,
         seed: 0,
         dtype: "float32".into(),

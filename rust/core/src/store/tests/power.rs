@@ -61,6 +61,7 @@ fn spec(name: &str) -> TableSpec {
         dim: DIM,
         optimizer: Optimizer::Sgd,
         learning_rate: 1.0,
+        gradients: Default::default(),
         initializer: Initializer::Zeros,
         seed: 0,
         dtype: "float32".into(),
