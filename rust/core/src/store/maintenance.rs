@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::engine::Engine;
+use super::tail::is_checkpoint_due;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Pause between rounds when nobody asks.
@@ -71,7 +72,7 @@ impl Engine {
             return Ok(());
         }
         self.compact()?;
-        if self.is_journaled() && self.journal().bytes() > self.config.journal_bytes() / 2 {
+        if self.is_journaled() && is_checkpoint_due(&self.tail(), self.config.journal_bytes()) {
             self.checkpoint(false)?;
         }
         Ok(())

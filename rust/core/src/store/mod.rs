@@ -27,6 +27,7 @@ mod running;
 mod session;
 mod stage;
 mod stats;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod walk;

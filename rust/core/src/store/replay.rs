@@ -47,14 +47,19 @@ impl Engine {
     /// Applies what the journal holds. The log has it then; until a checkpoint it stays in the
     /// journal, of which the sessions are made too.
     pub(super) fn replay(&self, journal: &mut Journal) -> Result<()> {
-        let free = self.ledger.rows_max().saturating_sub(self.ledger.held(Kind::Index));
-        let limit = ((free as f64 * WINDOW_SHARE) as u64).clamp(WINDOW_MIN, WINDOW_MAX);
+        let limit = self.replay_bytes();
         #[cfg(test)]
         let limit = tests::WINDOW_BYTES.get().unwrap_or(limit);
         let _held = self.ledger.hold(Kind::Calls, limit);
         let mut replay = Replay::new(self, limit);
         journal.replay(&mut |stamp, entry| replay.entry(stamp, &entry))?;
         replay.merge()
+    }
+
+    /// Memory that a window may take: rows leave it free, and the index may still grow.
+    pub(super) fn replay_bytes(&self) -> u64 {
+        let free = self.ledger.rows_max().saturating_sub(self.ledger.held(Kind::Index));
+        ((free as f64 * WINDOW_SHARE) as u64).clamp(WINDOW_MIN, WINDOW_MAX)
     }
 }
 

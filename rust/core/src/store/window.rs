@@ -16,6 +16,8 @@ use crate::types::{hash, Place, Push, Sequence};
 
 /// What a row takes in a window: its key, its list, its entry in the map, its place in the order.
 const ROW_BYTES: u64 = 72;
+/// What a key takes there at most, beside its floats, in one entry.
+pub(super) const KEY_BYTES: u64 = ROW_BYTES + size_of::<Next>() as u64;
 /// The end of a list.
 const NONE: u32 = u32::MAX;
 
