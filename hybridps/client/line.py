@@ -31,7 +31,7 @@ _AHEAD_BYTES: Final = 256 << 10
 # How long a peer may be silent, as a share of the shortest deadline, and the bounds of that.
 _SILENT_SHARE: Final = 0.25
 _SILENT_MIN_S: Final = 0.25
-_SILENT_MAX_S: Final = 5.0
+_SILENT_MAX_S: Final = 15.0
 _DOUBLINGS_MAX: Final = 8
 _NEVER: Final = float("inf")
 
@@ -203,7 +203,9 @@ class Line:
                 break
             count -= len(view)
             self._outgoing.popleft()
-        if self._silent_since_s is None:
+        if self._silent_since_s is None or self._outgoing:
+            # What the peer takes of a long message is a sign of life; what the system takes of a
+            # short one is not.
             self._silent_since_s = now_s
         if self._info is not None and self._waiting:
             self._encode()
@@ -302,6 +304,9 @@ class Line:
             except HybridPSError as error:
                 self._waiting.popleft()
                 pending.fail(error)
+            except Exception as error:  # noqa: BLE001 - it must not stop those behind it
+                self._waiting.popleft()
+                pending.fail(HybridPSError(f"{pending.verb} could not be sent: {error}"))
 
     def _begin(self, wire: _core.ClientConnection, info: ServerInfo, pending: Pending) -> None:
         """Begins the next part of the call that is first in line."""

@@ -133,8 +133,12 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-# A signal between the opening of a socket and its assignment leaves it to the garbage collector.
-unclosed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# A signal between the opening of a socket and its assignment leaves it to the garbage collector,
+# whose warnings a signal may interrupt in turn.
+def unclosed(test: Any) -> Any:
+    for ignored in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
+        test = pytest.mark.filterwarnings(f"ignore::{ignored}")(test)
+    return test
 
 
 @unclosed

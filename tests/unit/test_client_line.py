@@ -5,6 +5,7 @@ the test turns, against a real store in this process: by hand, and with random s
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,6 +220,33 @@ def test_a_driver_that_is_interrupted_leaves_a_line_that_begins_anew(near: Near)
         assert near.line.wire is None
     near.settle()
     assert ([p.reply() for p in pushes], near.value()) == ([False, False], -2.0)
+
+
+def test_a_call_that_cannot_be_encoded_stops_nobody(near: Near) -> None:
+    near.submit(None)
+    near.settle()
+    fractions: Any = np.array([1.5])
+    wrong = near.submit(calls.Lookup([(near.store.table, fractions)], False))
+    behind = near.lookup()
+    near.settle()
+    with pytest.raises(hps.HybridPSError, match="lookup could not be sent"):
+        wrong.reply()
+    assert (read(behind), len(near.fars)) == (0.0, 1)
+
+
+def test_a_long_message_that_the_peer_takes_slowly_is_no_silence(near: Near) -> None:
+    near.submit(None)
+    near.settle()
+    keys = np.arange(1, 10_001, dtype=np.uint64)
+    gradients = np.ones((10_000, DIM), np.float32)
+    call = calls.ApplyGradients([(near.store.table, keys, gradients)], None)
+    pushed = near.submit(call, 40.0)
+    for _ in range(30):
+        near.send(4000)
+        near.wait(1.0)
+    assert len(near.fars) == 1
+    near.settle()
+    assert (pushed.reply(), len(near.fars)) == (False, 1)
 
 
 def test_a_closed_line_fails_all(near: Near) -> None:

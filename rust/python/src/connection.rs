@@ -172,7 +172,7 @@ impl Connection {
 
     #[getter]
     fn is_collecting(&self) -> bool {
-        self.shared.parts.is_collecting()
+        self.shared.parts().is_collecting()
     }
 
     #[getter]
@@ -241,7 +241,7 @@ impl Connection {
     }
 
     fn forget_parts(&self) {
-        self.shared.parts.forget();
+        self.shared.parts().forget();
     }
 
     fn cancelled(&self, question: u32) -> bool {

@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hybridps_core::{Error, ErrorKind, Store};
 use hybridps_wire::{
-    self as wire, Batch, ExceptionKind, Malformed, Refusal, StreamedReply, LOOKUP,
+    self as wire, Batch, ExceptionKind, Malformed, Parts, Refusal, StreamedReply, LOOKUP,
     LOOKUP_OR_INSERT, PREFETCH, VERBS,
 };
 use pyo3::exceptions::PyRuntimeError;
@@ -16,7 +16,6 @@ use pyo3::prelude::*;
 
 use crate::buffer::{as_numbers, Buffer, Words};
 use crate::outlet::Outlet;
-use crate::parts::{is_announcement, Parts};
 use crate::pushes::push;
 use crate::reads::{self, Sizes};
 use crate::stream::{Stream, PIECE_BYTES};
@@ -75,7 +74,7 @@ pub(crate) struct Shared {
     pub(crate) session: AtomicU64,
     pub(crate) frame_limit: usize,
     pub(crate) keys_limit: usize,
-    pub(crate) parts: Parts,
+    parts: Mutex<Parts>,
     /// Columns by table. Ids are never used again and a table's dim is fixed, so this never goes
     /// stale; a dropped table is refused by the store.
     dims: Mutex<HashMap<u32, usize>>,
@@ -87,7 +86,12 @@ const DIMS_MAX: usize = 4096;
 impl Shared {
     pub(crate) fn new(store: Arc<Store>, frame_limit: usize, keys_limit: usize) -> Self {
         let (session, dims) = (AtomicU64::new(0), Mutex::default());
-        Self { store, session, frame_limit, keys_limit, parts: Parts::default(), dims }
+        Self { store, session, frame_limit, keys_limit, parts: Mutex::default(), dims }
+    }
+
+    /// The push that this connection collects.
+    pub(crate) fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn dim(&self, table: u32) -> Result<usize, Failure> {
@@ -113,7 +117,7 @@ impl Shared {
         }
         if verb > LOOKUP_OR_INSERT {
             let header = wire::decode_push(frame)?;
-            let announced = if is_announcement(&header, &batches) { header.total } else { 0 };
+            let announced = if wire::is_announcement(&header, &batches) { header.total } else { 0 };
             return Ok(Plan { announced, ..Plan::default() });
         }
         let want_found = verb == LOOKUP && wire::decode_want_found(frame)?;

@@ -8,7 +8,6 @@ mod connection;
 mod errors;
 mod hot;
 mod outlet;
-mod parts;
 mod pushes;
 mod reads;
 mod receiver;

@@ -35,7 +35,12 @@ pub(crate) fn push(
         }
         return apply(&shared.store, question, verb, push, &views);
     }
-    match shared.parts.add(verb, header, batches)? {
+    for batch in batches {
+        numbers::<f32>("values", batch)?;
+    }
+    // Not in the match: the lock is not to be held while the push is applied.
+    let collected = shared.parts().add(verb, header, batches)?;
+    match collected {
         None => Ok(wire::empty_reply(question).into()),
         Some(whole) => {
             let columns = whole.tables.iter();

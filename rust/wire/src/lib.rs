@@ -3,7 +3,7 @@
 //!
 //! Floor plan, from the bytes up: `frame` (how long is the next message) > `message` (walk a
 //! received one, every offset checked) and `compose` (write one) > `rpc` (the protocol's messages)
-//! and `verbs` (the arrays of our schema),
+//! and `verbs` (the arrays of our schema), `parts` (a push that comes in several messages),
 //! `stream` (a reply whose end is decided last) > `server`, `client` (the two sides).
 //!
 //! Frames are slices of 64-bit words, because every object in them starts at a word: keys come out
@@ -16,6 +16,7 @@ mod client;
 mod compose;
 mod frame;
 mod message;
+mod parts;
 mod rpc;
 mod schema;
 mod server;
@@ -25,6 +26,7 @@ mod verbs;
 pub use client::{Answer, ClientConnection, Outcome, Reason};
 pub use frame::{FrameSize, SEGMENTS_MAX};
 pub use message::{Bytes, Malformed, Message, Struct, StructList};
+pub use parts::{is_announcement, Collected, Columns, Parts};
 pub use rpc::{exception_return, ExceptionKind};
 pub use schema::{
     is_hot, APPLY_GRADIENTS, ASSIGN, INTERFACE_GATE, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT,

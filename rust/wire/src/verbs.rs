@@ -84,6 +84,23 @@ pub enum Refusal {
         /// How many it may.
         limit: usize,
     },
+    /// A part of a push that was not announced.
+    NotAnnounced {
+        /// Of the push.
+        number: u64,
+    },
+    /// The parts of a push hold more than was announced.
+    TooLong {
+        /// Of the push.
+        number: u64,
+        /// Bytes that were announced.
+        total: u64,
+    },
+    /// There is no memory for a push in parts.
+    NoMemory {
+        /// Of the push.
+        number: u64,
+    },
 }
 
 impl From<Malformed> for Refusal {
@@ -101,6 +118,18 @@ impl fmt::Display for Refusal {
                 "the call names {sent} {what} and this server takes {limit} a call; split the \
                  batch, or raise keys_limit in the server's config"
             ),
+            Self::NotAnnounced { number } => write!(
+                f,
+                "a part of push {number} came, which was not announced on this connection; send \
+                 the push again from its first part"
+            ),
+            Self::TooLong { number, total } => write!(
+                f,
+                "the parts of push {number} hold more than the {total} bytes that were announced"
+            ),
+            Self::NoMemory { number } => {
+                write!(f, "there is no memory for the parts of push {number}; split the batch")
+            }
         }
     }
 }
