@@ -126,3 +126,38 @@ def test_reads_of_rows_in_memory_wait_for_no_sync(tmp_path: Path) -> None:
             stop.set()
     late = {name: seconds for name, seconds in took.items() if seconds > BOUND_S}
     assert not late
+
+
+def test_reads_of_rows_in_memory_wait_for_no_room(tmp_path: Path) -> None:
+    """Pushes wait for the log and the journal, which compaction and checkpoints make room in."""
+    prefix = slow("fdatasync")
+    arguments = ("--threads", "1")
+    with (
+        ServerProcess(
+            tmp_path / "d", *arguments, prefix=prefix, dram="8MiB", nvme="64MiB"
+        ) as server,
+        hps.connect(server.url, timeout=60) as ps,
+    ):
+        table = ps.create_table(hps.TableSpec("t", 64, hps.Adagrad(0.1)))
+        hot, gradients = np.arange(50), np.ones((4000, 64), np.float32)
+        table.apply_gradients(hot, gradients[:50])
+        random = np.random.default_rng(1)
+        own = hps.connect(server.url, timeout=60)
+
+        def push() -> None:
+            keys = random.choice(30_000, 4000, replace=False)
+            own.apply_gradients({"t": (keys, gradients)})
+
+        looks = (lambda: table.lookup(hot), lambda: hps.connect(server.url, timeout=60).close())
+        longest_s = 0.0
+        with going_on(push):
+            end = time.monotonic() + 3 * RUN_S
+            while time.monotonic() < end:
+                for look in looks:
+                    began = time.monotonic()
+                    look()
+                    longest_s = max(longest_s, time.monotonic() - began)
+                time.sleep(0.01)
+        own.close()
+    # What waited for a segment to be written waited for two syncs at least.
+    assert longest_s < 2 * SYNC_S

@@ -83,6 +83,11 @@ impl Shared {
         Ok(Some(OpenSegment::new(id, buffer, base, self.config.segment_bytes)))
     }
 
+    /// Whether a segment could be begun at once.
+    pub(super) fn has_buffer(&self) -> bool {
+        self.state.lock().has_buffer(&self.config)
+    }
+
     /// Waits until a segment could be begun at once.
     pub(super) fn wait_for_buffer(&self) -> Result<()> {
         let mut state = self.state.lock();

@@ -188,6 +188,11 @@ impl Log {
         self.shared.slots.subtract_live(place, row_floats);
     }
 
+    /// Whether a segment could be begun without waiting for the device.
+    pub(crate) fn has_buffer(&self) -> bool {
+        self.shared.has_buffer()
+    }
+
     /// Returns when a segment could be begun without waiting for the device: for those who append
     /// under a lock that others need.
     ///

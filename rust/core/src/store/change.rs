@@ -97,6 +97,9 @@ impl<'a> Work<'a> {
         }
         let mut later = self.change_seen(state, items, ahead);
         let engine = self.engine;
+        if !later.is_empty() {
+            engine.with_buffer(state);
+        }
         engine.with_log_room(state, |state| {
             self.change_others(state, items, ahead.map(|ahead| ahead.0), &mut later)
         })

@@ -11,6 +11,7 @@ use super::config::StoreConfig;
 use super::flights::Flights;
 use super::order::Sequencer;
 use super::running::Running;
+use super::session::Known;
 use super::stats::Holds;
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -31,6 +32,8 @@ pub(super) struct Engine {
     pub(super) stripes: Vec<Stripe>,
     pub(super) catalog: RwLock<Catalog>,
     pub(super) sequencer: Mutex<Sequencer>,
+    /// Of the sequencer's sessions.
+    pub(super) known_sessions: Known,
     pub(super) running: Running,
     pub(super) clock: Clock,
     /// Set once recovery has replayed it.

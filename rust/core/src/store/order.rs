@@ -85,6 +85,10 @@ impl<'c, 'a> Ready<'c, 'a> {
 
 impl Engine {
     pub(super) fn attach(&self, session: u64, client_id: &str) -> Result<u64> {
+        if client_id.is_empty() && !self.known_sessions.read().contains(&session) {
+            // A newcomer, of whom nothing is kept before its first push: it waits for nobody.
+            return Ok(0);
+        }
         let mut sequencer = self.sequencer.lock();
         let uptime = self.clock.seconds();
         let (last, is_new_owner) = sequencer.sessions.attach(session, client_id, uptime)?;

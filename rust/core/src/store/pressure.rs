@@ -75,6 +75,15 @@ impl Engine {
         ))
     }
 
+    /// Before work that may push rows out of DRAM: while all buffers of the log are on their way to
+    /// the device, the stripe is free for calls that need none. (A turn is not given up.)
+    pub(super) fn with_buffer(&self, state: &mut Guard<'_>) {
+        if !self.tier.log.has_buffer() {
+            // What is wrong with the log is met by the work itself.
+            let _ = Guard::unlocked(state, || self.tier.log.wait_for_buffer());
+        }
+    }
+
     /// Does `work` under a stripe's lock, of a call that has its place in the order. Where the log
     /// is full, the lock is given up (a turn is not) until compaction has made room, and the work
     /// is done again: until it has room it changes nothing. Where the file system is full, until

@@ -80,17 +80,15 @@ impl Engine {
             buckets_per_stripe: BUCKETS / stripes as u32,
         };
         let failure = Arc::<Failure>::default();
-        let sequencer = Sequencer {
-            last: 0,
-            tickets: vec![0; stripes],
-            sessions: Sessions::default(),
-            position: None,
-        };
+        let sessions = Sessions::default();
+        let known_sessions = sessions.known();
+        let sequencer = Sequencer { last: 0, tickets: vec![0; stripes], sessions, position: None };
         Ok(Self {
             record_bytes_max: config.record_bytes_max(segment_bytes),
             stripes: (0..stripes).map(|_| Stripe::new(&ledger, stripes, failure.clone())).collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
+            known_sessions,
             running: Running::new(failure.clone()),
             clock: Clock::new(),
             directory: Mutex::new(Some(directory)),

@@ -11,7 +11,6 @@ use super::engine::Engine;
 use super::fetch::{count_reads, Damage, Miss, Receiver, Source, Wanted};
 use super::load::side_by_side;
 use super::mutate::Change;
-use super::session::Sessions;
 use super::walk::check_length;
 use super::window::{Life, Row, Window};
 use crate::error::{Error, ErrorKind, Result};
@@ -75,7 +74,7 @@ impl Replay<'_> {
         sequencer.last = sequencer.last.max(sequence);
         match entry {
             Entry::Sessions { sessions } => {
-                sequencer.sessions = Sessions::default();
+                sequencer.sessions.clear();
                 sequencer.sessions.restore(sessions.clone());
                 Ok(())
             }

@@ -4,7 +4,10 @@
 //! Idle times are told by a clock of their own, which runs while the store is open and goes on from
 //! where the last snapshot left it: no correction of the system's clock makes a session old.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use crate::error::{Error, Result};
 use crate::journal::SessionRecord;
@@ -22,7 +25,12 @@ pub(super) struct Sessions {
     opened_at: u64,
     sessions: HashMap<u64, Session>,
     clients: HashMap<String, Client>,
+    /// The keys of `sessions`, for those who must not wait for the sequencer.
+    known: Known,
 }
+
+/// Which sessions are remembered. Its lock is held for no longer than a look takes.
+pub(super) type Known = Arc<RwLock<HashSet<u64>>>;
 
 #[derive(Default)]
 struct Session {
@@ -90,6 +98,7 @@ impl Sessions {
         if client_id.is_empty() && !self.sessions.contains_key(&session) {
             return Ok((0, false));
         }
+        self.remember(session);
         let known = self.sessions.entry(session).or_default();
         known.last_used = self.opened_at + uptime;
         let last_push = known.last_push;
@@ -99,6 +108,23 @@ impl Sessions {
             self.take_over(session, client_id);
         }
         Ok((last_push, is_new))
+    }
+
+    /// Forgets all: a snapshot follows.
+    pub(super) fn clear(&mut self) {
+        self.known.write().clear();
+        *self = Self { known: self.known(), ..Self::default() };
+    }
+
+    /// Which sessions are remembered, now and later.
+    pub(super) fn known(&self) -> Known {
+        self.known.clone()
+    }
+
+    fn remember(&self, session: u64) {
+        if !self.sessions.contains_key(&session) {
+            self.known.write().insert(session);
+        }
     }
 
     fn take_over(&mut self, session: u64, client_id: &str) {
@@ -161,6 +187,7 @@ impl Sessions {
     pub(super) fn records(&mut self, uptime: u64) -> Vec<SessionRecord> {
         let now = self.opened_at + uptime;
         self.sessions.retain(|_, session| session.last_used + IDLE_SECONDS > now);
+        self.known.write().retain(|session| self.sessions.contains_key(session));
         let live = &self.sessions;
         self.clients.retain(|_, client| live.contains_key(&client.session));
         let is_owner = |session: u64, known: &Session| {
@@ -209,6 +236,7 @@ impl Sessions {
                 steps: record.steps.into_iter().collect(),
                 removals: VecDeque::new(),
             };
+            self.remember(record.session);
             self.sessions.insert(record.session, session);
             if !record.client_id.is_empty() {
                 self.take_over(record.session, &record.client_id);
@@ -218,6 +246,7 @@ impl Sessions {
 
     /// Notes a push as done.
     pub(super) fn note(&mut self, push: Push, tables: &[TableId], uptime: u64) {
+        self.remember(push.session);
         let session = self.sessions.entry(push.session).or_default();
         session.last_push = session.last_push.max(push.number);
         session.last_used = self.opened_at + uptime;
@@ -273,6 +302,7 @@ mod tests {
     #[test]
     fn a_session_without_client_is_remembered_from_its_first_push() {
         let mut sessions = Sessions::default();
+        let known = sessions.known();
         for session in 1..=1000 {
             assert_eq!(sessions.attach(session, "", 0).unwrap(), (0, false));
         }
@@ -283,7 +313,20 @@ mod tests {
         assert_eq!(sessions.attach(8, "trainer", 0).unwrap(), (0, false));
         assert_eq!(sessions.attach(9, "trainer", 0).unwrap(), (0, true));
         assert!(sessions.attach(8, "trainer", 0).is_err());
-        assert_eq!(sessions.records(0).len(), 3);
+        let records = sessions.records(0);
+        assert_eq!(records.len(), 3);
+        let told = || {
+            let mut told: Vec<u64> = known.read().iter().copied().collect();
+            told.sort_unstable();
+            told
+        };
+        assert_eq!(told(), [7, 8, 9]);
+        sessions.clear();
+        assert!(told().is_empty());
+        sessions.restore(records);
+        assert_eq!(told(), [7, 8, 9]);
+        sessions.records(2 * IDLE_SECONDS);
+        assert!(told().is_empty());
     }
 
     #[test]
