@@ -20,7 +20,7 @@ use super::StoreConfig;
 use crate::arena::Arena;
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::failure::Failure;
 use crate::journal::{Journal, JournalConfig};
 use crate::ledger::Ledger;
@@ -57,7 +57,12 @@ impl Engine {
         if engine.journal.set(pending).is_err() {
             return Err(Error::unavailable("the journal was opened twice"));
         }
-        engine.write_superblock(false)?;
+        match engine.write_superblock(false) {
+            // The file system is full. Its rows can be read, and the journal still has what the log
+            // could not take: the ends that were known stay known.
+            Err(error) if error.kind == ErrorKind::StoreFull => engine.note_refusal(&error),
+            outcome => outcome?,
+        }
         Ok(engine)
     }
 

@@ -178,3 +178,43 @@ fn a_failed_device_stops_changes_and_no_read() {
         assert!(rows.iter().all(|&x| x == rows[0]) && [before, before + 1.0].contains(&rows[0]));
     }
 }
+
+/// A store that a crash left on a full file system opens: its rows can be read.
+#[test]
+fn a_crashed_store_opens_on_a_full_file_system() {
+    let scratch = Scratch::new();
+    let traced = Traced::new(scratch.path());
+    let store = open(&scratch, Durability::Process);
+    let mut pushes = Pushes::begin(&store);
+    let (table, counts, number) = (pushes.table, pushes.counts.clone(), pushes.number);
+    store.close().unwrap();
+    let store = open(&scratch, Durability::Process);
+    pushes = Pushes { store: &store, table, number, counts };
+    pushes.next().unwrap();
+    pushes.next().unwrap();
+    let (counts, number) = (pushes.counts, pushes.number);
+    // Nothing is written any more: as if the process was killed.
+    traced.fail(|_| Some(libc::EIO));
+    assert!(store.close().is_err());
+    drop(store);
+    // What is overwritten in place needs no space.
+    let needs_space = |change: &Change| match change {
+        Change::Write { offset, bytes, .. } => offset.is_none() || bytes.len() > 8192,
+        Change::Create { path } => !path.exists(),
+        _ => false,
+    };
+    traced.fail(move |change| needs_space(change).then_some(libc::ENOSPC));
+    let store = open(&scratch, Durability::Process);
+    check(&store, table, &counts);
+    let mut pushes = Pushes { store: &store, table, number, counts };
+    assert_eq!(until_refused(&mut pushes).kind, ErrorKind::StoreFull);
+    pushes.check();
+    traced.heal();
+    let end = Instant::now() + Duration::from_secs(20);
+    while let Err(error) = pushes.next() {
+        assert!(error.kind == ErrorKind::StoreFull && Instant::now() < end, "{error}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    pushes.check();
+    store.close().unwrap();
+}
