@@ -1,0 +1,119 @@
+"""Goal: every call of the client becomes a message that the server reads, and nothing that a server
+answers is believed unseen. Method: each kind of call through the server's own machine; answers of
+the wrong kind, count and length by hand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.wired import feed
+
+import hybridps as hps
+from hybridps import _core
+from hybridps.client import calls, messages
+from hybridps.rpc import schemas
+
+KEYS = np.array([7, 8, 9], np.uint64)
+ROWS = np.ones((3, 2), np.float32)
+SPEC = hps.TableSpec("item", 2, hps.Adam(0.1), hps.Normal(std=0.5), seed=3, dram="2MiB")
+CALLS: list[calls.Call] = [
+    calls.Lookup([(1, KEYS)], True),
+    calls.LookupOrInsert([(1, KEYS, None)]),
+    calls.ApplyGradients([(1, KEYS, ROWS)], 5),
+    calls.Assign(1, KEYS, ROWS),
+    calls.Remove(1, KEYS),
+    calls.Prefetch([(1, KEYS)]),
+    calls.CreateTable(SPEC),
+    calls.OpenTable("item"),
+    calls.ListTables(),
+    calls.DropTable("item"),
+    calls.SetLearningRate(1, 0.5),
+    calls.Alter(1, {"dram": None}),
+    calls.Size(1),
+    calls.KeysOf(1, 0),
+    calls.TableStats(1),
+    calls.Stats(),
+    calls.Flush(),
+]
+
+
+def test_no_kind_of_call_is_left_out() -> None:
+    kinds = {kind for kind in vars(calls).values() if isinstance(kind, type)}
+    kinds = {kind for kind in kinds if issubclass(kind, calls.Call)}
+    assert {type(call) for call in CALLS} == kinds - {calls.Call, calls.Push}
+
+
+@pytest.fixture
+def server(tmp_path: Any) -> Any:
+    store = _core.Store(str(tmp_path), dram=16 << 20, nvme=64 << 20, durability="none", threads=1)
+    yield _core.Connection(store, frame_limit=1 << 20, keys_limit=1000)
+    store.close()
+
+
+def test_every_call_is_read_by_the_server_under_its_name(server: Any) -> None:
+    client = _core.ClientConnection()
+    opening = client.start(5, "me")[1]
+    (login,) = feed(server, opening)
+    assert [event.verb for event in server.accept(login.question)] == ["hello"]
+    for call in CALLS:
+        question, buffers = messages.begin(client, call, 3)
+        (event,) = feed(server, b"".join(bytes(buffer) for buffer in buffers))
+        assert event.question == question
+        name = messages.verb_of(call)
+        snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in event.verb)
+        assert snake in {name, f"table_{name}"}
+
+
+def answer(kind: str, **fields: Any) -> Any:
+    return SimpleNamespace(kind=kind, exception=None, **fields)
+
+
+def test_rows_are_checked_against_the_keys() -> None:
+    call = calls.Lookup([(1, KEYS)], True)
+    good = [(ROWS.tobytes(), b"\1\0\1")]
+    ((rows, found),) = messages.finish(call, answer("rows", rows=good), is_first=True)
+    assert (rows.shape, found.tolist()) == ((3, 2), [True, False, True])
+    for wrong in (
+        [],
+        good * 2,
+        [(ROWS.tobytes()[:-4], b"\1\0\1")],
+        [(ROWS.tobytes(), b"\1\0")],
+        [(ROWS.tobytes(), None)],
+    ):
+        with pytest.raises(hps.HybridPSError, match="answered"):
+            messages.finish(call, answer("rows", rows=wrong), is_first=True)
+
+
+def test_a_duplicate_counts_only_if_it_is_no_echo() -> None:
+    push = calls.ApplyGradients([(1, KEYS, ROWS)], 5)
+    for duplicate in (False, True):
+        told = answer("duplicate", duplicate=duplicate)
+        assert messages.finish(push, told, is_first=True) is duplicate
+        assert messages.finish(push, told, is_first=False) is False
+
+
+def test_exceptions_come_back_by_class_and_text() -> None:
+    told = SimpleNamespace(kind="exception", exception=("failed", "StoreFullError", "no room"))
+    for call in CALLS:
+        with pytest.raises(hps.StoreFullError, match="no room"):
+            messages.finish(call, told, is_first=True)  # type: ignore[arg-type]
+
+
+def test_a_server_out_of_its_place_is_refused() -> None:
+    info = messages.ServerInfo("1", 1, 3, 1 << 20, 1 << 20)
+    messages.check_server(info, "hps://a:1", 1, 3)
+    with pytest.raises(hps.ConfigError, match=r"shard 1/3.*names it as 0/3"):
+        messages.check_server(info, "hps://a:1", 0, 3)
+
+
+def test_a_spec_survives_the_trip() -> None:
+    results = schemas.new_results("createTable")
+    params = schemas.new_params("createTable")
+    messages._fill_create_table(params, calls.CreateTable(SPEC))
+    results.table.spec = params.spec
+    results.table.id = 4
+    opened = messages.finish(
+        calls.OpenTable("item"), answer("results", results=results.to_bytes()), is_first=True
+    )
+    assert (opened.id, opened.spec) == (4, SPEC)
