@@ -70,13 +70,15 @@ impl Pages {
                 self.empty(n, &mut discard);
             }
         }
-        while self.idle > self.idle_max {
+        // Down to half: to look for the emptiest at every page that comes back would be dear.
+        let most = if self.idle > self.idle_max { self.idle_max / 2 } else { self.idle };
+        while self.idle > most {
             let idle = |n: &u32| {
                 let chunk = self.chunks[*n as usize];
                 chunk.resident - chunk.taken
             };
-            let Some(most) = (0..self.chunks.len() as u32).max_by_key(idle) else { break };
-            self.empty(most, &mut discard);
+            let Some(emptiest) = (0..self.chunks.len() as u32).max_by_key(idle) else { break };
+            self.empty(emptiest, &mut discard);
         }
     }
 

@@ -233,3 +233,7 @@ impl Policy {
         ranked
     }
 }
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;
