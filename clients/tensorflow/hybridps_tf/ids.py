@@ -48,15 +48,21 @@ class Ids:
         return tf.reduce_sum(self.shaped(rows, dim), axis=-2)
 
 
+def check_dtype(dtype: Any, table: str) -> None:
+    """Raises BadInputError naming the table unless it is one of integers or texts."""
+    dtype = tf.as_dtype(dtype)
+    if not (dtype.is_integer or dtype == tf.string):
+        raise BadInputError(
+            f"table {table!r}: ids are {dtype.name}; give integers or texts: in Keras, an Input of"
+            ' dtype="int64"'
+        )
+
+
 def as_ids(given: Any, table: str, combiner: str | None) -> Ids:
     """The ids of one call. Raises BadInputError naming the table unless integers or texts."""
     if not isinstance(given, (tf.RaggedTensor, tf.SparseTensor)):
         given = tf.convert_to_tensor(given)
-    if not (given.dtype.is_integer or given.dtype == tf.string):
-        raise BadInputError(
-            f"table {table!r}: ids are {given.dtype.name}; give integers or texts: in Keras, an"
-            ' Input of dtype="int64"'
-        )
+    check_dtype(given.dtype, table)
     if isinstance(given, tf.RaggedTensor):
         return Ids(given.flat_values, given)
     if isinstance(given, tf.SparseTensor):

@@ -15,7 +15,7 @@ from hybridps.layers.ids import as_padding
 from hybridps.layers.loading import load_rows
 from hybridps.layers.stores import remember, store_at
 from hybridps.types import TableSpec
-from hybridps_tf.ids import COMBINERS, as_ids
+from hybridps_tf.ids import COMBINERS, as_ids, check_dtype
 from hybridps_tf.reader import Reader
 from hybridps_tf.receipts import anchor_of
 
@@ -125,7 +125,8 @@ class Embedding(keras.layers.Layer):  # type: ignore[misc]
         ids: Any,
         training: bool | None = None,  # noqa: ARG002 - of `call`
     ) -> keras.KerasTensor:
-        """As `compute_output_shape`; always float32."""
+        """As `compute_output_shape`, float32. Refuses an Input of floats, Keras's default."""
+        check_dtype(ids.dtype, self.table)
         return keras.KerasTensor(self.compute_output_shape(ids.shape), "float32")
 
     def save_own_variables(self, store: Any) -> None:

@@ -80,6 +80,7 @@ def test_mistakes_are_named(ps, spec):
     layer = Embedding(ps, spec())
     for message, call in [
         ("float32", lambda: layer(tf.ones(3))),
+        ("float32.*int64", lambda: layer(keras.Input((3,)))),
         ("bool", lambda: layer(tf.constant([True]))),
         ("sparse; give a combiner", lambda: layer(RAGGED.to_sparse())),
         ("no bag", lambda: Embedding(ps, spec(), "sum")(tf.constant(5))),

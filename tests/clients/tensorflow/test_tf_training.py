@@ -57,12 +57,14 @@ def same(ps, model, reference):
         np.testing.assert_allclose(ps.table(name).lookup(keys), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize("padding", [None, 2])
-def test_fit_is_plain_keras_with_one_push_a_step(ps, spec, plain, eager, padding):
+@pytest.mark.parametrize(
+    ("options", "padding"),
+    [({}, None), ({"run_eagerly": True}, 2), ({"steps_per_execution": 4}, 2)],
+)
+def test_fit_is_plain_keras_with_one_push_a_step(ps, spec, plain, options, padding):
     model, reference = ours(ps, spec, padding), theirs(plain, spec, padding)
     for each in (model, reference):
-        each.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=eager)
+        each.compile(keras.optimizers.SGD(0.1), "mse", **options)
         each.fit(IDS, TARGET, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
     assert model.jit_compile is False
     assert len(ps.pushes()) == 2 * SAMPLES // BATCH
