@@ -133,7 +133,7 @@ def test_a_full_table_is_told_and_the_client_goes_on(ps: Any) -> None:
 
 
 async def test_many_calls_at_once_over_one_client(server: ServerProcess, local: Any) -> None:
-    async with hps.aio.connect(server.url) as ps:
+    async with hps.aio.connect(server.url, timeout=120) as ps:
         tables = {dim: ps.table(f"dim-{dim}") for dim in ROWS}
 
         async def one(seed: int) -> None:
