@@ -47,6 +47,7 @@ from hybridps.optimizers import (
     RowWiseAdagrad,
     SparseGroupFtrl,
 )
+from hybridps.planning import Plan, plan
 from hybridps.types import (
     Constant,
     Normal,
@@ -75,6 +76,7 @@ __all__ = [
     "Momentum",
     "Normal",
     "ParameterServer",
+    "Plan",
     "RAdam",
     "RMSprop",
     "RowWiseAdagrad",
@@ -93,4 +95,5 @@ __all__ = [
     "connect",
     "key_of",
     "keys_of",
+    "plan",
 ]

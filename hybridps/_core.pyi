@@ -22,6 +22,9 @@ def initial_rows(spec: str, keys: Keys) -> Rows:
 def check_spec(spec: str) -> None:
     """Raises BadInputError for a spec that no table can have."""
 
+def needs(spec: str, rows: int) -> list[tuple[str, int]]:
+    """What so many rows of a table will take: the fields of `hybridps.Plan`, by name."""
+
 def unique(ids: Keys, shards: int) -> tuple[Keys, list[int], NDArray[np.uint32]]:
     """Unique keys grouped by shard, the shards + 1 offsets, and the index of each id's key."""
 

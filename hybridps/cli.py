@@ -6,6 +6,7 @@ table exists with another shape; 5 no server, or not in time. Errors are one lin
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -32,6 +33,7 @@ from hybridps import (
     Zeros,
     __version__,
     connect,
+    plan,
 )
 from hybridps._core import Store
 from hybridps.optimizers import OPTIMIZERS
@@ -84,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _serve(given[1:])
     flags = _parser().parse_args(given)
     try:
+        if flags.command == "plan":
+            planned = plan(_spec_of(flags, dram=None), flags.rows, flags.dram)
+            told = dataclasses.asdict(planned)
+            return _print(json.dumps(told) if flags.json else _show_plan(told))
         if not flags.may_make_store:
             _check_store(flags.url)
         with connect(flags.url, timeout=flags.timeout) as ps, warnings.catch_warnings():
@@ -124,9 +130,23 @@ def _parser() -> argparse.ArgumentParser:
     drop = _add(actions, "drop", _drop, _show_drop, "drop a table and all its rows")
     stats.add_argument("name", nargs="?", help="table; all tables together when left out")
     drop.add_argument("name", help="table")
+    create.add_argument("name", help="table")
+    create.add_argument("--dram", help='cap in DRAM, such as "8GiB"')
+    create.add_argument("--nvme", help="cap on NVMe")
     _add_spec(create)
     create.set_defaults(may_make_store=True)
+    _add_plan(commands)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    text = "how much a table will take; needs no server"
+    parser: argparse.ArgumentParser = commands.add_parser("plan", help=text, description=text)
+    parser.add_argument("--rows", type=int, required=True, help="how many there will be")
+    parser.add_argument("--dram", help='budget, such as "8GiB": how many rows it keeps in memory')
+    parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
+    _add_spec(parser)
+    parser.set_defaults(name="table", nvme=None)
 
 
 def _add(
@@ -151,7 +171,6 @@ def _check_store(url: str) -> None:
 
 
 def _add_spec(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="table")
     parser.add_argument("--dim", type=int, required=True, help="columns of a row")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adagrad")
     parser.add_argument("--learning-rate", type=float)
@@ -173,8 +192,6 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", type=float, help="normal, truncated_normal")
     parser.add_argument("--std", type=float, help="normal, truncated_normal")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dram", help='cap in DRAM, such as "8GiB"')
-    parser.add_argument("--nvme", help="cap on NVMe")
 
 
 def _list(ps: ParameterServer, _flags: argparse.Namespace) -> list[str]:
@@ -186,7 +203,23 @@ def _show_list(names: list[str]) -> str:
 
 
 def _create(ps: ParameterServer, flags: argparse.Namespace) -> dict[str, Any]:
-    spec = TableSpec(
+    spec = _spec_of(flags, dram=flags.dram)
+    spec_json: dict[str, Any] = json.loads(ps.create_table(spec).spec.to_json())
+    return spec_json
+
+
+def _show_plan(planned: dict[str, int | None]) -> str:
+    width = max(map(len, planned))
+    lines = []
+    for name, value in planned.items():
+        if value is not None:
+            shown = str(value) if name.startswith("rows") else f"{value} ({format_size(value)})"
+            lines.append(f"{name:<{width}}  {shown}")
+    return "\n".join(lines)
+
+
+def _spec_of(flags: argparse.Namespace, dram: str | None) -> TableSpec:
+    return TableSpec(
         name=flags.name,
         dim=flags.dim,
         optimizer=_make(
@@ -202,11 +235,9 @@ def _create(ps: ParameterServer, flags: argparse.Namespace) -> dict[str, Any]:
             ("value", "low", "high", "mean", "std"),
         ),
         seed=flags.seed,
-        dram=flags.dram,
+        dram=dram,
         nvme=flags.nvme,
     )
-    spec_json: dict[str, Any] = json.loads(ps.create_table(spec).spec.to_json())
-    return spec_json
 
 
 def _make(

@@ -42,8 +42,8 @@ pub use init::initial_row;
 pub use optimizer::{is_finite, GradientOptions};
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
-    Assign, GradientBatch, InsertBatch, LookupBatch, PushOutcome, Snapshot, Store, StoreConfig,
-    TableInfo,
+    needs, Assign, GradientBatch, InsertBatch, LookupBatch, Needs, PushOutcome, Snapshot, Store,
+    StoreConfig, TableInfo,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Durability, Place, Push, Sequence, TableId, BUCKETS,

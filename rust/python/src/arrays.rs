@@ -50,6 +50,20 @@ pub(crate) fn check_spec(spec: &str) -> PyResult<()> {
     parse_spec(spec).map(drop)
 }
 
+/// What so many rows of a table will take, by name.
+#[pyfunction]
+pub(crate) fn needs(spec: &str, rows: u64) -> PyResult<Vec<(&'static str, u64)>> {
+    let needs = hybridps_core::needs(&parse_spec(spec)?, rows).map_err(raise)?;
+    Ok(vec![
+        ("row_dram_bytes", needs.row_dram_bytes),
+        ("row_nvme_bytes", needs.row_nvme_bytes),
+        ("index_bytes", needs.index_bytes),
+        ("dram_smallest", needs.dram_smallest),
+        ("dram_whole", needs.dram_whole),
+        ("nvme", needs.nvme),
+    ])
+}
+
 #[pyfunction]
 pub(crate) fn initial_rows<'py>(
     py: Python<'py>,

@@ -25,7 +25,7 @@ mod _core {
 
     #[pymodule_export]
     use crate::arrays::{
-        check_spec, gather, initial_rows, is_finite, sum_counts, sum_rows, unique,
+        check_spec, gather, initial_rows, is_finite, needs, sum_counts, sum_rows, unique,
     };
     #[pymodule_export]
     use crate::buffer::{tune_allocator, Buffer};

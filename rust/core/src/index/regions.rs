@@ -3,7 +3,7 @@
 use super::line::{Line, Region, BYTES, LANES};
 use super::{bucket_of, set_bucket, vacancy, Index, BUCKETS_LANE, LOCATION_BITS};
 use crate::arena::Arena;
-use crate::types::bucket;
+use crate::types::{bucket, BUCKETS};
 
 /// Bytes of the account of a region.
 pub(super) const ACCOUNT: usize = size_of::<Region>() + size_of::<u32>();
@@ -89,6 +89,19 @@ impl Index {
             largest = largest.max(if grown > old { old } else { 0 });
         }
         (bytes + largest) as u64
+    }
+
+    /// Bytes of the indexes of so many keys in all stripes, each bucket having as many keys, as
+    /// growth leaves them.
+    pub(crate) fn bytes_of(keys: u64, stripes: usize) -> u64 {
+        let is_shared = keys < SPLIT as u64 * u64::from(BUCKETS);
+        let (regions, is_alone) =
+            if is_shared { (stripes, false) } else { (BUCKETS as usize, true) };
+        let each = keys.div_ceil(regions as u64) as usize;
+        // Of a stripe the one region, of a bucket its own.
+        let number = |n| if is_shared { 0 } else { n };
+        let bytes = |n| (grown_bytes(number(n), each, is_alone) + ACCOUNT) as u64;
+        (0..regions).map(bytes).sum()
     }
 
     fn split_keys(&self) -> usize {
@@ -215,8 +228,13 @@ fn keys_max(lanes: usize, region: usize) -> usize {
 
 /// Bytes of the region of one bucket with so many keys, and a little room.
 fn own_bytes(bucket: usize, keys: usize) -> usize {
+    grown_bytes(bucket, keys, true)
+}
+
+fn grown_bytes(region: usize, keys: usize, is_alone: bool) -> usize {
+    let lanes = lanes(is_alone).count_ones() as usize;
     let mut bytes = 0;
-    while keys_max(bytes / BYTES * LANES, bucket) < keys {
+    while keys_max(bytes / BYTES * lanes, region) < keys {
         bytes = next_bytes(bytes);
     }
     bytes

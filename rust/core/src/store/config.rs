@@ -23,8 +23,8 @@ pub struct StoreConfig {
 }
 
 const MIB: u64 = 1 << 20;
-const DRAM_MIN: u64 = 8 * MIB;
-const NVME_MIN: u64 = 64 * MIB;
+pub(super) const DRAM_MIN: u64 = 8 * MIB;
+pub(super) const NVME_MIN: u64 = 64 * MIB;
 /// Segments that are filled or on their way to the device: two streams, each with a spare.
 pub(super) const SEGMENT_BUFFERS: u64 = 4;
 /// Superblock, manifest, lock: small files.

@@ -25,6 +25,7 @@ mod replay;
 mod revisit;
 mod running;
 mod session;
+mod sizing;
 mod stage;
 mod stats;
 mod tail;
@@ -41,6 +42,7 @@ use parking_lot::Mutex;
 
 pub use self::config::StoreConfig;
 use self::engine::Engine;
+pub use self::sizing::{needs, Needs};
 use crate::error::Result;
 use crate::failure::Health;
 use crate::spec::{TableChange, TableSpec};

@@ -54,7 +54,7 @@ pub(crate) struct Hand {
 
 impl Pool {
     pub(super) fn new(arena: Arc<Arena>, floats: usize) -> Self {
-        let row_bytes = (HEADER + 4 * floats).next_multiple_of(UNIT) as u32;
+        let row_bytes = row_bytes(floats) as u32;
         Self {
             arena,
             floats: floats as u32,
@@ -467,6 +467,11 @@ impl Drop for Pool {
             self.arena.give(extent.start * UNIT as u64, extent.bytes as usize);
         }
     }
+}
+
+/// Bytes of a row of so many numbers, with its header.
+pub(crate) fn row_bytes(floats: usize) -> usize {
+    (HEADER + 4 * floats).next_multiple_of(UNIT)
 }
 
 /// Fewest pages, from `ALIGN` on, that waste at most a sixteenth behind the last row.
