@@ -107,6 +107,17 @@ def test_large_pushes_of_every_verb_are_one(near: Near) -> None:
     assert near.store.engine.attach(near.line._identity.session, "") == 4
 
 
+def test_parts_wait_until_the_server_has_room_for_them(near: Near) -> None:
+    pushed, behind = large(near), near.lookup()
+    near.send()
+    assert near.fars[0].asked[1:] == ["applyGradients"]
+    near.receive()
+    near.send()
+    assert near.fars[0].asked.count("applyGradients") == 1 + -(-2000 // KEYS)
+    near.settle()
+    assert (pushed.reply(), behind.is_over) == (False, True)
+
+
 @pytest.mark.parametrize("lost_after", range(0, 40_000, 2300))
 def test_a_push_that_loses_its_connection_is_applied_once(near: Near, lost_after: int) -> None:
     first, second = large(near), large(near)
