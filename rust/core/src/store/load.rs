@@ -87,7 +87,11 @@ impl Engine {
     ) -> Result<Vec<Mutex<Vec<Entry>>>> {
         let per_stripe = self.tier.buckets_per_stripe;
         let buckets = stripes.start as u32 * per_stripe..stripes.end as u32 * per_stripe;
-        let lists: Vec<_> = stripes.clone().map(|_| Mutex::new(Vec::new())).collect();
+        // Lists that grew by doubling would take twice what was booked.
+        let entries: usize = segments.iter().map(|segment| segment.1 as usize).sum();
+        let expected = entries / self.stripes.len() / 8 * 9 + 64;
+        let list = |_| Mutex::new(Vec::with_capacity(expected));
+        let lists: Vec<_> = stripes.clone().map(list).collect();
         let next = AtomicUsize::new(0);
         side_by_side(segments.len(), || {
             let mut own: Vec<Vec<Entry>> = stripes.clone().map(|_| Vec::new()).collect();
