@@ -21,7 +21,7 @@ const REPLAY_S_MIN: f64 = 1.0;
 const REPLAY_PER_WRITE: f64 = 32.0;
 
 /// Cost of a key in an entry, and of a row of a window, on two cores; of a byte read or written.
-/// Measured with `benchmarks/opening.py`, rounded up.
+/// Estimates on the safe side; `benchmarks/opening.py` shows what comes of them.
 const CHANGE_S: f64 = 0.15e-6;
 const ROW_S: f64 = 0.4e-6;
 const BYTE_S: f64 = 1e-9;

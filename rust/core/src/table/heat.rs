@@ -9,8 +9,8 @@
 
 /// Steps of a doubling.
 const STEPS: usize = 8;
-/// Visits in which a visit comes to count half, for each row of the stripe in DRAM. On the traces
-/// of `benchmarks/hit_ratio.py` 16 to 64 differ by less than a point; 4 forgets, more than 64
+/// Visits in which a visit comes to count half, for each row of the stripe in DRAM. In a simulation
+/// over real traces (ADR 0009) 16 to 64 differ by less than a point; 4 forgets, more than 64
 /// clings.
 const HALF_LIFE: usize = 32;
 /// Rank of what was never visited is 0, that of a single visit now this.
