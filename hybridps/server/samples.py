@@ -8,7 +8,7 @@ shown once more.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hybridps import _core
 from hybridps.rpc.lanes import Lane
@@ -38,12 +38,12 @@ class Sample:
 
 
 class Sampler:
-    """Takes the samples of one server. `store` and `counted` are None until there are some."""
+    """Takes the samples of one server. The store and the listener are None until there are some."""
 
     def __init__(
         self, metrics: Metrics, workers: Workers, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.counted: Counted | None = None
+        self._counted: Counted | None = None
         self._store: _core.Store | None = None
         self._metrics = metrics
         self._workers = workers
@@ -58,6 +58,17 @@ class Sampler:
         self._store, self._latest = store, None
         if store is not None:
             await self._take()
+
+    @property
+    def counted(self) -> Counted | None:
+        """The listener, once there is one."""
+        return self._counted
+
+    def count(self, counted: Counted) -> None:
+        """Counts the connections of this listener too; a sample from before is fresh no more."""
+        self._counted = counted
+        if self._latest is not None:
+            self._latest = replace(self._latest, fresh_s=0.0)
 
     async def latest(self) -> Sample:
         """A fresh sample, or the last one if the engine does not answer in time."""
@@ -80,7 +91,7 @@ class Sampler:
     def _sample(self, store: _core.Store | None) -> Sample:
         began_s = time.thread_time()
         at, snapshot = self._clock(), Snapshot({})
-        text = self._metrics.exposition(self.counted)
+        text = self._metrics.exposition(self._counted)
         if store is not None:
             totals, names, tables = store.snapshot()
             counters = {table: dict(zip(names, values, strict=True)) for table, values in tables}

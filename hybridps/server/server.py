@@ -156,7 +156,7 @@ class Server:
         )
         listener = Listener(store, service, self._workers, self._metrics, limits)
         self._listener = listener  # From here on `stop` drains it.
-        self._sampler.counted = listener
+        self._sampler.count(listener)
         unix = None if self._unix is None else self._unix.socket
         for place, listening in ((str(config.listen), self._tcp), (str(config.unix), unix)):
             if listening is None:

@@ -18,6 +18,7 @@ from support.stock import StockSession, stock_session
 from support.wired import Raw, Served, raw, serving
 
 from hybridps.errors import CorruptionError
+from hybridps.rpc.lanes import Lane
 
 MIB = 1 << 20
 DIM = 64
@@ -178,10 +179,10 @@ def test_a_thread_that_fails_in_the_middle_costs_one_connection(
             await other.start(6)
             runs, works = served.threads.run, iter([True, False])
 
-            async def failing(function: Callable[[], Any]) -> Any:
+            async def failing(lane: Lane, function: Callable[..., Any], *arguments: Any) -> Any:
                 if not next(works, True):
                     raise MemoryError
-                return await runs(function)
+                return await runs(lane, function, *arguments)
 
             served.threads.run = failing  # type: ignore[method-assign]
             ask(peer, table, table.sample(60_000, 1))

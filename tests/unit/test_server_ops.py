@@ -88,7 +88,7 @@ async def opened(running: Running) -> Store:
     await running.sampler.use(store)  # type: ignore[arg-type]
     running.now += FRESH_MAX_S
     running.ops.phase = Phase.READY
-    running.sampler.counted = Counted()
+    running.sampler.count(Counted())
     running.ops.facts = page.Facts("hps://h:1", f"/{HOSTILE}", "1.2.3", "always", (0, 1), "uvloop")
     return store
 
