@@ -117,7 +117,9 @@ def test_an_unwritable_directory(tmp_path: Path) -> None:
     with pytest.raises(hps.ConfigError) as caught:
         hps.connect("local:/proc/tables", dram="8MiB", nvme="64MiB")
     assert str(caught.value) == told
-    with pytest.raises(hps.ConfigError, match=r"free disk at '/proc/tables' .* needs 64MiB; give"):
+    with pytest.raises(
+        hps.ConfigError, match=r"free at '/proc/tables' are less than the 64MiB .*give"
+    ):
         hps.connect("local:/proc/tables")
 
 
@@ -179,14 +181,11 @@ def test_the_disk_cap_reached(tmp_path: Path) -> None:
             table.assign([1 << 40], np.ones((1, 1024), np.float32))
 
 
-def test_more_keys_than_a_call_may_name(tmp_path: Path) -> None:
+def test_more_keys_than_a_message_may_name_come_in_parts(tmp_path: Path) -> None:
     with (
         ServerProcess(tmp_path / "d", HYBRIDPS_KEYS_LIMIT="100") as server,
         hps.connect(server.url) as ps,
     ):
         table = ps.create_table(SPEC)
-        with pytest.raises(hps.BadInputError) as caught:
-            table.apply_gradients(range(101), np.ones((101, 4), np.float32))
-        parts = ["apply_gradients holds 101 keys", server.url, "takes 100", "raise keys_limit"]
-        assert_told(str(caught.value), parts)
-        assert table.size() == 0
+        table.apply_gradients(range(101), np.ones((101, 4), np.float32))
+        assert table.size() == 101
