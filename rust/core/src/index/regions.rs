@@ -70,25 +70,25 @@ impl Index {
         16 * keys + u64::from(self.buckets) * (2 * BYTES + ACCOUNT) as u64
     }
 
-    /// The same to the byte, but for what single growths leave on their way.
+    /// The same to the byte, but for what single growths leave on their way, and for the old lines
+    /// of the one region that grows at a time: while it does they are held too, beside rows that
+    /// give way, and for that moment above the bound where there are none.
     pub(crate) fn bytes_with(&self, hashes: &[u64]) -> u64 {
-        let mut new = vec![0; self.regions.len()];
-        hashes.iter().for_each(|&hash| new[self.region(hash)] += 1);
         if self.is_shared() && self.keys + hashes.len() > self.split_keys() {
             let mut counts = self.keys_by_bucket();
             for &hash in hashes {
                 counts[(bucket(hash) & (self.buckets - 1)) as usize] += 1;
             }
-            return (self.split_bytes(&counts) + self.region_bytes) as u64;
+            // Regions that grow on after the split take other steps to the same number of keys.
+            return (self.split_bytes(&counts) / 7 * 8) as u64;
         }
-        let (mut bytes, mut largest) = (self.regions.len() * ACCOUNT, 0);
-        for (region, &new) in new.iter().enumerate() {
-            let old = self.regions[region].bytes();
-            let grown = self.bytes_for(region, old, self.counts[region] as usize + new);
-            bytes += grown;
-            largest = largest.max(if grown > old { old } else { 0 });
-        }
-        (bytes + largest) as u64
+        let mut new = vec![0; self.regions.len()];
+        hashes.iter().for_each(|&hash| new[self.region(hash)] += 1);
+        let grown = |(region, &new): (usize, &usize)| {
+            let keys = self.counts[region] as usize + new;
+            self.bytes_for(region, self.regions[region].bytes(), keys) + ACCOUNT
+        };
+        new.iter().enumerate().map(grown).sum::<usize>() as u64
     }
 
     /// Bytes of the indexes of so many keys in all stripes, each bucket having as many keys, as
