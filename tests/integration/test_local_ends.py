@@ -17,6 +17,8 @@ import hybridps as hps
 START = """
 import asyncio, gc, multiprocessing, os, signal, sys, threading, time
 import numpy as np, hybridps as hps
+# As in a terminal: a job in the background of a shell is started with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ps = hps.connect("local:{path}", dram="16MiB", nvme="64MiB")
 table = ps.create_table(hps.TableSpec("t", 4, hps.SGD(1.0), hps.Zeros()))
 def push(ps):
