@@ -85,7 +85,7 @@ impl Arena {
 
     /// Bytes that a block of at least `bytes` takes: sizes are four to a doubling, or whole pages.
     pub(crate) fn round(bytes: usize) -> usize {
-        if bytes >= RUN_MIN - PAGE + 1 {
+        if bytes > RUN_MIN - PAGE {
             bytes.next_multiple_of(PAGE)
         } else {
             slabs::size(slabs::class(bytes))
@@ -286,7 +286,7 @@ mod tests {
         let arena = Arena::scratch();
         let mut most = 0;
         for round in 0..40 {
-            let bytes = 64 << (round % 11) | 64 * (round % 3);
+            let bytes = (64 << (round % 11)) | (64 * (round % 3));
             let taken: Vec<u64> = (0..(8 << 20) / bytes)
                 .map(|_| arena.take(bytes).expect("address space is several times what is held"))
                 .collect();

@@ -18,7 +18,7 @@ const CLASSES: usize = FINE + 5 * PER_DOUBLING;
 /// A slab has at most as many blocks as its map has bits.
 const BLOCKS_MAX: usize = 64;
 
-const _: () = assert!(STEP * FINE << (CLASSES - FINE) / PER_DOUBLING == LARGEST);
+const _: () = assert!((STEP * FINE) << ((CLASSES - FINE) / PER_DOUBLING) == LARGEST);
 
 /// What the account of a slab takes, about.
 const ACCOUNT: u64 = 64;
@@ -62,17 +62,12 @@ struct Slab {
 }
 
 /// All slabs, by their first page.
+#[derive(Default)]
 pub(super) struct Slabs {
     slabs: BTreeMap<u32, Slab>,
     /// Of each class those with free blocks.
     open: [BTreeSet<u32>; CLASSES],
     slack: u64,
-}
-
-impl Default for Slabs {
-    fn default() -> Self {
-        Self { slabs: BTreeMap::new(), open: Default::default(), slack: 0 }
-    }
 }
 
 impl Slabs {

@@ -79,6 +79,7 @@ struct Batch<'a> {
 impl Shared {
     /// Reads those of `count` records that `wants` says, of which `read` tells the `n`-th, in the
     /// order of their places.
+    #[allow(clippy::only_used_in_recursion, reason = "the pin shows that the places stay")]
     pub(super) fn read(
         &self,
         pin: &Pin<'_>,

@@ -202,10 +202,9 @@ impl State {
         let rank = |state: &mut Self, id| state.coldness(id).map(|rank| (id, rank));
         let mut ranked: Vec<_> = looked_at.into_iter().filter_map(|id| rank(self, id)).collect();
         if ranked.is_empty() {
-            let holds = |(id, part): (&TableId, &Box<Part>)| {
+            let any = self.parts.iter().find_map(|(id, part)| {
                 (Some(*id) != but && part.pool.capacity() > 0).then_some(*id)
-            };
-            let any = self.parts.iter().find_map(holds)?;
+            })?;
             ranked.push((any, self.coldness(any).unwrap_or(0)));
         }
         let coldest = ranked.into_iter().min_by_key(|table| table.1);
@@ -252,9 +251,9 @@ impl State {
     /// Evicts until the table is within its own cap again. Returns the bytes that are still above
     /// it: of its index.
     pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) -> Result<u64> {
-        let over = |part: &Box<Part>| part.bytes().saturating_sub(part.table.stripe_cap());
+        let over = |part: &Part| part.bytes().saturating_sub(part.table.stripe_cap());
         loop {
-            let over = self.parts.get(&id).map_or(0, over);
+            let over = self.parts.get(&id).map_or(0, |part| over(part));
             if over == 0 || !self.give_extent(tier, id)? {
                 return Ok(over);
             }

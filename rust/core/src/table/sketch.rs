@@ -49,7 +49,8 @@ impl Sketch {
     fn places(&self, hash: u64) -> [usize; 2] {
         // The stripe is told by the top bits: they are the same for all.
         let spread = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let place = |bits: u64| ((bits & 0xffff_ffff) * self.counters.len() as u64 >> 32) as usize;
+        let place =
+            |bits: u64| (((bits & 0xffff_ffff) * self.counters.len() as u64) >> 32) as usize;
         [place(hash), place(spread >> 32)]
     }
 

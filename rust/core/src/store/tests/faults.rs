@@ -15,6 +15,9 @@ use crate::store::{GradientBatch, LookupBatch, Store, StoreConfig};
 use crate::types::{Durability, TableId};
 use crate::vfs::trace::{Change, Traced};
 
+/// Which changes of files fail.
+type Chosen = fn(&Change) -> bool;
+
 const DIM: usize = 64;
 const KEYS: u64 = 60_000;
 /// Keys of a push.
@@ -83,8 +86,7 @@ fn a_full_file_system_refuses_what_needs_room_until_there_is_some() {
     let is_log = |change: &Change| matches!(change, Change::Write { offset: Some(_), .. });
     let is_journal = |change: &Change| matches!(change, Change::Write { offset: None, .. });
     let all = |change: &Change| matches!(change, Change::Write { .. } | Change::Create { .. });
-    let cases: [(&str, fn(&Change) -> bool); 3] =
-        [("log", is_log), ("journal", is_journal), ("all", all)];
+    let cases: [(&str, Chosen); 3] = [("log", is_log), ("journal", is_journal), ("all", all)];
     for (what, is_full) in cases {
         let scratch = Scratch::new();
         let traced = Traced::new(scratch.path());
@@ -138,8 +140,7 @@ fn a_failed_device_stops_changes_and_no_read() {
     let is_write = |change: &Change| matches!(change, Change::Write { offset: Some(_), .. });
     let is_entry = |change: &Change| matches!(change, Change::Write { offset: None, .. });
     let is_sync = |change: &Change| matches!(change, Change::Sync { .. });
-    let cases: [(&str, fn(&Change) -> bool); 3] =
-        [("log", is_write), ("journal", is_entry), ("sync", is_sync)];
+    let cases: [(&str, Chosen); 3] = [("log", is_write), ("journal", is_entry), ("sync", is_sync)];
     for (what, fails) in cases {
         let scratch = Scratch::new();
         let traced = Traced::new(scratch.path());

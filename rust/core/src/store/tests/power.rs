@@ -246,7 +246,7 @@ fn check_cut(run: &Run, n: usize, durability: Durability, random: &mut Random) {
         Err(error) => panic!("{what}: the store does not open: {error}"),
     };
     let state = read(&store);
-    let is_state = run.states[floor..].iter().any(|expected| *expected == state);
+    let is_state = run.states[floor..].contains(&state);
     assert!(is_state, "{what}: no state from call {floor} on is what was found");
     store.close().unwrap_or_else(|error| panic!("{what}: {error}"));
     let again = Store::open(config(image.path(), durability)).unwrap();
