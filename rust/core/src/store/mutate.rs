@@ -195,8 +195,7 @@ impl Engine {
             Decision::Duplicate(before) => return self.acknowledge(push, &call.tables(), before),
         };
         if let (Some(repair), Some(mut first)) = (repair, first) {
-            let effects = self.change(&repair, &mut first);
-            repair.settle(&effects);
+            self.change(&repair, &mut first);
         }
         self.finish(push, call, ordered)
     }
@@ -210,7 +209,7 @@ impl Engine {
     ) -> Result<(PushOutcome, u64)> {
         let effects = self.change(&call, &mut ordered);
         let is_removal = call.targets.iter().any(|t| matches!(t.change, Change::Remove));
-        call.settle(&effects);
+        drop(call);
         let effect = Effect::sum(&effects);
         if is_removal {
             self.sequencer.lock().sessions.note_removal(push, effect.removed as u64);
@@ -256,6 +255,7 @@ impl Engine {
                 if let Err(error) = courses[n].change_stripe(&mut work, &mut state, s) {
                     self.fail(&error);
                 }
+                call.charge_created(n, effect.created);
                 effect.count(&target.table);
                 effects[n].add(&effect);
             }

@@ -4,12 +4,13 @@
 //! A call has memory for a window of keys, however many it names. What of its first window is on
 //! NVMe is read here, ahead of its turn; what of later ones is, when their turn has come.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::engine::Engine;
 use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
-use super::mutate::{Change, Effect, Target};
+use super::mutate::{Change, Target};
 use crate::error::{Error, Result};
 use crate::ledger::Hold;
 use crate::log::{Pin, RecordView};
@@ -47,8 +48,8 @@ pub(super) struct Call<'a> {
     pub(super) engine: &'a Engine,
     pub(super) targets: Vec<Target<'a>>,
     pub(super) probed: Vec<Probed>,
-    /// New keys of each target whose record bytes are reserved. Given back when dropped.
-    reserved: Vec<usize>,
+    /// New keys of each target whose record bytes are reserved still. Given back when dropped.
+    reserved: Vec<Cell<usize>>,
 }
 
 /// What the probe saw of one target.
@@ -108,7 +109,7 @@ impl<'a> Call<'a> {
         for target in &call.targets {
             let (probed, new) = engine.probe_target(target, window)?;
             engine.reserve_records(&target.table, new)?;
-            call.reserved.push(new);
+            call.reserved.push(Cell::new(new));
             call.probed.push(probed);
         }
         Ok(call)
@@ -144,24 +145,21 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    /// Returns what was reserved for keys that others created meanwhile, and charges for keys that
-    /// the probe saw but that were gone, or others', when their turn came.
-    pub(super) fn settle(mut self, effects: &[Effect]) {
-        let reserved = std::mem::take(&mut self.reserved);
-        for ((target, n), effect) in self.targets.iter().zip(reserved).zip(effects) {
-            if effect.created <= n {
-                self.engine.release_records(&target.table, n - effect.created);
-            } else {
-                self.engine.charge_records(&target.table, effect.created - n);
-            }
-        }
+    /// Says that `created` rows of target `n` were made: out of what is reserved, and charged for
+    /// beyond, since a key that the probe saw may have gone before its turn came. To be called
+    /// while their stripe is locked, so that who removes them gives back what is charged already.
+    pub(super) fn charge_created(&self, n: usize, created: usize) {
+        let reserved = self.reserved[n].get();
+        self.reserved[n].set(reserved.saturating_sub(created));
+        let beyond = created.saturating_sub(reserved);
+        self.engine.charge_records(&self.targets[n].table, beyond);
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         for (target, n) in self.targets.iter().zip(&self.reserved) {
-            self.engine.release_records(&target.table, *n);
+            self.engine.release_records(&target.table, n.get());
         }
     }
 }
