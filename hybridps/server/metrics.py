@@ -5,6 +5,7 @@ All names begin with `hybridps_`. Labels are bounded: verbs of the schema, error
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -18,6 +19,9 @@ SECONDS_BUCKETS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
+
+# Calls whose latency people ask about; the others are an operator's or come once.
+_ROWS_METHODS = frozenset({"lookup", "lookupOrInsert", "applyGradients", "assign", "remove"})
 
 
 class Counted(Protocol):
@@ -95,6 +99,18 @@ class Metrics:
                     method = sample.labels["method"]
                     totals[method] = totals.get(method, 0) + int(sample.value)
         return totals
+
+    def latencies(self) -> tuple[int, ...]:
+        """Calls that read or change rows, by the bucket of `SECONDS_BUCKETS` they fall into; one
+        more at the end for those above all bounds.
+        """
+        within = dict.fromkeys([*SECONDS_BUCKETS, float("inf")], 0.0)
+        for metric in self._seconds.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_bucket") and sample.labels["method"] in _ROWS_METHODS:
+                    within[float(sample.labels["le"])] += sample.value
+        up_to = [0, *(int(within[bound]) for bound in sorted(within))]
+        return tuple(b - a for a, b in pairwise(up_to))
 
     def exposition(self, counted: Counted | None) -> bytes:
         """What the wire and the process count, in Prometheus' text form. From any thread."""

@@ -5,6 +5,7 @@ supervisor kill the process; `/readyz` tells whether new calls are served. Never
 change anything, since this port carries no authentication.
 """
 
+import asyncio
 import enum
 import time
 from collections import deque
@@ -15,12 +16,13 @@ from aiohttp import web
 from hybridps.config import Address
 from hybridps.rpc.lanes import Lane
 from hybridps.server import page
+from hybridps.server.history import EVERY_S, History
 from hybridps.server.metrics import CONTENT_TYPE
 from hybridps.server.samples import Sample, Sampler
 from hybridps.server.workers import Workers
 
-# Rates reach back this far if the page was viewed then, else to the start; samples are kept no
-# closer than SAMPLE_S, however many people watch.
+# Rates reach back this far, or to the start; samples are kept no closer than SAMPLE_S, however many
+# people watch.
 RATE_WINDOW_S = 10.0
 SAMPLE_S = 1.0
 _SECURITY_HEADERS = {
@@ -53,6 +55,8 @@ class Ops:
         self._clock = clock
         self._started = clock()
         self._samples: deque[Sample] = deque(maxlen=16)
+        self.history = History()
+        self._watch: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: Address) -> Address:
@@ -76,14 +80,26 @@ class Ops:
         except OSError:
             await self.stop()
             raise
+        self._watch = asyncio.create_task(self._keep_history())
         port = self._runner.addresses[0][1]
         return Address(address.host, port)
 
     async def stop(self) -> None:
         """Stops listening and ends open requests."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    async def _keep_history(self) -> None:
+        """Takes a sample every few seconds, whether anybody looks or not."""
+        while True:
+            sample = await self._sampler.latest()
+            self.history.note(sample)
+            self._remember(sample)
+            await asyncio.sleep(EVERY_S)
 
     async def _livez(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n", headers=_SECURITY_HEADERS)
@@ -100,7 +116,11 @@ class Ops:
 
     async def _page(self, _request: web.Request) -> web.Response:
         now = await self._sampler.latest()
+        before = self._before(now)
+        self._remember(now)
         counted = self._sampler.counted
+        limits = now.snapshot.store
+        charts = await self._workers.run(Lane.SAMPLES, self.history.charts, limits)
         view = page.View(
             phase=self.phase.value,
             told=self.told,
@@ -109,15 +129,20 @@ class Ops:
             connections=counted.connections if counted else 0,
             inflight_bytes=counted.inflight_bytes if counted else 0,
             now=now,
-            before=self._before(now),
+            before=before,
+            charts=charts,
         )
         # Of a thousand tables it is long, too.
         text = await self._workers.run(Lane.SAMPLES, page.render, view)
         return web.Response(text=text, content_type="text/html", headers=_SECURITY_HEADERS)
 
+    def _remember(self, sample: Sample) -> None:
+        """Keeps a sample for the rates of later views; before the store is open there are none."""
+        if not sample.snapshot.store:
+            return
+        if not self._samples or sample.at - self._samples[-1].at >= SAMPLE_S:
+            self._samples.append(sample)
+
     def _before(self, now: Sample) -> Sample | None:
-        """The oldest sample of the rate window, None for the start; keeps `now` for later views."""
-        before = next((s for s in self._samples if now.at - s.at <= RATE_WINDOW_S), None)
-        if not self._samples or now.at - self._samples[-1].at >= SAMPLE_S:
-            self._samples.append(now)
-        return before
+        """The oldest sample of the rate window, None for the start."""
+        return next((s for s in self._samples if now.at - s.at <= RATE_WINDOW_S), None)

@@ -1,12 +1,14 @@
-"""The status page: one self-contained HTML text from counters; no script, nothing fetched.
+"""The status page: one self-contained HTML text of counters; no script, nothing fetched.
 
 Pure: a view in, a string out. Everything that is not a literal of this file is escaped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from hybridps.server.charts import draw
+from hybridps.server.history import Chart
 from hybridps.server.samples import Sample
 
 REFRESH_S = 3
@@ -39,6 +41,7 @@ class View:
     inflight_bytes: int
     now: Sample
     before: Sample | None  # rates are taken from here to `now`; None: from the start
+    charts: Sequence[Chart] = ()
 
 
 def render(view: View) -> str:
@@ -50,6 +53,7 @@ def render(view: View) -> str:
             f"<p><b>{escape(view.told)}</b></p>" if view.told else "",
             _facts(view),
             _budgets(store),
+            _charts(view.charts),
             _rates(view),
             _tables(view.now.snapshot.tables),
         ]
@@ -90,6 +94,8 @@ def _budgets(store: Mapping[str, int]) -> str:
         _bar("DRAM", store.get("dram_bytes", 0), store.get("dram_limit", 0)),
         _bar("NVMe", store.get("nvme_bytes", 0), store.get("nvme_limit", 0)),
     ]
+    if store.get("cold_limit"):
+        bars.append(_bar("Cold", store.get("cold_bytes", 0), store["cold_limit"]))
     return f'<section class="bars">{"".join(bars)}</section>'
 
 
@@ -100,6 +106,13 @@ def _bar(name: str, used: int, limit: int) -> str:
         f"<div><b>{escape(name)}</b> {escape(text)}"
         f'<progress value="{share:.4f}" max="1">{share:.0%}</progress></div>'
     )
+
+
+def _charts(charts: Sequence[Chart]) -> str:
+    drawn = "".join(f"<div>{draw(chart)}</div>" for chart in charts)
+    early = "<p>Drawn from the tenth second on.</p>"
+    body = f'<div class="charts">{drawn}</div>' if drawn else early
+    return f"<h2>The last 15 minutes</h2>{body}"
 
 
 def _rates(view: View) -> str:
@@ -204,6 +217,8 @@ h1 span{font-size:.8rem;padding:.15rem .6rem;border-radius:1rem;color:#fff;verti
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0}
 dt{opacity:.7}dd{margin:0;overflow-wrap:anywhere}
 .bars{display:flex;gap:2rem;flex-wrap:wrap;margin-top:1rem}.bars div{flex:1;min-width:16rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(20rem,1fr));gap:.5rem}
+.charts svg{width:100%;height:auto}
 progress{width:100%;height:.8rem}
 table{border-collapse:collapse;width:100%}
 td,th{text-align:right;padding:.2rem .6rem;border-bottom:1px solid #8884}

@@ -35,6 +35,9 @@ class Sample:
     requests: dict[str, int]
     exposition: bytes
     fresh_s: float
+    # Calls that read or change rows, by the bound of `SECONDS_BUCKETS` they were answered within;
+    # last, those above all bounds.
+    latencies: tuple[int, ...] = ()
 
 
 class Sampler:
@@ -98,4 +101,5 @@ class Sampler:
             snapshot = Snapshot(totals, counters)
             text += exposition(snapshot)
         fresh_s = min(FRESH_FACTOR * (time.thread_time() - began_s), FRESH_MAX_S)
-        return Sample(at, snapshot, self._metrics.requests(), text, fresh_s)
+        metrics = self._metrics
+        return Sample(at, snapshot, metrics.requests(), text, fresh_s, metrics.latencies())

@@ -3,6 +3,7 @@ real HTTP server over counters made by hand, its text read by prometheus_client'
 
 import asyncio
 import re
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hybridps.config import Address
 from hybridps.server import page
+from hybridps.server.history import EVERY_S
 from hybridps.server.metrics import Metrics
 from hybridps.server.ops import Ops, Phase
 from hybridps.server.samples import FRESH_MAX_S, Sampler
@@ -237,6 +239,31 @@ async def test_the_page_shows_tables_escaped_and_fetches_nothing(running: Runnin
     assert 'http-equiv="refresh"' in text
 
 
+async def test_a_browser_draws_the_last_minutes(running: Running) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    store = await opened(running)
+    for _ in range(10):
+        running.now += EVERY_S
+        for name in ("unique_keys", "cache_hits"):
+            store.store = {**store.store, name: store.store[name] + 5000}
+        running.metrics.observe("lookup", "ok", 0.002, 0.0)
+        running.ops.history.note(await running.sampler.latest())
+    arguments = ("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", running.url)
+    pipe = asyncio.subprocess.PIPE
+    shown = await asyncio.create_subprocess_exec(
+        browser, "--enable-logging=stderr", *arguments, stdout=pipe, stderr=pipe
+    )
+    out, told = await asyncio.wait_for(shown.communicate(), 60)
+    reader = Reader()
+    reader.feed(out.decode())
+    assert reader.tags.count("svg") == 6
+    assert reader.tags.count("path") >= 6, "a line in each chart that has one"
+    assert "1k" in reader.text, "of keys a second"
+    assert "Refused to" not in told.decode(), "nothing of the page meets its own policy"
+
+
 async def test_the_page_answers_while_the_store_is_being_opened(running: Running) -> None:
     status, text, _ = await running.get("/")
     assert status == 200
@@ -252,7 +279,7 @@ async def test_rates_are_those_of_the_last_seconds(running: Running) -> None:
     assert "1,000/s" in text
     assert "Rates over 4.0 s" in text
     running.now += 60.0
-    assert "Rates over 1 min 5 s" in (await running.get("/"))[1], "nobody looked: since the start"
+    assert "Rates over 1 min 5 s" in (await running.get("/"))[1], "no sample since: from the start"
 
 
 def test_people_can_compare_the_numbers() -> None:
