@@ -9,6 +9,7 @@
 #   make demo ARGS="--scale 5000000"         the demonstration; ARGS go to `hybridps demo`
 #   make test                                everything that should pass before a commit
 #   make test-long  make bench  make check   campaigns, benchmarks, formatters and linters
+#   make wheel  make test-wheel              dist/ with wheels; tried in bare environments
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export CARGO_TERM_PROGRESS_WHEN := never
 export PIP_QUIET := 1
 
-.PHONY: setup demo test test-long bench check clean
+.PHONY: setup demo test test-long bench check wheel test-wheel clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.torch $(VENV)/.tensorflow $(VENV)/.engine $(VENV)/.torch-client $(VENV)/.tensorflow-client
@@ -92,5 +93,13 @@ bench: setup
 check:
 	@sh .ci/check $(BIN)
 
+# dist/: wheels to install elsewhere.
+wheel: setup
+	@sh .ci/wheel $(BIN)
+
+# Installs them into bare environments of every Python that is here, and tries them.
+test-wheel: wheel
+	@HYBRIDPS_WHEELS=$(CURDIR)/dist $(BIN)/python -m pytest tests/wheels $(ARGS)
+
 clean:
-	rm -rf $(VENV) target .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) target dist .pytest_cache .mypy_cache .ruff_cache
