@@ -5,7 +5,11 @@
 Every store gets the same DRAM (a share of the row bytes and 16 MiB; in ours index and buffers are
 inside it, in RocksDB its write buffers), the same rows and the same batches of unique keys, batch
 by batch in turns. Cases: Zipf 0.99, Zipf 1.05, uniform (nearly every key is a miss), and
-read-modify-write at Zipf 0.99 with compaction running. A read is counted as the kernel counts it.
+read-modify-write at Zipf 0.99 with compaction running.
+
+Bytes are those of a whole case after its warm-up, background work included. Ours counts its own
+(tests hold them against the kernel's); a peer's are what the kernel counts for the process less
+ours, so for figures of bytes give one peer at a time with --stores.
 """
 
 import argparse
@@ -36,13 +40,11 @@ class Side:
     directory: Path
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
-    read_bytes: int = 0
-    written_bytes: int = 0
+    moved: list[tuple[int, int]] = field(default_factory=list)
 
     def clear(self) -> None:
         """Begins a case."""
-        self.seconds, self.cpu_seconds = [], []
-        self.read_bytes = self.written_bytes = 0
+        self.seconds, self.cpu_seconds, self.moved = [], [], []
 
 
 def main() -> None:
@@ -132,10 +134,13 @@ def measure(
         side.clear()
     space = dict.fromkeys((side.store.name for side in sides), 0)
     for number, batch in enumerate(batches(case, keys, flags)):
+        if number == flags.warmup:
+            note_bytes(sides)
         for side in sides if number % 2 else reversed(sides):
             step(side, batch, is_update=case == "update", is_counted=number >= flags.warmup)
             if case == "update":
                 space[side.store.name] = max(space[side.store.name], used_bytes(side.directory))
+    note_bytes(sides)
     ours = statistics.median(sides[0].seconds)
     for side in sides:
         report(case, side, flags, ours, space[side.store.name])
@@ -144,7 +149,7 @@ def measure(
 
 def step(side: Side, batch: Keys, *, is_update: bool, is_counted: bool) -> None:
     """One batch through one store."""
-    before, wall, cpu = process_io(), time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     rows = side.store.get(batch)
     if is_update:
         side.store.put(batch, rows * DECAY)
@@ -152,23 +157,31 @@ def step(side: Side, batch: Keys, *, is_update: bool, is_counted: bool) -> None:
     if is_counted:
         side.seconds.append(wall)
         side.cpu_seconds.append(cpu)
-        after = process_io()
-        side.read_bytes += after[0] - before[0]
-        side.written_bytes += after[1] - before[1]
+
+
+def note_bytes(sides: list[Side]) -> None:
+    """Notes what each store has read and written so far."""
+    own = [side.store.moved_bytes() for side in sides if isinstance(side.store, stores.Hybridps)]
+    read, written = own[0] if own else (0, 0)
+    process = process_io()
+    for side in sides:
+        is_ours = isinstance(side.store, stores.Hybridps)
+        side.moved.append((read, written) if is_ours else (process[0] - read, process[1] - written))
 
 
 def report(case: str, side: Side, flags: argparse.Namespace, ours: float, space: int) -> None:
     median = statistics.median(side.seconds)
     counted = flags.batch * len(side.seconds)
+    read_bytes, written_bytes = (end - start for start, end in zip(*side.moved, strict=True))
     figures = {
         "keys_s": flags.batch / median,
         "cpu_us_per_key": statistics.median(side.cpu_seconds) / flags.batch * 1e6,
-        "read_bytes_per_key": side.read_bytes / counted,
+        "read_bytes_per_key": read_bytes / counted,
         "times_ours": median / ours,
         "p99_over_p50": float(np.percentile(side.seconds, 99)) / median,
     }
     if case == "update":
-        figures["written_over_updated"] = side.written_bytes / (counted * 4 * flags.dim)
+        figures["written_over_updated"] = written_bytes / (counted * 4 * flags.dim)
         figures["space_over_rows"] = space / (flags.keys * 4 * flags.dim)
     print(f"{case:10} {side.store.name:10} {figures['keys_s']:12,.0f} keys/s "
           f"{figures['cpu_us_per_key']:7.2f} CPU us/key, {figures['times_ours']:6.2f} times ours",

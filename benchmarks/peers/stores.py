@@ -64,6 +64,11 @@ class Hybridps:
         del whole
         self.ps.flush()
 
+    def moved_bytes(self) -> tuple[int, int]:
+        """(bytes read, bytes written) so far, in the background too."""
+        stats = self.ps.stats()
+        return stats["device_bytes_read"], stats["device_bytes_written"]
+
     def close(self) -> None:
         self.ps.close()
 

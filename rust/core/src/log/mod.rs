@@ -303,6 +303,11 @@ impl Log {
         self.shared.state.lock().roster.available()
     }
 
+    /// Segments begun so far: grows as records are appended.
+    pub(crate) fn begun_segments(&self) -> u64 {
+        self.shared.slots.newest()
+    }
+
     /// Records refused so far for want of a slot.
     pub(crate) fn refused(&self) -> u64 {
         self.shared.refused.load(Ordering::Relaxed)

@@ -202,10 +202,11 @@ impl Roster {
         self.freed.len() as u32
     }
 
-    /// Whether a sync of what is written would let slots go.
-    pub(super) fn is_erasure_due(&self, oldest_pin: u64) -> bool {
+    /// Freed slots that a sync of what is written would let go.
+    pub(super) fn erasable(&self, oldest_pin: u64) -> u32 {
         let written = self.written_up_to();
-        self.freed.iter().any(|freed| freed.copies <= written && freed.epoch <= oldest_pin)
+        let goes = |freed: &&Freed| freed.copies <= written && freed.epoch <= oldest_pin;
+        self.freed.iter().filter(goes).count() as u32
     }
 
     pub(super) fn taken(&self) -> u32 {

@@ -59,6 +59,8 @@ impl State {
     }
 }
 
+/// Freed slots that are worth the syncs which bring them back.
+const ERASED_AT_ONCE: u32 = 8;
 /// Pause before a segment that found no space is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -211,11 +213,14 @@ impl Shared {
     }
 
     /// After each segment, so that compaction gets its slots back without sealing short segments.
+    /// Some at a time: a round costs two syncs of the device, which appenders may have to wait for.
     fn reclaim_if_due(&self) -> Result<()> {
         let oldest_pin = self.pins.oldest();
         let state = self.state.lock();
         let (written, synced) = (state.roster.written_up_to(), state.roster.synced());
-        let is_due = state.roster.is_erasure_due(oldest_pin);
+        let erasable = state.roster.erasable(oldest_pin);
+        let is_short = state.roster.available() <= super::append::RESERVED + ERASED_AT_ONCE;
+        let is_due = erasable >= ERASED_AT_ONCE || (is_short && erasable > 0);
         drop(state);
         if !is_due {
             return Ok(());

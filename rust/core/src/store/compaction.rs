@@ -1,5 +1,7 @@
 //! Compaction: the live records of a segment are copied, so that its slot can be filled again.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::engine::Engine;
 use crate::error::{ErrorKind, Result};
 use crate::index::Location;
@@ -17,14 +19,20 @@ impl Engine {
             while self.compact_step()? {
                 self.wake.tell_callers();
             }
-            // Nobody may be filling the segments that hold the copies; and what was removed ages
-            // only as old segments are erased.
-            let freed = self.tier.log.freed_segments();
-            let is_due = freed >= FREED_MAX || self.log_free() < self.log_reserve();
-            if !is_due || !self.recall()? {
+            if !self.is_recall_due() || !self.recall()? {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether freed slots are worth the short segments of a sync. While segments are filled they
+    /// come back by themselves; where nobody fills those that hold the copies they would not, and
+    /// what was removed ages only as old segments are erased.
+    fn is_recall_due(&self) -> bool {
+        let log = &self.tier.log;
+        let begun = log.begun_segments();
+        let is_idle = self.wake.begun_segments.swap(begun, Relaxed) == begun;
+        self.log_free() < self.log_reserve() || (is_idle && log.freed_segments() >= FREED_MAX)
     }
 
     /// Compacts until a row finds a slot, or nothing can be won now. For a call that waits for one.

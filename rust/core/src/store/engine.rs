@@ -74,6 +74,8 @@ pub(super) struct Wake {
     pub(super) state: Mutex<WakeState>,
     pub(super) worker: Condvar,
     pub(super) callers: Condvar,
+    /// Segments that were begun when compaction last came to an end.
+    pub(super) begun_segments: AtomicU64,
 }
 
 #[derive(Default)]

@@ -10,6 +10,8 @@ use crate::table::Guard;
 
 /// Pause of a call that waits in its turn for others to give slots free.
 const PAUSE: Duration = Duration::from_millis(1);
+/// Segments that are begun between two rounds of compaction, while calls come.
+const PACE_SEGMENTS: u64 = 4;
 /// How long a caller waits for room before it is told that the store is full.
 pub(super) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 
@@ -42,6 +44,7 @@ impl Engine {
     fn find_space(&self) -> Result<()> {
         self.check_no_space()?;
         if self.log_free() >= self.log_reserve() && !self.is_journal_long() {
+            self.pace_compaction();
             return Ok(());
         }
         let deadline = Instant::now() + PATIENCE;
@@ -57,6 +60,15 @@ impl Engine {
         }
         self.wake.worker.notify_one();
         Ok(())
+    }
+
+    /// Compaction follows what is written, a few segments behind: were it left to its period, it
+    /// would come in bursts that calls wait for.
+    fn pace_compaction(&self) {
+        let begun = self.tier.log.begun_segments();
+        if begun >= self.wake.begun_segments.load(Ordering::Relaxed) + PACE_SEGMENTS {
+            self.wake.ask();
+        }
     }
 
     fn check_no_space(&self) -> Result<()> {
