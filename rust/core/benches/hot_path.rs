@@ -32,7 +32,12 @@ fn batches() -> Vec<Vec<u64>> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (state >> 33) % KEYS
     };
-    (0..16).map(|_| (0..BATCH).map(|_| draw() * 0x9e37_79b9).collect()).collect()
+    let mut batch = || {
+        let mut numbers = std::collections::HashSet::with_capacity(BATCH);
+        std::iter::repeat_with(&mut draw).filter(|&n| numbers.insert(n)).take(BATCH).collect()
+    };
+    let keys = |numbers: Vec<u64>| numbers.into_iter().map(|n| n * 0x9e37_79b9).collect();
+    (0..16).map(|_| keys(batch())).collect()
 }
 
 fn median(mut times: Vec<f64>) -> f64 {
@@ -40,9 +45,15 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
+/// Times one part, if it is asked for: `cargo bench -p hybridps-core -- [PART [ROUNDS]]`.
 fn time(label: &str, dim: u32, mut work: impl FnMut(&[u64])) {
+    let mut asked = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
+    if asked.next().is_some_and(|part| !label.starts_with(&part)) {
+        return;
+    }
+    let rounds = asked.next().and_then(|rounds| rounds.parse().ok()).unwrap_or(5);
     let batches = batches();
-    let times = (0..5)
+    let times = (0..rounds)
         .flat_map(|_| &batches)
         .map(|keys| {
             let start = Instant::now();

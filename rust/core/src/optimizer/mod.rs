@@ -211,26 +211,23 @@ fn width<const N: usize>(gradient: &[f32]) -> usize {
     }
 }
 
-/// The first K columns-long parts of a row, and what follows them.
+/// The first K columns-long parts of a row, and what follows them. (No closures in here and in
+/// `lanes`: one that is left outside of the loop is called column by column, without vectors.)
 #[inline(always)]
 fn parts<const K: usize>(row: &[f32], dim: usize) -> ([&[f32]; K], &[f32]) {
-    let mut rest = row;
-    let parts = std::array::from_fn(|_| {
-        let (own, others) = rest.split_at(dim);
-        rest = others;
-        own
-    });
+    let (mut parts, mut rest) = ([&[][..]; K], row);
+    for part in &mut parts {
+        (*part, rest) = rest.split_at(dim);
+    }
     (parts, rest)
 }
 
 #[inline(always)]
 fn parts_mut<const K: usize>(row: &mut [f32], dim: usize) -> ([&mut [f32]; K], &mut [f32]) {
-    let mut rest = row;
-    let parts = std::array::from_fn(|_| {
-        let (own, others) = std::mem::take(&mut rest).split_at_mut(dim);
-        rest = others;
-        own
-    });
+    let (mut parts, mut rest) = ([(); K].map(|()| Default::default()), row);
+    for part in &mut parts {
+        (*part, rest) = std::mem::take(&mut rest).split_at_mut(dim);
+    }
     (parts, rest)
 }
 
@@ -249,7 +246,11 @@ fn lanes<const K: usize, const N: usize>(
     let (new_slots, _) = parts_mut::<K>(new_slots, dim);
     let mut worst = 0;
     for i in 0..dim {
-        let (x, slots) = rule.lane(value[i], std::array::from_fn(|k| old[k][i]), gradient[i]);
+        let mut slots = [0.0; K];
+        for k in 0..K {
+            slots[k] = old[k][i];
+        }
+        let (x, slots) = rule.lane(value[i], slots, gradient[i]);
         new_value[i] = x;
         worst = magnitude(x).max(worst);
         for k in 0..K {

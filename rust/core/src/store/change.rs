@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
 use super::mutate::{Change, Effect, Target};
 use super::order::Turn;
-use super::revisit::{assign, change_row, Revisit, Stepping};
+use super::revisit::{assign, note_change, Revisit, Stepping};
 use super::stage::{Ahead, Probed, Record};
 use crate::batch::by_width;
 use crate::error::Result;
@@ -214,10 +214,11 @@ impl<'a> Work<'a> {
             return self.remove_at(state, item, Location::dram(at)).map(drop);
         }
         let table = &*self.target.table;
-        let row = state.part(&self.engine.tier, &self.target.table).pool.row_mut(at);
+        let part = state.part(&self.engine.tier, &self.target.table);
+        let (header, numbers) = part.pool.row_mut(at);
         let start = item.index as usize * table.dim;
-        let (turn, scratch) = (self.turn, &mut self.scratch);
-        change_row(turn, self.effect, row, |numbers| match self.target.change {
+        let scratch = &mut self.scratch;
+        let is_changed = match self.target.change {
             Change::Gradients(rate, gradients) => {
                 let gradient = &gradients[start..start + table.dim];
                 table.optimizer.step_one(rate, table.gradients, numbers, gradient, scratch)
@@ -227,7 +228,8 @@ impl<'a> Work<'a> {
                 true
             }
             Change::Remove => true,
-        });
+        };
+        note_change(self.turn, self.effect, header, is_changed);
         Ok(())
     }
 

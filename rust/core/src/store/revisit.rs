@@ -5,7 +5,7 @@ use super::mutate::Effect;
 use super::order::Turn;
 use crate::batch::{by_width, copy_row};
 use crate::optimizer::{step, Kernel, Prepared, With};
-use crate::table::{Found, Item, Part, RowMut, Visitor};
+use crate::table::{Found, Header, Item, Part, RowMut, Visitor};
 
 /// Items of one stripe, and what was found of them.
 pub(super) struct Revisit<'a> {
@@ -57,11 +57,11 @@ impl<E: Edit<N>, const N: usize> Visitor for Pass<'_, E, N> {
     }
 
     #[inline(always)]
-    fn hit(&mut self, row: RowMut<'_>, item: &Item) {
+    fn hit(&mut self, (header, numbers): RowMut<'_>, item: &Item) {
         let dim = if N > 0 { N } else { self.dim };
         let start = item.index as usize * dim;
-        let given = &self.given[start..start + dim];
-        change_row(self.turn, self.effect, row, |numbers| self.edit.edit(numbers, given));
+        let is_changed = self.edit.edit(numbers, &self.given[start..start + dim]);
+        note_change(self.turn, self.effect, header, is_changed);
     }
 
     fn miss(&mut self, n: usize, _: &Item, _: Found) {
@@ -69,15 +69,11 @@ impl<E: Edit<N>, const N: usize> Visitor for Pass<'_, E, N> {
     }
 }
 
-/// Changes a row that lies in DRAM.
+/// Notes in its header that the numbers of a row were changed, or that they could not be. (The
+/// change is no argument: a closure would be compiled apart from the loop, without its vectors.)
 #[inline(always)]
-pub(super) fn change_row(
-    turn: &Turn,
-    effect: &mut Effect,
-    (header, numbers): RowMut<'_>,
-    change: impl FnOnce(&mut [f32]) -> bool,
-) {
-    if !change(numbers) {
+pub(super) fn note_change(turn: &Turn, effect: &mut Effect, header: &mut Header, is_changed: bool) {
+    if !is_changed {
         effect.poisoned += 1;
         return;
     }

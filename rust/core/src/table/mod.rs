@@ -21,7 +21,7 @@ mod write_back;
 pub(crate) use part::{Found, Part, Visitor};
 pub(crate) use plan::{stripe_of, Item, Plan};
 pub(crate) use pool::row_bytes;
-pub(crate) use row::RowMut;
+pub(crate) use row::{Header, RowMut};
 pub(crate) use shape::{Counters, Table};
 pub(crate) use stripe::{State, Tier};
 pub(crate) use turn::{Guard, Stripe, Tickets};
