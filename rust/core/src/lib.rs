@@ -2,9 +2,9 @@
 //! warm. No Python, no async, no sockets.
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
-//! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `error`, `failure`,
-//! `ledger`, `arena`, `spec`, `init`, `optimizer`, `batch`, `clock` are leaves that any room may
-//! use.
+//! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `sequence`, `error`,
+//! `failure`, `ledger`, `arena`, `spec`, `init`, `optimizer`, `batch`, `clock` are leaves that any
+//! room may use.
 
 mod arena;
 mod batch;
@@ -27,6 +27,7 @@ mod prefetch;
 mod schedules;
 #[cfg(test)]
 mod scratch;
+mod sequence;
 mod spec;
 mod store;
 mod superblock;

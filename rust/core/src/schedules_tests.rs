@@ -68,7 +68,7 @@ fn calls_pass_stripes_in_order() {
             thread::spawn(move || {
                 let (sequence, mut tickets) = order.lock().draw(&stripes, &touched);
                 while let Some((s, guard)) = tickets.next_turn() {
-                    assert!(guard.applied < sequence, "a later call was before");
+                    assert!(guard.progress.newest() < sequence, "a later call was before");
                     seen[s].lock().push(sequence);
                     if n == 2 {
                         return;
@@ -82,7 +82,7 @@ fn calls_pass_stripes_in_order() {
             let seen = seen.lock();
             assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "stripe {s}: {seen:?}");
             let state = stripes[s].lock();
-            assert!(seen.iter().all(|&sequence| sequence <= state.applied));
+            assert!(seen.iter().all(|&sequence| sequence <= state.progress.newest()));
         }
     });
 }

@@ -7,7 +7,7 @@
 pub const BUCKETS: u32 = 4096;
 const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
 
-/// Position of a mutating call in the one order of a store.
+/// Position of a change in the one order of a store; see `sequence`.
 pub type Sequence = u64;
 
 /// Names a table inside one store; never used again after a drop.

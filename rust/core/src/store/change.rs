@@ -14,6 +14,7 @@ use crate::batch::by_width;
 use crate::error::Result;
 use crate::index::Location;
 use crate::log::RecordView;
+use crate::sequence::before_call;
 use crate::table::{Found, Guard, Item, Plan, State};
 use crate::types::{Place, BUCKETS};
 
@@ -304,7 +305,7 @@ impl<'a> Work<'a> {
     fn create(&mut self, state: &mut State, item: &Item) -> Result<u64> {
         let table = &self.target.table;
         // As of just before this call, so that recovery applies the call to it too.
-        let before = self.turn.sequence - 1;
+        let before = before_call(self.turn.sequence);
         let at = state.insert(&self.engine.tier, table, item, before)?;
         let part = state.part(&self.engine.tier, table);
         table.initial_row(item.key, part.pool.row_mut(at).1);

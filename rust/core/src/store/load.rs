@@ -116,7 +116,7 @@ impl Engine {
         entries.sort_unstable_by_key(|e| (e.entry.table, e.entry.key, e.age()));
         let newest = entries.iter().map(|e| e.entry.sequence).max().unwrap_or(0);
         let mut state = self.stripes[stripe].lock();
-        state.applied = state.applied.max(newest);
+        state.progress.lift(newest);
         for records in entries.chunk_by(|a, b| a.entry.table == b.entry.table) {
             let Some(table) = tables.get(&records[0].entry.table) else { continue };
             let mut rows = 0;

@@ -15,6 +15,7 @@ use super::stage::Call;
 use super::PushOutcome;
 use crate::error::{Error, Result};
 use crate::journal::{Entry, Frame, GradientPart, Position};
+use crate::sequence::next_call;
 use crate::table::{Counters, Table, Tickets};
 use crate::types::{Push, Sequence, TableId};
 
@@ -93,7 +94,7 @@ impl Engine {
         let uptime = self.clock.seconds();
         let (last, is_new_owner) = sequencer.sessions.attach(session, client_id, uptime)?;
         if is_new_owner && self.is_journaled() {
-            let sequence = sequencer.last + 1;
+            let sequence = next_call(sequencer.last);
             let mut frame = Frame::new(&Entry::Attach { session, client_id })?;
             sequencer.position = Some(self.journal().append(&mut frame, sequence)?);
             sequencer.last = sequence;
@@ -183,7 +184,7 @@ impl Engine {
     /// The next place in the order, once the journal has it.
     fn take_place(&self, sequencer: &mut Sequencer, ready: Ready<'_, '_>) -> Result<Ordered<'_>> {
         let Ready { push, call, applies, frame } = ready;
-        let sequence = sequencer.last + 1;
+        let sequence = next_call(sequencer.last);
         let mut generation = 0;
         if let Some(mut frame) = frame {
             let appended = self.journal().append(&mut frame, sequence);

@@ -227,7 +227,7 @@ impl Verb for Insert<'_, '_> {
             let at = match state.part(&engine.tier, &table).find(item, |_| true) {
                 Found::Dram(at) => at,
                 _ => {
-                    let sequence = state.applied;
+                    let sequence = state.progress.create();
                     let at = state.insert(&engine.tier, &table, item, sequence)?;
                     let part = state.part(&engine.tier, &table);
                     table.initial_row(item.key, part.pool.row_mut(at).1);

@@ -26,6 +26,7 @@ use crate::journal::{Journal, JournalConfig};
 use crate::ledger::Ledger;
 use crate::log::{Log, LogConfig, LogEnd};
 use crate::manifest::Manifest;
+use crate::sequence::{call_of, next_call};
 use crate::superblock::{Superblock, SuperblockFile};
 use crate::table::{Stripe, Tier};
 use crate::types::{Sequence, BUCKETS};
@@ -54,6 +55,7 @@ impl Engine {
         let newest = engine.load_index()?;
         engine.sequencer.lock().last = newest.max(known.next_sequence.saturating_sub(1));
         engine.replay(&mut pending)?;
+        engine.begin_life();
         if engine.journal.set(pending).is_err() {
             return Err(Error::unavailable("the journal was opened twice"));
         }
@@ -115,6 +117,16 @@ impl Engine {
         })
     }
 
+    /// What is changed from here on is newer than all that was found: of the rows that reads made,
+    /// some may have been lost, and their sequences must not name others.
+    fn begin_life(&self) {
+        let mut sequencer = self.sequencer.lock();
+        sequencer.last = next_call(sequencer.last);
+        let first = sequencer.last;
+        drop(sequencer);
+        self.stripes.iter().for_each(|stripe| stripe.lock().progress.lift(first));
+    }
+
     /// Writes everything back and gives the directory up.
     pub(super) fn close(&self) -> Result<()> {
         let outcome = self.failure.check().and_then(|()| self.write_all());
@@ -167,7 +179,7 @@ fn open_log(
     journal: Arc<OnceLock<Journal>>,
 ) -> Result<Log> {
     let before_write = move |sequence: Sequence| match journal.get() {
-        Some(journal) => journal.sync_to(sequence),
+        Some(journal) => journal.sync_to(call_of(sequence)),
         // Recovery: what it replays was read from the journal's files.
         None => Ok(()),
     };

@@ -188,8 +188,7 @@ impl Engine {
         side_by_side(order.len().div_ceil(batch), work)?;
         let last = window.last();
         for stripe in &self.stripes {
-            let mut state = stripe.lock();
-            state.applied = state.applied.max(last);
+            stripe.lock().progress.lift(last);
         }
         Ok(())
     }

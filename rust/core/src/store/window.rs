@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::mutate::Change;
 use crate::log::RecordView;
+use crate::sequence::before_call;
 use crate::table::Table;
 use crate::types::{hash, Place, Push, Sequence};
 
@@ -304,7 +305,8 @@ impl Row {
     fn create(&mut self, table: &Table, sequence: Sequence, numbers: &mut [f32]) {
         if self.life == Life::Absent {
             table.initial_row(self.key, numbers);
-            (self.life, self.sequence, self.is_changed) = (Life::Present, sequence - 1, true);
+            (self.life, self.sequence, self.is_changed) =
+                (Life::Present, before_call(sequence), true);
             (self.last_seen, self.frequency) = (0, 0);
         }
     }

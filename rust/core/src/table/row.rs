@@ -8,7 +8,7 @@ use crate::types::Place;
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Header {
     pub(crate) key: u64,
-    /// The last mutating call that changed the row.
+    /// Of its last change, or of its making.
     pub(crate) sequence: u64,
     /// Unix seconds of the last training read.
     pub(crate) last_seen: u32,

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Location, Slot};
 use crate::ledger::Ledger;
 use crate::log::{Log, RecordView, Stream};
+use crate::sequence::Progress;
 use crate::types::{hash, Place, Sequence, TableId};
 
 /// What lies below and beside the stripes.
@@ -55,8 +56,8 @@ pub(crate) struct State {
     pub(super) write_back: WriteBack,
     /// The ticket whose turn it is.
     pub(super) serving: u64,
-    /// All mutating calls up to here that touch this stripe have been applied.
-    pub(crate) applied: Sequence,
+    /// How far it has come in the order.
+    pub(crate) progress: Progress,
 }
 
 impl State {
@@ -69,7 +70,7 @@ impl State {
             donors: Donors::default(),
             write_back: WriteBack::default(),
             serving: 0,
-            applied: 0,
+            progress: Progress::default(),
         }
     }
 

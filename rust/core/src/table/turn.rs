@@ -118,7 +118,7 @@ impl DerefMut for Guard<'_> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if let Some(sequence) = self.turn {
-            self.state.applied = self.state.applied.max(sequence);
+            self.state.progress.lift(sequence);
             self.state.serving += 1;
             self.queue.notify_all();
         }
