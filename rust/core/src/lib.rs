@@ -43,8 +43,8 @@ pub use init::initial_row;
 pub use optimizer::{is_finite, GradientOptions};
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
-    needs, Assign, GradientBatch, InsertBatch, LookupBatch, Needs, PushOutcome, Snapshot, Store,
-    StoreConfig, TableInfo,
+    needs, Assign, Damaged, Fate, GradientBatch, InsertBatch, Inspected, LookupBatch, Needs,
+    PushOutcome, RowTier, Scrubbed, Snapshot, Store, StoreConfig, TableInfo,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Durability, Place, Push, Sequence, TableId, BUCKETS,

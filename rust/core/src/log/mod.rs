@@ -33,6 +33,7 @@ pub(crate) use footer::FooterEntry;
 pub(crate) use pins::Pin;
 pub(crate) use reader::{Read, ReadCounts};
 pub(crate) use record::{footprint, Record, RecordView, ROW_FLOATS_MAX};
+pub(crate) use scan::{Verified, SCAN_BYTES};
 pub(crate) use slots::SegmentId;
 pub(crate) use victim::Elders;
 
@@ -373,8 +374,23 @@ impl Log {
         &self,
         segment: SegmentId,
         visit: &mut dyn FnMut(Place, TableId, Result<RecordView<'_>>),
-    ) -> Result<()> {
+    ) -> Result<ReadCounts> {
         self.shared.scan(segment, visit)
+    }
+
+    /// As `scan`, of header and footer too, of a segment that may have been freed: then `None`.
+    /// One that cannot be read is not sound.
+    pub(crate) fn verify(
+        &self,
+        segment: SegmentId,
+        visit: &mut dyn FnMut(Place, TableId, Result<RecordView<'_>>),
+    ) -> Option<Verified> {
+        self.shared.verify(segment, visit)
+    }
+
+    /// The first segment on the device in slot `first` or behind it.
+    pub(crate) fn written_from(&self, first: u32) -> Option<SegmentId> {
+        self.shared.written_from(first)
     }
 
     /// Which segments may hold rows older than a tombstone. As of now, which holds on: a segment

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::footer::{FooterEntry, FooterHead};
 use super::header::SegmentHeader;
 use super::page::{visit_page, PageHeader};
+use super::reader::ReadCounts;
 use super::record::RecordView;
 use super::slots::{SegmentId, SlotState};
 use super::Shared;
@@ -14,37 +15,108 @@ use crate::error::{Error, Result};
 use crate::types::{Place, TableId, BUCKETS};
 
 /// One read of a scan: the device's full bandwidth from here on.
-const SCAN_BYTES: usize = 1 << 20;
+pub(crate) const SCAN_BYTES: usize = 1 << 20;
+
+/// What was read of a segment, and whether it is what was written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Verified {
+    pub(crate) is_sound: bool,
+    /// Records and tombstones that are sound.
+    pub(crate) records: u64,
+    /// Length, header and footer included.
+    pub(crate) bytes: u64,
+    /// Where it begins in the file.
+    pub(crate) offset: u64,
+    /// Reads of its records.
+    pub(crate) counts: ReadCounts,
+}
 
 type VisitRecord<'a> = dyn FnMut(Place, TableId, Result<RecordView<'_>>) + 'a;
 
 impl Shared {
-    pub(super) fn scan(&self, segment: SegmentId, visit: &mut VisitRecord<'_>) -> Result<()> {
+    pub(super) fn scan(
+        &self,
+        segment: SegmentId,
+        visit: &mut VisitRecord<'_>,
+    ) -> Result<ReadCounts> {
         let _pin = self.pins.pin();
-        let found = (segment.slot < self.slots.count()).then(|| self.slots.info(segment.slot));
-        let header = match found {
-            Some(info)
-                if info.state.is_written() && info.header.incarnation == segment.incarnation =>
-            {
-                info.header
-            }
-            _ => {
-                return Err(Error::bad_input(format!(
-                    "segment {segment:?} is not written, or was freed: ask for a victim again"
-                )))
-            }
+        let Some(header) = self.written_header(segment) else {
+            return Err(Error::bad_input(format!(
+                "segment {segment:?} is not written, or was freed: ask for a victim again"
+            )));
         };
+        self.scan_pages(&header, visit)
+    }
+
+    /// The header of a segment that is on the device, and was not freed.
+    fn written_header(&self, segment: SegmentId) -> Option<SegmentHeader> {
+        let SegmentId { slot, incarnation } = segment;
+        let info = (slot < self.slots.count()).then(|| self.slots.info(slot))?;
+        (info.state.is_written() && info.header.incarnation == incarnation).then_some(info.header)
+    }
+
+    /// Visits all records of a segment; its slot is pinned.
+    fn scan_pages(
+        &self,
+        segment: &SegmentHeader,
+        visit: &mut VisitRecord<'_>,
+    ) -> Result<ReadCounts> {
         let base = self.slots.offset(segment.slot);
-        let end = header.footer_offset() as usize;
+        let end = segment.footer_offset() as usize;
         let mut buffer = AlignedBuffer::new(SCAN_BYTES.min(end));
         let mut start = PAGE;
+        let mut counts = ReadCounts::default();
         while start < end {
             let bytes = buffer.len().min(end - start);
             self.read_at(&mut buffer[..bytes], base + start as u64)?;
+            counts.device_reads += 1;
+            counts.bytes += bytes as u64;
             let at = base + start as u64;
-            start += self.visit_pages(&buffer[..bytes], at, start + bytes == end, &header, visit);
+            start += self.visit_pages(&buffer[..bytes], at, start + bytes == end, segment, visit);
         }
-        Ok(())
+        Ok(counts)
+    }
+
+    /// Reads all of a segment, header and footer too, and says whether it is what was written.
+    /// `visit` is told every record, and what is damaged of the pages. `None` if it was freed.
+    pub(super) fn verify(
+        &self,
+        segment: SegmentId,
+        visit: &mut VisitRecord<'_>,
+    ) -> Option<Verified> {
+        let _pin = self.pins.pin();
+        let header = self.written_header(segment)?;
+        let (mut records, mut is_sound) = (0, true);
+        let counts = self.scan_pages(&header, &mut |place, table, record| {
+            match record {
+                Ok(_) => records += 1,
+                Err(_) => is_sound = false,
+            }
+            visit(place, table, record);
+        });
+        is_sound &= records == u64::from(header.entries);
+        is_sound &= self.is_header_sound(&header).unwrap_or(false);
+        is_sound &= self.visit_footer(&header, &(0..BUCKETS), &mut |_| {}).unwrap_or(false);
+        let is_readable = counts.is_ok();
+        let bytes = header.written_bytes();
+        let offset = self.slots.offset(header.slot);
+        let is_sound = is_sound && is_readable;
+        Some(Verified { is_sound, records, bytes, offset, counts: counts.unwrap_or_default() })
+    }
+
+    fn is_header_sound(&self, header: &SegmentHeader) -> Result<bool> {
+        let mut page = AlignedBuffer::new(PAGE);
+        self.read_at(&mut page, self.slots.offset(header.slot))?;
+        Ok(SegmentHeader::decode(&page).as_ref() == Some(header))
+    }
+
+    /// The first written segment in slot `first` or behind it.
+    pub(super) fn written_from(&self, first: u32) -> Option<SegmentId> {
+        (first..self.slots.count()).find_map(|slot| {
+            let info = self.slots.info(slot);
+            let incarnation = info.header.incarnation;
+            info.state.is_written().then_some(SegmentId { incarnation, slot })
+        })
     }
 
     /// Visits the pages in `bytes`; gives the bytes that are done, the rest is a large record that

@@ -1,13 +1,17 @@
 //! Compaction: the live records of a segment are copied, so that its slot can be filled again.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::damaged::Damaged;
 use super::engine::Engine;
+use super::fetch::count_reads;
 use crate::error::{ErrorKind, Result};
 use crate::index::Location;
-use crate::log::{Elders, FooterEntry, Read, Record, RecordView, SegmentId, Stream};
-use crate::table::{stripe_of, Counters, Item, Table};
-use crate::types::{hash, Place, TableId, BUCKETS};
+use crate::ledger::Kind;
+use crate::log::{Elders, ReadCounts, Record, RecordView, SegmentId, Stream, SCAN_BYTES};
+use crate::table::{stripe_of, Item};
+use crate::types::{hash, Place, TableId};
 
 /// So many freed slots are worth a short segment, which the sync costs that brings them back.
 const FREED_MAX: u32 = 8;
@@ -57,7 +61,7 @@ impl Engine {
         match self.compact_segment(segment) {
             // Slots come back when the calls that may look at them end: then it goes on.
             Err(error) if error.kind == ErrorKind::StoreFull => Ok(false),
-            outcome => outcome.map(|()| true),
+            outcome => outcome.map(|_| true),
         }
     }
 
@@ -81,30 +85,44 @@ impl Engine {
         self.log_free() + freed < self.log_reserve()
     }
 
-    /// Copies the live records of a segment to the compaction stream, and frees it.
-    fn compact_segment(&self, segment: SegmentId) -> Result<()> {
+    /// Copies the live records of a segment to the compaction stream, and frees it. Returns what
+    /// is damaged of it. The caller holds `compacting`.
+    pub(super) fn compact_segment(&self, segment: SegmentId) -> Result<Vec<Damaged>> {
         let log = &self.tier.log;
+        let _buffer = self.ledger.hold(Kind::Buffers, SCAN_BYTES as u64);
         let copying = Copying { engine: self, segment, elders: log.elders() };
         let (mut outcome, mut is_damaged) = (Ok(()), false);
+        let mut records: BTreeMap<TableId, u64> = BTreeMap::new();
         let scanned = log.scan(segment, &mut |place, table, record| match record {
             Err(_) => is_damaged = true,
-            Ok(record) if outcome.is_ok() => outcome = copying.copy(place, table, &record),
+            Ok(record) if outcome.is_ok() => {
+                *records.entry(table).or_default() += 1;
+                outcome = copying.copy(place, table, &record);
+            }
             Ok(_) => {}
         });
+        self.count_scan(&records, scanned.as_ref().copied().unwrap_or_default());
         outcome?;
         if is_damaged || scanned.is_err() {
             return copying.salvage();
         }
         // Its slot comes back by itself once the copies are on the device.
         log.free(segment);
-        Ok(())
+        Ok(Vec::new())
+    }
+
+    /// Attributes the reads of a scan to the tables whose records it has met.
+    pub(super) fn count_scan(&self, records: &BTreeMap<TableId, u64>, counts: ReadCounts) {
+        let catalog = self.catalog.read();
+        let shares = records.iter().filter_map(|(id, &n)| Some((&**catalog.by_id.get(id)?, n)));
+        count_reads(shares, records.values().sum(), counts, true);
     }
 }
 
 /// What is copied from one segment.
-struct Copying<'a> {
-    engine: &'a Engine,
-    segment: SegmentId,
+pub(super) struct Copying<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) segment: SegmentId,
     elders: Elders,
 }
 
@@ -122,7 +140,12 @@ impl Copying<'_> {
         self.engine.tier.log.copy_tombstone(table, record).map(drop)
     }
 
-    fn copy_row(&self, place: Place, table: TableId, record: &RecordView<'_>) -> Result<()> {
+    pub(super) fn copy_row(
+        &self,
+        place: Place,
+        table: TableId,
+        record: &RecordView<'_>,
+    ) -> Result<()> {
         let (engine, log) = (self.engine, &self.engine.tier.log);
         let item = Item { key: record.key, hash: hash(record.key), index: 0 };
         // Here, and not under the lock, the device is waited for.
@@ -131,7 +154,7 @@ impl Copying<'_> {
         let Some(part) = state.parts.get_mut(&table) else { return Ok(()) };
         let Some(slot) = part.slot(item.hash, Location::nvme(place)) else {
             // Perhaps a row in DRAM whose record this is. Its present value is written instead.
-            return state.rewrite(&engine.tier, table, &item, place);
+            return state.rewrite(&engine.tier, table, &item, place).map(drop);
         };
         let RecordView { key, sequence, last_seen, frequency, row, .. } = *record;
         let copy = Record { key, sequence, last_seen, frequency, row };
@@ -140,57 +163,4 @@ impl Copying<'_> {
         log.release(place, part.table.floats);
         Ok(())
     }
-
-    /// What a damaged segment still holds, by its footer: sound records are copied, rows that are
-    /// in DRAM too are written anew. If a live row stays that cannot be read, so does the segment.
-    fn salvage(&self) -> Result<()> {
-        let log = &self.engine.tier.log;
-        let mut entries = Vec::new();
-        let mut is_whole =
-            log.entries_of(self.segment, 0..BUCKETS, &mut |entry| entries.push(entry)).is_ok();
-        for entry in entries {
-            if !entry.tombstone {
-                is_whole &= self.rescue(&entry)?;
-            } else if self.engine.catalog.read().by_id.contains_key(&entry.table) {
-                // A footer does not say its horizon: that of a removal now covers it.
-                log.append_tombstone(Stream::Compaction, entry.table, entry.key, entry.sequence)?;
-            }
-        }
-        if is_whole {
-            log.free(self.segment);
-        } else {
-            log.set_aside(self.segment);
-        }
-        Ok(())
-    }
-
-    /// Moves the row of a record elsewhere, if it is live. False if it cannot be read.
-    fn rescue(&self, entry: &FooterEntry) -> Result<bool> {
-        let Engine { tier, stripes, .. } = self.engine;
-        let item = Item { key: entry.key, hash: hash(entry.key), index: 0 };
-        let stripe = &stripes[stripe_of(item.hash, stripes.len())];
-        let (table, pin) = {
-            let mut state = stripe.lock();
-            let Some(part) = state.parts.get(&entry.table) else { return Ok(true) };
-            let table = part.table.clone();
-            if part.slot(item.hash, Location::nvme(entry.place)).is_none() {
-                return state.rewrite(tier, table.id, &item, entry.place).map(|()| true);
-            }
-            (table, tier.log.pin())
-        };
-        let (mut outcome, mut is_read) = (Ok(()), false);
-        let read = read_of(&table, entry);
-        tier.log.read(&pin, 1, &|_| read, &mut |_, record| {
-            if let Ok(record) = record {
-                is_read = true;
-                outcome = self.copy_row(entry.place, table.id, &record);
-            }
-        });
-        Counters::add(&table.counters.corrupt_records, usize::from(!is_read));
-        outcome.map(|()| is_read)
-    }
-}
-
-fn read_of(table: &Table, entry: &FooterEntry) -> Read {
-    Read { place: entry.place, row_floats: entry.row_floats, table: table.id }
 }

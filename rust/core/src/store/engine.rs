@@ -8,9 +8,11 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::ahead::Ahead;
 use super::config::StoreConfig;
+use super::damaged::Untold;
 use super::flights::Flights;
 use super::order::Sequencer;
 use super::running::Running;
+use super::scrub::Scrub;
 use super::session::Known;
 use super::stats::Holds;
 use crate::clock::Clock;
@@ -47,6 +49,9 @@ pub(super) struct Engine {
     /// Look-ahead, and the reads that it and calls have at the device.
     pub(super) ahead: Ahead,
     pub(super) flights: Flights,
+    pub(super) scrub: Scrub,
+    /// What was found damaged, until it is told.
+    pub(super) untold: Mutex<Untold>,
     pub(super) holds: Mutex<Holds>,
     /// Held by every verb while it runs, so that `close` waits for those that are on their way.
     pub(super) is_open: RwLock<bool>,

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
+use super::damaged::{Damaged, Fate};
 use super::engine::Engine;
 use super::flights::Claims;
 use crate::error::{Error, ErrorKind, Result};
@@ -52,8 +53,10 @@ pub(super) struct Damage {
 /// What becomes of the keys of a fetch. Each is told once, with its stripe locked, unless the fetch
 /// fails.
 pub(super) trait Receiver {
-    /// True if no caller waits for these reads.
+    /// True if no caller waits for these reads: they are counted apart.
     const IS_BACKGROUND: bool = false;
+    /// True if a key need not be told that another fetch is reading now.
+    const MAY_SKIP: bool = false;
 
     /// The record of the key as it was at `wanted.place`. Returns false if the row is no longer
     /// there and that matters: it is looked up again.
@@ -169,7 +172,7 @@ impl<'a> Fetch<'a> {
         let mut awaited = Vec::new();
         let mut wants = |n: usize| {
             let is_ours = claims.as_ref().is_none_or(|claims| claims.claim(misses[n].place));
-            if !is_ours && !R::IS_BACKGROUND {
+            if !is_ours && !R::MAY_SKIP {
                 awaited.push(misses[n]);
             }
             is_ours
@@ -288,6 +291,12 @@ impl<'a> Fetch<'a> {
             match (found, damage) {
                 (Found::Nvme(place), Some((damaged, damage))) if place == damaged => {
                     let wanted = self.wanted(&miss, item);
+                    self.engine.note_damaged(Damaged::row(
+                        wanted.table,
+                        item.key,
+                        place,
+                        Fate::Lost,
+                    ));
                     Counters::add(&wanted.table.counters.corrupt_records, 1);
                     receiver.damaged(&mut state, &wanted, damage)?;
                 }

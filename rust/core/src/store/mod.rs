@@ -10,9 +10,11 @@ mod change;
 mod checkpoint;
 mod compaction;
 mod config;
+mod damaged;
 mod engine;
 mod fetch;
 mod flights;
+mod inspect;
 mod load;
 mod maintenance;
 mod mutate;
@@ -22,8 +24,10 @@ mod pressure;
 mod read;
 mod recovery;
 mod replay;
+mod rescue;
 mod revisit;
 mod running;
+mod scrub;
 mod session;
 mod sizing;
 mod stage;
@@ -41,7 +45,10 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 
 pub use self::config::StoreConfig;
+pub use self::damaged::{Damaged, Fate};
 use self::engine::Engine;
+pub use self::inspect::{Inspected, RowTier};
+pub use self::scrub::Scrubbed;
 pub use self::sizing::{needs, Needs};
 use crate::error::Result;
 use crate::failure::Health;
@@ -333,6 +340,45 @@ impl Store {
         self.engine.snapshot()
     }
 
+    /// Rows as they are stored, in the order of the keys; absent keys have no tier. No visit:
+    /// counts and last use stay as they are, and no row moves. At most 65,536 keys; the rows on
+    /// NVMe cost a read each, counted as in the background.
+    ///
+    /// # Errors
+    /// `TableNotFound`, `BadInput` for more keys, `Unavailable` when a read fails. A damaged row is
+    /// told in its place.
+    pub fn inspect(&self, table: TableId, keys: &[u64]) -> Result<Vec<Inspected>> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.inspect(table, keys)
+    }
+
+    /// One step of a scrub: reads and checks what lies on the device from `from` on (0: from the
+    /// beginning), at least a segment, until `bytes` were read. Damaged segments are emptied: what
+    /// is sound, or in DRAM, is written elsewhere. Rows that were never written are not looked at;
+    /// `flush` before, for all.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store was closed or broke off.
+    pub fn scrub(&self, from: u64, bytes: u64) -> Result<Scrubbed> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.scrub_step(from, bytes)
+    }
+
+    /// Scrubs in the background from now on, so many bytes a second; 0 ends it.
+    ///
+    /// # Errors
+    /// `Unavailable` if no thread can be started.
+    pub fn set_scrub_rate(&self, bytes_s: u64) -> Result<()> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.set_scrub_rate(bytes_s)
+    }
+
+    /// What was found damaged since the last time, by anyone; and how many findings before that
+    /// were left out, since nobody asked. Each is told once.
+    pub fn take_damaged(&self) -> (Vec<Damaged>, u64) {
+        self.engine.take_damaged()
+    }
+
     /// Whether all verbs are served, and why not. Costs two short locks; never waits for a device.
     pub fn health(&self) -> Health {
         self.engine.health()
@@ -361,6 +407,7 @@ impl Store {
         let mut maintenance = self.maintenance.lock();
         let Some(thread) = maintenance.take() else { return Ok(()) };
         self.engine.ahead.stop();
+        self.engine.scrub.stop();
         // Calls may wait for room in the log: the maintenance thread goes last.
         self.engine.is_closing.store(true, Ordering::Relaxed);
         *self.engine.is_open.write() = false;

@@ -14,6 +14,7 @@ use super::engine::{Catalog, Engine, Wake};
 use super::flights::Flights;
 use super::order::Sequencer;
 use super::running::Running;
+use super::scrub::Scrub;
 use super::session::Sessions;
 use super::stats::Holds;
 use super::StoreConfig;
@@ -107,6 +108,8 @@ impl Engine {
             wake: Wake::default(),
             unfinished: Mutex::default(),
             compacting: Mutex::default(),
+            scrub: Scrub::default(),
+            untold: Mutex::default(),
             config,
             tier,
             journal,

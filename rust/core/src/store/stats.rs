@@ -1,6 +1,7 @@
 //! Counters by the names of the public API.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 use super::engine::Engine;
@@ -150,6 +151,10 @@ impl Engine {
         let health = self.health();
         sums.push(("stores_degraded", u64::from(matches!(health, Health::Degraded(_)))));
         sums.push(("stores_failed", u64::from(matches!(health, Health::Failed(_)))));
+        let scrub = &self.scrub;
+        sums.push(("scrubbed_bytes", scrub.bytes.load(Relaxed)));
+        sums.push(("scrub_passes", scrub.passes.load(Relaxed)));
+        sums.push(("scrub_damaged", scrub.damaged.load(Relaxed)));
         sums.push(("tables", tables.len() as u64));
         sums.push(("dram_limit", self.config.dram_bytes));
         sums.push(("nvme_limit", self.config.nvme_bytes));

@@ -334,6 +334,7 @@ struct Fetching<'a, V> {
 
 impl<V: Verb> Receiver for Fetching<'_, V> {
     const IS_BACKGROUND: bool = V::IS_BACKGROUND;
+    const MAY_SKIP: bool = V::IS_BACKGROUND;
 
     fn record(
         &mut self,

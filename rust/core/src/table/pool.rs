@@ -408,10 +408,10 @@ impl Pool {
         self.row_unmarked(at)
     }
 
-    /// The same for who marks it afterwards, if it became dirty.
+    /// The same for who marks it afterwards if it became dirty, or only looks at it.
     #[inline(always)]
     #[allow(unsafe_code, reason = "rows are laid out by hand")]
-    pub(super) fn row_unmarked(&mut self, at: u64) -> RowMut<'_> {
+    pub(crate) fn row_unmarked(&mut self, at: u64) -> RowMut<'_> {
         // SAFETY: as `header_mut`; the numbers follow the header inside the row and do not overlap
         // it, and memory that is mapped and was never written reads as zeros, which are numbers.
         unsafe {

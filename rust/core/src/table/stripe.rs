@@ -316,20 +316,21 @@ impl State {
         Ok(true)
     }
 
-    /// Writes a row that is in DRAM anew, if its record is the one at `place`, which is damaged.
+    /// Writes a row that is in DRAM anew, as it is now, if its record is the one at `place`.
+    /// Returns whether it was.
     pub(crate) fn rewrite(
         &mut self,
         tier: &Tier,
         id: TableId,
         item: &Item,
         place: Place,
-    ) -> Result<()> {
-        let Some(part) = self.parts.get_mut(&id) else { return Ok(()) };
+    ) -> Result<bool> {
+        let Some(part) = self.parts.get_mut(&id) else { return Ok(false) };
         match part.find(item, |_| true) {
             Found::Dram(at) if part.pool.header(at).state.place() == Some(place) => {
-                write_row(tier, Stream::Compaction, &part.table, &mut part.pool, at)
+                write_row(tier, Stream::Compaction, &part.table, &mut part.pool, at).map(|()| true)
             }
-            _ => Ok(()),
+            _ => Ok(false),
         }
     }
 
