@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from hybridps import _core
 from hybridps.client import messages
-from hybridps.client.messages import ServerInfo
 from hybridps.client.parts import parts_of
 from hybridps.client.pending import Pending
 from hybridps.client.retry import delays
 from hybridps.client.urls import Address
 from hybridps.errors import HybridPSError, UnavailableError
+from hybridps.verbs.calls import ServerInfo
 
 if TYPE_CHECKING:
     from hybridps.client.session import Identity
@@ -315,8 +315,7 @@ class Line:
             pending.end()
             return
         if not pending.sent:
-            where = str(self.address)
-            pending.restart(parts_of(info, pending.call, pending.verb, where))
+            pending.restart(parts_of(info, pending.call, str(self.address)))
             pending.sends += 1
         part = pending.parts[pending.sent]
         question, buffers = messages.begin(wire, part.call, pending.number, part.total)

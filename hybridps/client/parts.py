@@ -7,15 +7,12 @@ a prefetch becomes several. Reads come cut already (`verbs`), since their replie
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-from hybridps.client import calls
-from hybridps.client.calls import Call
 from hybridps.errors import BadInputError
-
-if TYPE_CHECKING:
-    from hybridps.client.messages import ServerInfo
+from hybridps.verbs.calls import Arrays, Call, Hot, ServerInfo
+from hybridps.verbs.kinds import Cut
 
 # Bytes of a call beside its arrays; generous, the server's limit is a round number.
 _HEADER_BYTES: Final = 1024
@@ -24,23 +21,22 @@ _TABLE_BYTES: Final = 64
 # of other clients waiting for long.
 PART_BYTES: Final = 8 << 20
 
-# A table's id, its keys, and, if it has any, values of as many rows (None: not in this call).
-_Table = tuple[Any, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What goes in one message. `total`: bytes of all parts of the push it belongs to, or 0."""
 
-    call: Call
+    call: Call[Any]
     total: int = 0
     # The parts behind it wait until the server has room for them.
     is_announcement: bool = False
 
 
-def parts_of(info: ServerInfo, call: Call, verb: str, where: str) -> list[Part]:
+def parts_of(info: ServerInfo, call: Call[Any], where: str) -> list[Part]:
     """The call as the server takes it. Raises BadInputError for what it never would."""
-    tables = _tables_of(call)
+    if not isinstance(call, Hot):
+        return [Part(call)]
+    tables = call.tables
     keys = arrays_bytes = 0
     for table in tables:
         keys += len(table[1])
@@ -50,51 +46,24 @@ def parts_of(info: ServerInfo, call: Call, verb: str, where: str) -> list[Part]:
     size = _HEADER_BYTES + _TABLE_BYTES * len(tables) + arrays_bytes
     if keys <= info.keys_limit and size <= info.frame_limit:
         return [Part(call)]
-    if isinstance(call, (calls.Lookup, calls.LookupOrInsert)) or len(tables) > info.keys_limit:
+    if call.CUT is Cut.NEVER or len(tables) > info.keys_limit:
         raise BadInputError(
-            f"{verb} holds {keys} keys of {len(tables)} tables in {size} bytes for server {where},"
-            f" which takes {info.keys_limit} keys and {info.frame_limit} bytes in one call; split"
-            " the batch, or raise keys_limit or frame_limit in the server's config"
+            f"{call.spoken()} holds {keys} keys of {len(tables)} tables in {size} bytes for server"
+            f" {where}, which takes {info.keys_limit} keys and {info.frame_limit} bytes in one"
+            " call; split the batch, or raise keys_limit or frame_limit in the server's config"
         )
     room = max(1, min(PART_BYTES, info.frame_limit - _HEADER_BYTES) - _TABLE_BYTES * len(tables))
-    cut = [_with(call, part) for part in _cut(tables, room, info.keys_limit)]
-    if isinstance(call, calls.Prefetch):
+    cut = [call.of(part) for part in _cut(tables, room, info.keys_limit)]
+    if call.CUT is Cut.CALLS:
         return [Part(part) for part in cut]
     nothing = [_rows(table, slice(0, 0)) for table in tables]
-    announcement = Part(_with(call, nothing), arrays_bytes, is_announcement=True)
+    announcement = Part(call.of(nothing), arrays_bytes, is_announcement=True)
     return [announcement, *(Part(part, arrays_bytes) for part in cut)]
 
 
-def _tables_of(call: Call) -> Sequence[_Table]:
-    match call:
-        case calls.Assign(table, keys, rows):
-            return [(table, keys, rows)]
-        case calls.Remove(table, keys):
-            return [(table, keys)]
-        case calls.Lookup() | calls.LookupOrInsert() | calls.ApplyGradients() | calls.Prefetch():
-            return call.tables
-    return ()
-
-
-def _with(call: Call, tables: Sequence[_Table]) -> Call:
-    """The call, of these tables instead of its own."""
-    match call:
-        case calls.Assign():
-            ((table, keys, rows),) = tables
-            return calls.Assign(table, keys, rows)
-        case calls.Remove():
-            ((table, keys),) = tables
-            return calls.Remove(table, keys)
-        case calls.Prefetch():
-            return calls.Prefetch([(table, keys) for table, keys in tables])
-        case calls.ApplyGradients():
-            return replace(call, tables=tables)
-    raise TypeError(f"no part of {type(call).__name__}")
-
-
-def _cut(tables: Sequence[_Table], room_bytes: int, room_keys: int) -> Iterator[list[_Table]]:
+def _cut(tables: Sequence[Arrays], room_bytes: int, room_keys: int) -> Iterator[list[Arrays]]:
     """Runs of rows that fit, in order; a table without rows goes with its neighbour."""
-    part: list[_Table] = []
+    part: list[Arrays] = []
     left_bytes, left_keys = room_bytes, room_keys
     for table in tables:
         keys, row_bytes, start = table[1], sum(array[:1].nbytes for array in table[1:]), 0
@@ -114,5 +83,5 @@ def _cut(tables: Sequence[_Table], room_bytes: int, room_keys: int) -> Iterator[
         yield part
 
 
-def _rows(table: _Table, rows: slice) -> _Table:
+def _rows(table: Arrays, rows: slice) -> Arrays:
     return (table[0], *(array[rows] for array in table[1:]))

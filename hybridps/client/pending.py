@@ -7,10 +7,10 @@ from typing import Any
 
 from hybridps import _core
 from hybridps.client import messages
-from hybridps.client.calls import Call
 from hybridps.client.parts import Part
 from hybridps.client.retry import Deadline
 from hybridps.errors import HybridPSError
+from hybridps.verbs.calls import Call
 
 
 class Pending:
@@ -23,7 +23,7 @@ class Pending:
     __slots__ = ("answers", "call", "deadline", "error", "is_over", "number", "parts", "sends",
                  "sent", "wake")  # fmt: skip
 
-    def __init__(self, call: Call | None, number: int, deadline: Deadline) -> None:
+    def __init__(self, call: Call[Any] | None, number: int, deadline: Deadline) -> None:
         self.call = call
         self.number = number
         self.deadline = deadline
@@ -41,7 +41,7 @@ class Pending:
     @property
     def verb(self) -> str:
         """The verb by its name in the Python API."""
-        return "connect" if self.call is None else messages.verb_of(self.call)
+        return "connect" if self.call is None else self.call.spoken()
 
     def restart(self, parts: list[Part]) -> None:
         """Nothing of it is sent or answered: a new connection begins with the first part."""

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from hybridps import _core
-from hybridps.client.calls import Push
 from hybridps.client.line import Line
 from hybridps.client.pending import Pending
 from hybridps.client.retry import Deadline, check_timeout
 from hybridps.client.session import Session
 from hybridps.client.urls import Address
-from hybridps.client.verbs import Addressed
+from hybridps.verbs.calls import Push
+from hybridps.verbs.face import Addressed
 
 # Below IOV_MAX of every system.
 _BUFFERS_A_SEND: Final = 512

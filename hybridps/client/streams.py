@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any, Final, cast
 
 from hybridps import _core
-from hybridps.client.calls import Call, Push
 from hybridps.client.line import Line
 from hybridps.client.pending import Pending
 from hybridps.client.retry import Deadline, check_timeout
 from hybridps.client.session import Session
 from hybridps.client.urls import Address
-from hybridps.client.verbs import Addressed
+from hybridps.verbs.calls import Call, Push
+from hybridps.verbs.face import Addressed
 
 # What a socket is handed at once. Its own copy: a call that is given up has its arrays back.
 _CHUNK_BYTES: Final = 256 << 10
@@ -225,7 +225,7 @@ class StreamTransport:
         await asyncio.sleep(0)
 
     async def _await(
-        self, asked: Sequence[tuple[Channel, Call | None]], seconds: float
+        self, asked: Sequence[tuple[Channel, Call[Any] | None]], seconds: float
     ) -> list[Any]:
         deadline = Deadline(seconds, time.monotonic())
         is_push = bool(asked) and isinstance(asked[0][1], Push)

@@ -20,7 +20,9 @@ from hybridps.rpc.budget import Grant
 from hybridps.rpc.host import Host
 from hybridps.rpc.limits import CALLS_MAX, SMALL_REPLY_BYTES
 from hybridps.rpc.outbox import Outbox
-from hybridps.rpc.sequencer import Order, Place, Sequencer, order_of
+from hybridps.rpc.sequencer import Place, Sequencer
+from hybridps.verbs import VERBS
+from hybridps.verbs.kinds import Order
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -304,7 +306,7 @@ class Connection:
 
     def _enter(self, booking: Booking) -> None:
         self._bookings.add(booking)
-        booking.place = Place(order_of(booking.call.verb), partial(self._begin, booking))
+        booking.place = Place(VERBS[booking.call.verb].ORDER, partial(self._begin, booking))
         self._sequencer.enter(booking.place)
 
     def _begin(self, booking: Booking) -> None:
@@ -321,7 +323,7 @@ class Connection:
             self.answered(booking, self.wire.fails(call.question, "failed", reason))
         elif isinstance(call, _core.ColdCall):
             self._start(booking)
-        elif order_of(call.verb) is Order.READ and self.wire.cancelled(call.question):
+        elif VERBS[call.verb].ORDER is Order.READ and self.wire.cancelled(call.question):
             self.answered(booking, self.wire.fails(call.question, "failed", "canceled"))
         elif call.announced_bytes:
             self._collect(booking, call.announced_bytes)
@@ -353,7 +355,7 @@ class Connection:
 
     def _look_at_parts(self, booking: Booking) -> None:
         """A call has ended: was it the last part of a push?"""
-        if self._collected is None or order_of(booking.call.verb) is not Order.PUSH:
+        if self._collected is None or VERBS[booking.call.verb].ORDER is not Order.PUSH:
             return
         self._part_s = None
         if not self.wire.is_collecting or not self.is_open:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hybridps import _core
 from hybridps.rpc.budget import Budget
-from hybridps.rpc.lanes import Lane
 from hybridps.rpc.limits import Limits
+from hybridps.verbs.kinds import Lane
 
 if TYPE_CHECKING:
     from hybridps.rpc.connection import Connection

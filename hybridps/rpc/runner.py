@@ -14,8 +14,10 @@ from hybridps.errors import HybridPSError
 from hybridps.rpc.booking import Booking
 from hybridps.rpc.connection import Connection
 from hybridps.rpc.host import Host
-from hybridps.rpc.lanes import lane_of
 from hybridps.rpc.streaming import Streams
+from hybridps.verbs import VERBS
+from hybridps.verbs.calls import Hot
+from hybridps.verbs.kinds import Lane
 
 log = logging.getLogger("hybridps.rpc")
 
@@ -55,9 +57,10 @@ class Runner:
 
     def _try(self, booking: Booking, call: _core.HotCall) -> _core.Buffer | None:
         """The reply, if it is had without waiting: nothing else may run on the loop."""
-        if call.verb == "prefetch":
+        verb = VERBS[call.verb]
+        if issubclass(verb, Hot) and verb.IS_INSTANT:
             booking.begun_s = time.monotonic()
-            return call.run()  # The engine takes the keys, and brings the rows by itself.
+            return call.run()
         if call.cost > self._host.limits.inline_cost_bytes:
             return None
         if self._host.untried_lookups:
@@ -68,7 +71,7 @@ class Runner:
         if reply is not None:
             booking.begun_s = began_s
             self._pause = 1
-        elif call.verb == "lookup":
+        elif verb.LANE is Lane.READS:
             self._host.untried_lookups = self._pause
             self._pause = min(2 * self._pause, _PAUSE_MAX)
         return reply
@@ -91,7 +94,7 @@ class Runner:
             return call.run()
 
         try:
-            reply = await self._host.workers.run(lane_of(call.verb), work)
+            reply = await self._host.workers.run(VERBS[call.verb].LANE, work)
             reply = connection.wire.answer(call.question) or reply
         except Exception:
             log.exception("call failed inside the server: verb=%s", call.verb)

@@ -9,33 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 
-
-class Order(Enum):
-    """How a verb stands to the others of its connection."""
-
-    READ = auto()
-    PUSH = auto()
-    FREE = auto()
-
-
-# Verbs that change what other verbs see (`hello` names the session of the pushes behind it), and
-# those that promise nothing about calls without an answer. All others are reads.
-ORDER = {
-    "applyGradients": Order.PUSH,
-    "hello": Order.PUSH,
-    "assign": Order.PUSH,
-    "remove": Order.PUSH,
-    "createTable": Order.PUSH,
-    "dropTable": Order.PUSH,
-    "setLearningRate": Order.PUSH,
-    "alter": Order.PUSH,
-    "flush": Order.FREE,
-}
-
-
-def order_of(verb: str) -> Order:
-    """The order of a verb, by its name in the schema."""
-    return ORDER.get(verb, Order.READ)
+from hybridps.verbs.kinds import Order
 
 
 class State(Enum):

@@ -12,8 +12,8 @@ from hybridps import _core
 from hybridps.rpc.booking import Booking
 from hybridps.rpc.connection import Connection
 from hybridps.rpc.host import Workers
-from hybridps.rpc.lanes import lane_of
 from hybridps.rpc.limits import WRITE_HIGH_BYTES
+from hybridps.verbs import VERBS
 
 # Threads that gather and send one reply: more would wait for each other's turn.
 SENDERS = 2
@@ -98,7 +98,7 @@ class Streams:
                 booking.begin()
                 return call.send(outlet)
 
-            senders = [self._workers.run(lane_of(call.verb), work) for _ in range(SENDERS)]
+            senders = [self._workers.run(VERBS[call.verb].LANE, work) for _ in range(SENDERS)]
             if any(await _all(senders)) and self._is_open():
                 await self._has_room(outlet.fileno(), call)
 

@@ -13,6 +13,9 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 
+from hybridps.verbs import VERBS
+from hybridps.verbs.calls import Hot
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From a hop between threads (30 us) to a client's default deadline (10 s).
 SECONDS_BUCKETS = (
@@ -20,8 +23,10 @@ SECONDS_BUCKETS = (
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
 
-# Calls whose latency people ask about; the others are an operator's or come once.
-_ROWS_METHODS = frozenset({"lookup", "lookupOrInsert", "applyGradients", "assign", "remove"})
+# Calls whose latency people ask about; the others are an operator's, come once, or never wait.
+_ROWS_METHODS = frozenset(
+    name for name, verb in VERBS.items() if issubclass(verb, Hot) and not verb.IS_INSTANT
+)
 
 
 class Counted(Protocol):

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from aiohttp import web
 
 from hybridps.config import Address
-from hybridps.rpc.lanes import Lane
 from hybridps.server import page
 from hybridps.server.history import EVERY_S, History
 from hybridps.server.metrics import CONTENT_TYPE
 from hybridps.server.samples import Sample, Sampler
 from hybridps.server.workers import Workers
+from hybridps.verbs.kinds import Lane
 
 # Rates reach back this far, or to the start; samples are kept no closer than SAMPLE_S, however many
 # people watch.

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hybridps import _core
-from hybridps.rpc.lanes import Lane
 from hybridps.server.exposition import Snapshot, exposition
 from hybridps.server.logs import Logger
 from hybridps.server.metrics import Counted, Metrics
 from hybridps.server.workers import Workers
+from hybridps.verbs.kinds import Lane
 
 # A sample is shown again for so many times the processor's time that it took: however many look,
 # and however many tables there are, they take no more than a tenth of a core.

@@ -10,7 +10,6 @@ import socket
 
 from hybridps import _core
 from hybridps.config import Address, ServerConfig
-from hybridps.rpc.lanes import Lane
 from hybridps.rpc.listener import Limits, Listener
 from hybridps.server.logs import Logger
 from hybridps.server.metrics import Metrics
@@ -21,6 +20,7 @@ from hybridps.server.service import Service
 from hybridps.server.sockets import StartError, UnixSocket, bind_tcp, bind_unix, cannot_listen
 from hybridps.server.workers import INLINE_COST_MAX_BYTES, Workers
 from hybridps.sizes import format_size
+from hybridps.verbs.kinds import Lane
 
 WARN_EVERY_S = 3600.0
 HEALTH_EVERY_S = 0.25
@@ -74,7 +74,7 @@ class Server:
         self._store = await self._workers.run(Lane.ORDERS, _open, self._config)
         self._tables = len(self._store.tables())
         await self._sampler.use(self._store)
-        service = Service(self._store, self._config, self._workers, self._metrics)
+        service = Service(self._store, self._config, self._workers)
         await self._listen(self._store, service)
         self._watch = asyncio.create_task(self._watch_health(self._store))
         self._ops.facts = self._facts()

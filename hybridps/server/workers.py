@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from hybridps.rpc.lanes import Lane
+from hybridps.verbs.kinds import Lane
 
 # A hop to a thread and back takes 60 us on uvloop and 100 us on asyncio (p50, 2 busy cores), about
 # as long as a lookup takes to move this many bytes. One that moves less is tried on the loop.

@@ -34,6 +34,16 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+def schema_verbs() -> list[str]:
+    """Verbs of the wire, in snake case."""
+    schema = (ROOT / "schemas" / "hybridps.capnp").read_text(encoding="utf-8")
+    text = re.sub(r"#[^\n]*", "", schema)
+    session = text[text.index("interface Session") :]
+    body = session[session.index("{") + 1 : session.index("\n}")]
+    names = re.findall(r"^\s*(\w+) @\d+", body, re.MULTILINE)
+    return [re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower() for name in names]
+
+
 # Comments, strings and character literals of Rust; what is left can be counted by braces.
 _RUST_NOISE = re.compile(
     r"//[^\n]*"

@@ -23,6 +23,9 @@ LEAVES = {
 FORBIDDEN = {
     "leaf": ("hybridps.client", "hybridps.server", "hybridps.rpc", "hybridps.demo", "hybridps.aio",
              "hybridps.layers", "asyncio", "socket", "torch", "tensorflow", "keras", "capnp"),
+    "verbs": ("hybridps.client", "hybridps.server", "hybridps.rpc", "hybridps.demo",
+              "hybridps.aio", "hybridps.layers", "asyncio", "socket", "torch", "tensorflow",
+              "keras", "capnp"),
     "rpc": ("hybridps.client", "hybridps.server", "hybridps.demo", "hybridps.aio",
             "hybridps.layers", "torch", "tensorflow", "keras"),
     "server": ("hybridps.client", "hybridps.demo", "hybridps.aio", "hybridps.layers", "torch",

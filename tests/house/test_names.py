@@ -10,7 +10,7 @@ import re
 import house
 import pytest
 
-SCHEMA = house.ROOT / "schemas" / "hybridps.capnp"
+VERBS = house.schema_verbs()
 STUB = house.ROOT / "hybridps" / "_core.pyi"
 STORE = house.ROOT / "rust" / "core" / "src" / "store"
 
@@ -23,18 +23,6 @@ ELSEWHERE = {
 }
 OF_A_TABLE = {"lookup", "lookup_or_insert", "apply_gradients", "assign", "remove", "keys", "alter",
               "set_learning_rate", "size", "stats"}  # fmt: skip
-
-
-def snake(name: str) -> str:
-    return re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
-
-
-def verbs() -> list[str]:
-    """Verbs of the wire, in snake case."""
-    text = re.sub(r"#[^\n]*", "", SCHEMA.read_text(encoding="utf-8"))
-    session = text[text.index("interface Session") :]
-    body = session[session.index("{") + 1 : session.index("\n}")]
-    return [snake(name) for name in re.findall(r"^\s*(\w+) @\d+", body, re.MULTILINE)]
 
 
 def stub_classes() -> dict[str, set[str]]:
@@ -59,18 +47,18 @@ def expected(verb: str, place: str) -> str | None:
 
 
 def test_the_schema_has_verbs() -> None:
-    assert {"lookup", "lookup_or_insert", "apply_gradients", "create_table"} <= set(verbs())
+    assert {"lookup", "lookup_or_insert", "apply_gradients", "create_table"} <= set(VERBS)
 
 
 def test_every_verb_of_the_wire_is_in_the_engine_by_that_name() -> None:
     methods = engine_methods()
-    missing = [v for v in verbs() if (name := expected(v, "engine")) and name not in methods]
+    missing = [v for v in VERBS if (name := expected(v, "engine")) and name not in methods]
     assert not missing, f"not `pub fn` of Store: {missing}"
 
 
 def test_every_verb_of_the_wire_is_in_the_module_by_that_name() -> None:
     methods = stub_classes()["Store"]
-    missing = [v for v in verbs() if (name := expected(v, "stub")) and name not in methods]
+    missing = [v for v in VERBS if (name := expected(v, "stub")) and name not in methods]
     assert not missing, f"not in _core.Store: {missing}"
 
 
@@ -78,7 +66,7 @@ def test_every_verb_of_the_wire_is_a_method_of_the_clients() -> None:
     hps = pytest.importorskip("hybridps")
     both = ((hps.ParameterServer, hps.Table), (hps.aio.ParameterServer, hps.aio.Table))
     for client, table in both:
-        for verb in verbs():
+        for verb in VERBS:
             name = expected(verb, "client")
             if name is None:
                 continue

@@ -22,7 +22,7 @@ from support.held import HeldServer
 from support.proxy import Proxy
 
 import hybridps as hps
-from hybridps.client import calls
+from hybridps import verbs
 from hybridps.client.remote import RemoteTransport
 from hybridps.client.urls import Address
 
@@ -31,7 +31,7 @@ ONES = np.ones((2, 2), np.float32)
 
 
 def held_lookup(transport: RemoteTransport, table: int, key: int) -> Any:
-    call = calls.Lookup([(table, np.array([key], np.uint64))], False)
+    call = verbs.Lookup([(table, np.array([key], np.uint64))], False)
     return transport.perform([(0, call)], 20.0)
 
 
@@ -85,7 +85,7 @@ def test_a_deadline_of_one_thread_leaves_the_others(tmp_path: Path) -> None:
     with HeldServer(tmp_path / "data", hold=3) as server:
         transport = RemoteTransport([Address(*server.address)], None, 20.0)
         transport.connect()
-        call = calls.Lookup([(server.store.table, np.array([1], np.uint64))], False)
+        call = verbs.Lookup([(server.store.table, np.array([1], np.uint64))], False)
 
         def work(number: int) -> None:
             if number == 0:

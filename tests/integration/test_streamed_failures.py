@@ -18,7 +18,7 @@ from support.stock import StockSession, stock_session
 from support.wired import Raw, Served, raw, serving
 
 from hybridps.errors import CorruptionError
-from hybridps.rpc.lanes import Lane
+from hybridps.verbs.kinds import Lane
 
 MIB = 1 << 20
 DIM = 64

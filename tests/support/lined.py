@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from hybridps import _core
-from hybridps.client import calls
+from hybridps import _core, verbs
 from hybridps.client.line import Line
 from hybridps.client.pending import Pending
 from hybridps.client.retry import Deadline
 from hybridps.client.session import Identity
 from hybridps.client.urls import Address
 from hybridps.rpc import schemas
+from hybridps.verbs.calls import Call, Push
 from support.wired import feed
 
 DIM = 2
@@ -85,8 +85,8 @@ class Near:
 
     # Calls.
 
-    def submit(self, call: calls.Call | None, timeout: float = 10.0) -> Pending:
-        if isinstance(call, calls.Push):
+    def submit(self, call: Call[Any] | None, timeout: float = 10.0) -> Pending:
+        if isinstance(call, Push):
             self._number += 1
         pending = Pending(call, self._number, Deadline(timeout, self.now_s))
         self.line.submit(pending)
@@ -96,12 +96,12 @@ class Near:
         patterns = np.asarray(keys, np.uint64)
         gradients = np.full((len(patterns), DIM), value, np.float32)
         return self.submit(
-            calls.ApplyGradients([(self.store.table, patterns, gradients)], None), timeout
+            verbs.ApplyGradients([(self.store.table, patterns, gradients)], None), timeout
         )
 
     def lookup(self, keys: Any = (1,), timeout: float = 10.0) -> Pending:
         patterns = np.asarray(keys, np.uint64)
-        return self.submit(calls.Lookup([(self.store.table, patterns)], False), timeout)
+        return self.submit(verbs.Lookup([(self.store.table, patterns)], False), timeout)
 
     def value(self, key: int = 1) -> float:
         """What the store has."""

@@ -14,8 +14,8 @@ import numpy as np
 
 from hybridps import _core
 from hybridps.rpc import schemas
-from hybridps.rpc.lanes import Lane
 from hybridps.rpc.listener import Limits, Listener
+from hybridps.verbs.kinds import Lane
 
 DIM = 4
 SPEC = f"""{{"name": "item", "dim": {DIM}, "optimizer": {{"kind": "sgd"}}, "learning_rate": 1.0,

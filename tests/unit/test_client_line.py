@@ -12,7 +12,7 @@ import pytest
 from support.lined import DIM, Near, Store
 
 import hybridps as hps
-from hybridps.client import calls
+from hybridps import verbs
 from hybridps.client.pending import Pending
 
 
@@ -96,7 +96,7 @@ def test_what_is_half_sent_goes_on_without_the_callers_arrays(near: Near) -> Non
     near.settle()
     keys = np.arange(1, 3001, dtype=np.uint64)
     gradients = np.ones((3000, DIM), np.float32)
-    half = near.submit(calls.ApplyGradients([(near.store.table, keys, gradients)], None))
+    half = near.submit(verbs.ApplyGradients([(near.store.table, keys, gradients)], None))
     near.send(5000)
     near.line.give_up(half)
     # They are the caller's again.
@@ -226,7 +226,7 @@ def test_a_call_that_cannot_be_encoded_stops_nobody(near: Near) -> None:
     near.submit(None)
     near.settle()
     fractions: Any = np.array([1.5])
-    wrong = near.submit(calls.Lookup([(near.store.table, fractions)], False))
+    wrong = near.submit(verbs.Lookup([(near.store.table, fractions)], False))
     behind = near.lookup()
     near.settle()
     with pytest.raises(hps.HybridPSError, match="lookup could not be sent"):
@@ -239,7 +239,7 @@ def test_a_long_message_that_the_peer_takes_slowly_is_no_silence(near: Near) -> 
     near.settle()
     keys = np.arange(1, 10_001, dtype=np.uint64)
     gradients = np.ones((10_000, DIM), np.float32)
-    call = calls.ApplyGradients([(near.store.table, keys, gradients)], None)
+    call = verbs.ApplyGradients([(near.store.table, keys, gradients)], None)
     pushed = near.submit(call, 40.0)
     for _ in range(30):
         near.send(4000)

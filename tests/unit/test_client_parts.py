@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support.lined import DIM, Near, Store
 
 import hybridps as hps
-from hybridps.client import calls
-from hybridps.client.messages import ServerInfo
+from hybridps import verbs
 from hybridps.client.parts import parts_of
+from hybridps.verbs.calls import ServerInfo
 
 FRAME, KEYS = 16 << 10, 300
 
@@ -37,7 +37,7 @@ def gradients(table: int, count: int, dim: int = DIM) -> tuple[int, Any, Any]:
 )
 def test_parts_together_are_the_call(tables: Any, frame: int, keys: int) -> None:
     whole = [gradients(n, *shape) for n, shape in enumerate(tables)]
-    parts = parts_of(info(frame, keys), calls.ApplyGradients(whole, 7), "apply_gradients", "here")
+    parts = parts_of(info(frame, keys), verbs.ApplyGradients(whole, 7), "here")
     if len(parts) > 1:
         announcement, *parts = parts
         assert announcement.is_announcement
@@ -63,11 +63,11 @@ def test_parts_together_are_the_call(tables: Any, frame: int, keys: int) -> None
 
 
 def test_a_read_that_is_too_large_is_refused() -> None:
-    call = calls.Lookup([(1, np.arange(KEYS + 1, dtype=np.uint64))], False)
+    call = verbs.Lookup([(1, np.arange(KEYS + 1, dtype=np.uint64))], False)
     with pytest.raises(
         hps.BadInputError, match=r"301 keys of 1 tables.*takes 300 keys.*keys_limit"
     ):
-        parts_of(info(), call, "lookup", "hps://a:1")
+        parts_of(info(), call, "hps://a:1")
 
 
 @pytest.fixture
@@ -90,15 +90,15 @@ def values(near: Near) -> Any:
 
 
 def large(near: Near) -> Any:
-    return near.submit(calls.ApplyGradients([(near.store.table, MANY, ONES)], None), 30.0)
+    return near.submit(verbs.ApplyGradients([(near.store.table, MANY, ONES)], None), 30.0)
 
 
 def test_large_pushes_of_every_verb_are_one(near: Near) -> None:
     pushed = large(near)
-    assigned = near.submit(calls.Assign(near.store.table, MANY[:900], 5 * ONES[:900]))
+    assigned = near.submit(verbs.Assign([(near.store.table, MANY[:900], 5 * ONES[:900])]))
     again = large(near)
-    removed = near.submit(calls.Remove(near.store.table, MANY[:800]))
-    warmed = near.submit(calls.Prefetch([(near.store.table, MANY)]))
+    removed = near.submit(verbs.Remove([(near.store.table, MANY[:800])]))
+    warmed = near.submit(verbs.Prefetch([(near.store.table, MANY)]))
     near.settle()
     replies = [pending.reply() for pending in (pushed, assigned, again, removed, warmed)]
     assert replies == [False, None, False, 800, None]
@@ -166,7 +166,7 @@ def test_a_part_that_was_not_announced_is_refused(near: Near) -> None:
 def test_an_error_in_a_part_ends_the_push_and_nothing_was_applied(near: Near) -> None:
     wrong = ONES.copy()
     wrong[1500] = np.nan
-    bad = near.submit(calls.ApplyGradients([(near.store.table, MANY, wrong)], None))
+    bad = near.submit(verbs.ApplyGradients([(near.store.table, MANY, wrong)], None))
     good = large(near)
     near.settle()
     with pytest.raises(hps.BadInputError, match="gradients"):

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridps import placement
-from hybridps.client.batches import TableRef, batch
-from hybridps.client.router import split
+from hybridps.verbs.batches import TableRef, batch
+from hybridps.verbs.router import split
 
 REF = TableRef("item", (1, 1, 1, 1, 1), 2)
 IDS = st.lists(st.integers(0, 30), max_size=40)

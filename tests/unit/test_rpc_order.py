@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from hybridps.rpc import schemas
 from hybridps.rpc.budget import Budget, Grant
-from hybridps.rpc.sequencer import ORDER, Order, Place, Sequencer, order_of
+from hybridps.rpc.sequencer import Place, Sequencer
+from hybridps.verbs import VERBS
+from hybridps.verbs.kinds import Order
 
 
 def nothing() -> None:
@@ -17,12 +18,13 @@ def nothing() -> None:
 
 
 def test_every_verb_that_changes_something_is_a_push() -> None:
-    verbs = schemas.VERBS
-    assert set(ORDER) <= verbs
+    def of(order: Order) -> set[str]:
+        return {name for name, verb in VERBS.items() if verb.ORDER is order}
+
     reads = {"lookup", "lookupOrInsert", "prefetch", "table", "tables", "size", "keys"}
     reads |= {"tableStats", "stats"}
-    assert {verb for verb in verbs if order_of(verb) is Order.READ} == reads
-    assert {verb for verb in verbs if order_of(verb) is Order.FREE} == {"flush"}
+    assert of(Order.READ) == reads
+    assert of(Order.FREE) == {"flush"}
 
 
 def test_reads_overlap_and_pushes_stand_alone() -> None:

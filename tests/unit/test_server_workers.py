@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from hybridps.rpc.lanes import LANES, Lane, lane_of
-from hybridps.rpc.schemas import VERBS
 from hybridps.server.workers import QUEUED_PER_THREAD, Workers
+from hybridps.verbs import VERBS
+from hybridps.verbs.kinds import Lane
 
 READS = Lane.READS
 
@@ -121,10 +121,12 @@ async def test_a_lane_waits_for_no_other(busy: Lane) -> None:
 
 
 def test_every_verb_has_the_lane_of_what_it_may_wait_for() -> None:
-    assert set(LANES) < VERBS
+    def of(lane: Lane) -> set[str]:
+        return {name for name, verb in VERBS.items() if verb.LANE is lane}
+
     waits_for_room = {"lookupOrInsert", "applyGradients", "assign", "remove"}
-    assert {verb for verb in VERBS if lane_of(verb) is Lane.PUSHES} == waits_for_room
-    assert lane_of("lookup") is Lane.READS
+    assert of(Lane.PUSHES) == waits_for_room
+    assert of(Lane.READS) == {"lookup"}
     looks = {"prefetch", "hello", "table", "tables", "size", "stats", "tableStats"}
-    assert {verb for verb in VERBS if lane_of(verb) is Lane.LOOKS} == looks
-    assert Lane.SAMPLES not in LANES.values()
+    assert of(Lane.LOOKS) == looks
+    assert not of(Lane.SAMPLES)

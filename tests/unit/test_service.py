@@ -13,11 +13,11 @@ import pytest_asyncio
 from hybridps import _core, errors
 from hybridps.config import load
 from hybridps.rpc import schemas
-from hybridps.server.metrics import Metrics
 from hybridps.server.server import _open
-from hybridps.server.service import _METHODS, Service
-from hybridps.server.specs import spec_json
+from hybridps.server.service import Service
 from hybridps.server.workers import Workers
+from hybridps.verbs.calls import Site
+from hybridps.verbs.specs import spec_json
 
 
 @dataclass
@@ -48,8 +48,7 @@ async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
     config = load(["--data", str(tmp_path / "d"), "--dram", "64MiB", "--nvme", "64MiB"], {})
     workers = Workers(2)
     store = _open(config)
-    metrics = Metrics("1", (0, 1), "asyncio")
-    yield Peer(Service(store, config, workers, metrics), store)
+    yield Peer(Service(store, config, workers), store)
     await workers.close()
     store.close()
 
@@ -215,17 +214,12 @@ async def test_a_bug_is_told_without_a_traceback(
     class Broken:
         stats = staticmethod(broken)
 
-    monkeypatch.setattr(peer.service, "_store", Broken())
+    monkeypatch.setattr(peer.service, "_site", Site(Broken(), peer.service._site.info))
     with pytest.raises(errors.HybridPSError) as told:
         await peer.call("stats")
     assert "secret" not in str(told.value)
     assert "stats failed inside the server" in str(told.value)
     assert "secret detail" in caplog.text
-
-
-def test_every_cold_verb_of_the_schema_has_a_method() -> None:
-    hot = {"lookup", "lookupOrInsert", "applyGradients", "prefetch", "assign", "remove"}
-    assert schemas.VERBS - hot == set(_METHODS)
 
 
 def test_an_unknown_member_of_a_union_is_refused() -> None:

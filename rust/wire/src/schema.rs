@@ -1,31 +1,33 @@
 //! What the connection must know of `schemas/hybridps.capnp`; a test holds the two together.
 
+use std::sync::LazyLock;
+
 /// Id of the interface `Gate`.
 pub const INTERFACE_GATE: u64 = 0xf346_2651_5d5a_c4da;
 /// Id of the interface `Session`.
 pub const INTERFACE_SESSION: u64 = 0x939b_343e_97c4_e915;
 
-/// Methods of `Session`, by ordinal.
-pub const VERBS: [&str; 18] = [
-    "lookup",
-    "lookupOrInsert",
-    "applyGradients",
-    "hello",
-    "prefetch",
-    "assign",
-    "remove",
-    "createTable",
-    "table",
-    "tables",
-    "dropTable",
-    "setLearningRate",
-    "alter",
-    "size",
-    "keys",
-    "tableStats",
-    "stats",
-    "flush",
-];
+/// Methods of `Session`, by ordinal, as the schema has them.
+pub static VERBS: LazyLock<Vec<&'static str>> = LazyLock::new(|| methods(SCHEMA, "Session"));
+
+const SCHEMA: &str = include_str!("../../../schemas/hybridps.capnp");
+
+/// Names of the methods of an interface, by ordinal. The compiler of the schema refuses gaps.
+fn methods<'a>(schema: &'a str, interface: &str) -> Vec<&'a str> {
+    let code = |line: &'a str| line.split_once('#').map_or(line, |(code, _)| code).trim();
+    let mut lines = schema.lines().map(code);
+    lines.find(|line| line.starts_with(&format!("interface {interface} ")));
+    let mut methods: Vec<(u16, &str)> = lines
+        .take_while(|line| *line != "}")
+        .filter_map(|line| {
+            let (name, rest) = line.split_once(" @")?;
+            let (ordinal, _) = rest.split_once(" (")?;
+            Some((ordinal.parse().ok()?, name))
+        })
+        .collect();
+    methods.sort_unstable();
+    methods.into_iter().map(|(_, name)| name).collect()
+}
 
 pub(crate) const LOGIN: u16 = 0;
 pub(crate) const HELLO: u16 = 3;
@@ -46,4 +48,30 @@ pub const REMOVE: u16 = 6;
 /// Whether a verb is one of those above.
 pub fn is_hot(verb: u16) -> bool {
     matches!(verb, LOOKUP | LOOKUP_OR_INSERT | APPLY_GRADIENTS | PREFETCH | ASSIGN | REMOVE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verbs_are_those_of_the_schema_in_the_order_of_their_ordinals() {
+        let schema = "interface Gate {\n  login @0 (token :Text) -> ();\n}\n\
+            # interface Session, as told\ninterface Session {\n  # said @9 (x)\n\
+            second @1 () -> ();\n  first @0 (many :List(A)) -> (x :B);\n}\n\
+            interface Later {\n  other @0 () -> ();\n}\n";
+        assert_eq!(methods(schema, "Session"), ["first", "second"]);
+        assert_eq!(methods(schema, "Gate"), ["login"]);
+        for (ordinal, name) in [
+            (LOOKUP, "lookup"),
+            (LOOKUP_OR_INSERT, "lookupOrInsert"),
+            (APPLY_GRADIENTS, "applyGradients"),
+            (HELLO, "hello"),
+            (PREFETCH, "prefetch"),
+            (ASSIGN, "assign"),
+            (REMOVE, "remove"),
+        ] {
+            assert_eq!(VERBS[usize::from(ordinal)], name);
+        }
+    }
 }

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridps import _core
-from hybridps.client.batches import Batch
-from hybridps.client.calls import Counts, Found, Keys, Rows
 from hybridps.errors import HybridPSError
+from hybridps.verbs.batches import Batch
+from hybridps.verbs.calls import Counts, Found, Keys, Rows
 
 # A server's default limits on keys and bytes of one message, less room for what is not rows.
 READ_KEYS_MAX: Final = 1 << 20

@@ -5,20 +5,20 @@ walk below follows the schema; a new optimizer or initializer needs no line here
 """
 
 import json
-import re
 from typing import Any
 
 from hybridps.errors import BadInputError
+from hybridps.verbs.names import camel_case, snake_case
 
 _GRADIENT_OPTIONS = ("weight_decay", "clip_value", "clip_norm")
 
 
-def spec_json(reader: Any) -> str:
-    """The engine's JSON of a `TableSpec` of the schema.
+def spec_json(reader: Any, side: str = "server") -> str:
+    """The engine's JSON of a `TableSpec` of the schema, for `side`.
 
     Raises: BadInputError for a number that JSON has no word for, or an unknown member of a union.
     """
-    optimizer = _union(reader.optimizer, "optimizer")
+    optimizer = _union(reader.optimizer, "optimizer", side)
     gradients = {name: getattr(reader.optimizer, camel_case(name)) for name in _GRADIENT_OPTIONS}
     spec = {
         "name": reader.name,
@@ -26,7 +26,7 @@ def spec_json(reader: Any) -> str:
         "optimizer": optimizer,
         "learning_rate": reader.optimizer.learningRate,
         "gradients": gradients,
-        "initializer": _union(reader.initializer, "initializer"),
+        "initializer": _union(reader.initializer, "initializer", side),
         "seed": reader.seed,
         "dtype": reader.dtype,
         "dram": reader.dram or None,
@@ -63,23 +63,12 @@ def strict_json(value: Any) -> str:
         ) from None
 
 
-def snake_case(name: str) -> str:
-    """`rowWiseAdagrad` -> `row_wise_adagrad`."""
-    return re.sub(r"[A-Z]", lambda upper: "_" + upper[0].lower(), name)
-
-
-def camel_case(name: str) -> str:
-    """`row_wise_adagrad` -> `rowWiseAdagrad`."""
-    head, *tail = name.split("_")
-    return head + "".join(word.capitalize() for word in tail)
-
-
-def _union(reader: Any, what: str) -> dict[str, Any]:
+def _union(reader: Any, what: str, side: str) -> dict[str, Any]:
     try:
         member = str(reader.which())
     except (AttributeError, TypeError, ValueError):
         raise BadInputError(
-            f"this server does not know the {what} that the spec names; use a newer server"
+            f"this {side} does not know the {what} that the spec names; use a newer {side}"
         ) from None
     value = getattr(reader, member)
     kind = {"kind": snake_case(member)}

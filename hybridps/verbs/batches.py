@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hybridps import _core
-from hybridps.client.calls import Counts, Keys, Rows
 from hybridps.errors import BadInputError
 from hybridps.keys import KeysLike, Shape, Tensor, as_keys
+from hybridps.verbs.calls import Counts, Keys, Rows
 
 RowsLike = ArrayLike
 _COUNT_MAX: Final = (1 << 32) - 1

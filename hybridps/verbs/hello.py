@@ -1,0 +1,53 @@
+"""`hello`: who a connection speaks for, and what its server is. No user calls it: every connection
+begins with it, and the compiled side of a client writes it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hybridps.errors import BadInputError
+from hybridps.verbs.calls import Cold, ServerInfo, Site
+from hybridps.verbs.kinds import Lane, Order
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Cold[ServerInfo]):
+    """Names the session of the connection's pushes."""
+
+    VERB = "hello"
+    # The pushes behind it are of this session.
+    ORDER = Order.PUSH
+    LANE = Lane.LOOKS
+
+    session: int
+    client_id: str
+
+    def __post_init__(self) -> None:
+        if self.session == 0:
+            raise BadInputError("session is 0; give a random number above 0")
+
+    def run(self, site: Site) -> ServerInfo:
+        """The store lets the session in, or takes it over from an older one."""
+        return replace(site.info, last_push=site.store.attach(self.session, self.client_id))
+
+    @classmethod
+    def answer(cls, results: Any, value: ServerInfo) -> None:
+        """The server's limits, and the last push that it knows."""
+        server = results.init("server")
+        server.version = value.version
+        server.shard, server.shards = value.shard, value.shards
+        server.lastPush = value.last_push
+        server.frameLimit, server.keysLimit = value.frame_limit, value.keys_limit
+
+    @classmethod
+    def result(cls, results: Any) -> ServerInfo:
+        """As above."""
+        told = results.server
+        return ServerInfo(
+            version=told.version,
+            shard=told.shard,
+            shards=told.shards,
+            frame_limit=told.frameLimit,
+            keys_limit=told.keysLimit,
+            last_push=told.lastPush,
+        )
