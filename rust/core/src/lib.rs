@@ -47,5 +47,5 @@ pub use store::{
     PushOutcome, RowTier, Scrubbed, Snapshot, Store, StoreConfig, TableInfo,
 };
 pub use types::{
-    bucket, hash, shard_of_bucket, Durability, Place, Push, Sequence, TableId, BUCKETS,
+    bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,
 };

@@ -13,22 +13,66 @@ pub type Sequence = u64;
 /// Names a table inside one store; never used again after a drop.
 pub type TableId = u32;
 
-/// Where a record lies on NVMe: byte offset in the log file divided by 16. 39 bits, so 8 TiB.
+/// What a record can lie on, beside DRAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place(pub u64);
+pub enum Disk {
+    /// The data directory.
+    Nvme,
+    /// The cold directory, on a slower disk.
+    Cold,
+}
+
+/// Where a record lies: the disk, and the byte offset in its log file divided by 16. 39 bits, of
+/// which the highest names the disk, so 4 TiB on each. Places sort by disk, then by offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place(u64);
 
 impl Place {
     /// Records begin at multiples of this many bytes.
     pub const UNIT: u64 = 16;
+    /// Bits of a place.
+    pub const BITS: u32 = 39;
+    /// Offsets are below this.
+    pub const BYTES_MAX: u64 = Self::COLD * Self::UNIT;
 
-    /// The place at byte `offset` of the log file.
-    pub const fn at(offset: u64) -> Self {
-        Self(offset / Self::UNIT)
+    const COLD: u64 = 1 << (Self::BITS - 1);
+
+    /// The place at byte `offset` of the log file of a disk.
+    pub const fn at(disk: Disk, offset: u64) -> Self {
+        debug_assert!(offset < Self::BYTES_MAX);
+        match disk {
+            Disk::Nvme => Self(offset / Self::UNIT),
+            Disk::Cold => Self(offset / Self::UNIT | Self::COLD),
+        }
     }
 
-    /// Byte offset in the log file.
+    /// The place so many bytes behind this one, on the same disk.
+    pub const fn plus(self, bytes: u64) -> Self {
+        Self(self.0 + bytes / Self::UNIT)
+    }
+
+    /// The disk that it is on.
+    pub const fn disk(self) -> Disk {
+        if self.0 & Self::COLD == 0 {
+            Disk::Nvme
+        } else {
+            Disk::Cold
+        }
+    }
+
+    /// Byte offset in the log file of its disk.
     pub const fn offset(self) -> u64 {
-        self.0 * Self::UNIT
+        (self.0 & !Self::COLD) * Self::UNIT
+    }
+
+    /// All of it in the low `BITS` bits; zero for no record's place.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Of `bits`.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
     }
 }
 
@@ -91,6 +135,20 @@ mod tests {
             assert!(owners.windows(2).all(|w| w[0] <= w[1]));
             assert_eq!((owners[0], owners[4095]), (0, shards - 1));
         }
+    }
+
+    #[test]
+    fn a_place_tells_its_disk_and_its_offset() {
+        for disk in [Disk::Nvme, Disk::Cold] {
+            for offset in [0, 16, 4096, Place::BYTES_MAX - 16] {
+                let place = Place::at(disk, offset);
+                assert_eq!((place.disk(), place.offset()), (disk, offset));
+                assert!(place.bits() < 1 << Place::BITS);
+                assert_eq!(Place::from_bits(place.bits()), place);
+            }
+            assert_eq!(Place::at(disk, 4096).plus(32), Place::at(disk, 4128));
+        }
+        assert!(Place::at(Disk::Nvme, Place::BYTES_MAX - 16) < Place::at(Disk::Cold, 0));
     }
 
     #[test]

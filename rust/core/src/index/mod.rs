@@ -26,7 +26,8 @@ pub(crate) use ring::LocationRing;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Location(u64);
 
-const NVME: u64 = 1 << 39;
+/// A place, not DRAM.
+const NVME: u64 = 1 << Place::BITS;
 const LOCATION_BITS: u32 = 40;
 const LOCATION_MASK: u64 = (1 << LOCATION_BITS) - 1;
 const FINGERPRINT_BITS: u32 = 24;
@@ -41,8 +42,8 @@ impl Location {
     }
 
     pub(crate) fn nvme(place: Place) -> Self {
-        debug_assert!(place.0 > 0 && place.0 < NVME);
-        Self(place.0 | NVME)
+        debug_assert!(place.bits() > 0);
+        Self(place.bits() | NVME)
     }
 
     /// Arena units, or the place on NVMe.
@@ -51,7 +52,7 @@ impl Location {
         if self.0 & NVME == 0 {
             Ok(self.0)
         } else {
-            Err(Place(self.0 & !NVME))
+            Err(Place::from_bits(self.0 & !NVME))
         }
     }
 }

@@ -189,9 +189,9 @@ fn a_few_keys_take_a_line() {
 
 #[test]
 fn tiers_do_not_mix() {
-    assert_eq!(Location::nvme(Place(7)).resolve(), Err(Place(7)));
+    assert_eq!(Location::nvme(Place::from_bits(7)).resolve(), Err(Place::from_bits(7)));
     assert_eq!(Location::dram(7).resolve(), Ok(7));
-    assert_ne!(Location::nvme(Place(7)), Location::dram(7));
+    assert_ne!(Location::nvme(Place::from_bits(7)), Location::dram(7));
 }
 
 /// Where one region serves all buckets, keys of other buckets with the same fingerprint are no

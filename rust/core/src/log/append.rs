@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering;
 
 use super::record::Record;
 use super::segment::OpenSegment;
+use super::volume::Volume;
 use super::writer::Sealed;
-use super::{Shared, Stream, ROW_FLOATS_MAX};
+use super::{Stream, ROW_FLOATS_MAX};
 use crate::error::{Error, Result};
 use crate::types::{Place, TableId};
 
@@ -13,7 +14,7 @@ use crate::types::{Place, TableId};
 /// never be compacted. (Where syncs seal one after the other short, there are `SPARE` more.)
 pub(super) const RESERVED: u32 = 2;
 
-impl Shared {
+impl Volume {
     pub(super) fn append(
         &self,
         stream: Stream,
@@ -29,7 +30,8 @@ impl Shared {
                  lower the dimension or use an optimizer with fewer slots"
             )));
         }
-        let mut may_sync = true;
+        // Who appends to the cold volume syncs by itself, when no lock is held.
+        let mut may_sync = self.anchor.is_none();
         loop {
             let mut current = self.streams[stream as usize].lock();
             if current.is_none() {
@@ -79,7 +81,7 @@ impl Shared {
             self.progress.wait(&mut state);
         };
         drop(state);
-        let base = self.slots.offset(id.slot);
+        let base = self.slots.base(id.slot);
         Ok(Some(OpenSegment::new(id, buffer, base, self.config.segment_bytes)))
     }
 
@@ -121,12 +123,13 @@ impl Shared {
         self.refused.fetch_add(1, Ordering::Relaxed);
         Error::store_full(format!(
             "log {} is full: all {} slots of {} bytes are taken ({} bytes of rows are live, {} of \
-             marks of removals kept): remove rows, let compaction run, or raise nvme_bytes",
+             marks of removals kept): remove rows, let compaction run, or raise {}",
             self.device.path().display(),
             self.slots_max,
             self.config.segment_bytes,
             self.slots.live_bytes(),
-            self.slots.tombstone_bytes()
+            self.slots.tombstone_bytes(),
+            if self.anchor.is_none() { "nvme_bytes" } else { "cold_cap" }
         ))
     }
 }

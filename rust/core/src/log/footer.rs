@@ -37,8 +37,8 @@ pub(super) const fn footer_bytes_max(entries: usize, pages: usize) -> usize {
     SHAPES + 2 * pages * 8 + entries * ENTRY
 }
 
-/// The footer of a segment that starts at byte `base` of the file. Sorts `entries`.
-pub(super) fn encode_footer(entries: &mut [FooterEntry], incarnation: u64, base: u64) -> Vec<u8> {
+/// The footer of a segment that starts at `base`. Sorts `entries`.
+pub(super) fn encode_footer(entries: &mut [FooterEntry], incarnation: u64, base: Place) -> Vec<u8> {
     entries.sort_unstable_by_key(|entry| (hash(entry.key), entry.place));
     let (shapes, shape_of) = shapes(entries);
     let head_bytes = SHAPES + shapes.len() * 8;
@@ -55,7 +55,7 @@ pub(super) fn encode_footer(entries: &mut [FooterEntry], incarnation: u64, base:
     for (entry, slot) in entries.iter().zip(bytes[head_bytes..].chunks_exact_mut(ENTRY)) {
         put_u64(slot, 0, entry.key);
         put_u64(slot, 8, entry.sequence);
-        put_u32(slot, 16, ((entry.place.offset() - base) / Place::UNIT) as u32);
+        put_u32(slot, 16, ((entry.place.offset() - base.offset()) / Place::UNIT) as u32);
         let shape = (entry.table, length_word(entry.row_floats, entry.tombstone));
         put_u16(slot, 20, shape_of[&shape]);
     }
@@ -102,7 +102,7 @@ fn head_checksum(head: &[u8]) -> u32 {
 
 /// The checked head of a footer: what is needed to find and read a range of buckets.
 pub(super) struct FooterHead {
-    base: u64,
+    base: Place,
     entries: usize,
     /// Entries up to and with each group, and the checksum of each group.
     directory: Vec<(usize, u32)>,
@@ -116,8 +116,8 @@ impl FooterHead {
             .then(|| SHAPES + u32_at(start, 4) as usize * 8)
     }
 
-    /// Reads the head of the footer of the segment at byte `base` of the file.
-    pub(super) fn decode(bytes: &[u8], incarnation: u64, base: u64) -> Option<Self> {
+    /// Reads the head of the footer of the segment at `base`.
+    pub(super) fn decode(bytes: &[u8], incarnation: u64, base: Place) -> Option<Self> {
         let head = bytes.get(..Self::bytes(bytes)?)?;
         if u32_at(head, CRC) != head_checksum(head)
             || u64_at(head, 8) != incarnation
@@ -198,7 +198,7 @@ impl FooterHead {
             };
             if buckets.contains(&bucket(hash(key))) {
                 let (row_floats, tombstone) = split_length(length);
-                let place = Place::at(self.base + u64::from(u32_at(entry, 16)) * Place::UNIT);
+                let place = self.base.plus(u64::from(u32_at(entry, 16)) * Place::UNIT);
                 let sequence = u64_at(entry, 8);
                 visit(FooterEntry { table, key, sequence, place, row_floats, tombstone });
             }
@@ -210,6 +210,9 @@ impl FooterHead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Disk;
+
+    const BASE: Place = Place::at(Disk::Cold, 4096);
 
     fn entries() -> Vec<FooterEntry> {
         (0..5000u64)
@@ -217,7 +220,7 @@ mod tests {
                 table: (i % 7) as u32,
                 key: i.wrapping_mul(0x9e37_79b9),
                 sequence: i,
-                place: Place::at(4096 + 1024 + i * 16),
+                place: BASE.plus(1024 + i * 16),
                 row_floats: if i % 5 == 0 { 0 } else { 48 + (i % 3) as usize },
                 tombstone: i % 5 == 0,
             })
@@ -227,10 +230,10 @@ mod tests {
     #[test]
     fn ranges_of_buckets_are_read_alone() {
         let mut wanted = entries();
-        let bytes = encode_footer(&mut wanted, 9, 4096);
+        let bytes = encode_footer(&mut wanted, 9, BASE);
         assert!(bytes.len() <= footer_bytes_max(5000, 100));
-        let head = FooterHead::decode(&bytes, 9, 4096).expect("head");
-        assert!(FooterHead::decode(&bytes, 8, 4096).is_none(), "another incarnation");
+        let head = FooterHead::decode(&bytes, 9, BASE).expect("head");
+        assert!(FooterHead::decode(&bytes, 8, BASE).is_none(), "another incarnation");
         for buckets in [0..BUCKETS, 0..1, 63..65, 4095..4096, 1000..3000, 7..7] {
             let mut seen = Vec::new();
             let range = head.range(&buckets);
@@ -245,11 +248,11 @@ mod tests {
     #[test]
     fn damage_is_found() {
         let mut wanted = entries();
-        let good = encode_footer(&mut wanted, 9, 4096);
+        let good = encode_footer(&mut wanted, 9, BASE);
         for offset in (0..good.len()).step_by(13) {
             let mut bytes = good.clone();
             bytes[offset] ^= 4;
-            let whole = FooterHead::decode(&bytes, 9, 4096).is_some_and(|head| {
+            let whole = FooterHead::decode(&bytes, 9, BASE).is_some_and(|head| {
                 let range = head.range(&(0..BUCKETS));
                 head.visit(&(0..BUCKETS), bytes.get(range).unwrap_or(&[]), &mut |_| ())
             });

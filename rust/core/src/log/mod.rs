@@ -1,11 +1,17 @@
-//! The NVMe tier: rows in one file of segments that are filled in memory, written once and freed
+//! The tiers below DRAM: rows in a file of segments on NVMe, and in a second one, of the same
+//! form, on a slower disk where there is one. Segments are filled in memory, written once and freed
 //! when compaction has copied what is live. Formats: `docs/format.md`.
 //!
+//! A file with its slots and its writer thread is a volume. Rows that leave DRAM, and marks of
+//! removals, go to that on NVMe alone; what names a place goes to the volume of its disk.
+//!
 //! Knows keys and bytes, not dims or optimizers; knows no index: callers keep the places. Lock
-//! order: stream > file header > state > slot > segment buffer. No lock is held over a callback.
+//! order: stream > file header > state > slot > segment buffer, the cold volume's before that of
+//! the other. No lock is held over a callback.
 
 mod append;
 mod bytes;
+mod cold;
 mod footer;
 mod header;
 mod page;
@@ -19,15 +25,13 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod victim;
+mod volume;
 mod writer;
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
-
-use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 pub(crate) use footer::FooterEntry;
 pub(crate) use pins::Pin;
@@ -36,17 +40,12 @@ pub(crate) use record::{footprint, Record, RecordView, ROW_FLOATS_MAX};
 pub(crate) use scan::{Verified, SCAN_BYTES};
 pub(crate) use slots::SegmentId;
 pub(crate) use victim::Elders;
+pub(crate) use volume::Volume;
 
-use crate::device::{self, AlignedBuffer, Device, PAGE};
-use crate::directory;
-use crate::error::{Error, ErrorKind, Result};
-use crate::types::{Place, Sequence, TableId};
-use header::FileHeader;
-use pins::Pins;
-use segment::OpenSegment;
-use slots::Slots;
-use victim::{Demand, Rounds};
-use writer::State;
+use crate::device::{self, Device};
+use crate::error::{Error, Result};
+use crate::types::{Disk, Place, Sequence, TableId};
+use victim::{Demand, Segment};
 
 /// Called with the greatest sequence of a segment before its bytes go to the device.
 pub(crate) type BeforeWrite = dyn Fn(Sequence) -> Result<()> + Send + Sync;
@@ -88,37 +87,14 @@ pub(crate) struct LogEnd {
 
 /// See the module. Thread safe.
 pub(crate) struct Log {
-    shared: Arc<Shared>,
-    writer: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// What the callers' threads and the writer thread share.
-struct Shared {
-    config: LogConfig,
-    device: Box<dyn Device>,
-    slots: Slots,
-    /// Slots that may be filled; the file may hold more if its cap was lowered.
-    slots_max: u32,
-    streams: [Mutex<Option<OpenSegment>>; 2],
-    state: Mutex<State>,
-    /// What the choice of victims remembers.
-    rounds: Mutex<Rounds>,
-    /// To the writer thread: the queue or `closing` changed.
-    work: Condvar,
-    /// To appenders and syncers: a buffer or slot came back, a segment was written, or a failure.
-    progress: Condvar,
-    pins: Pins,
-    /// Held while slots are erased, so that one thread does it at a time.
-    file_header: Mutex<(FileHeader, AlignedBuffer)>,
-    failure: OnceLock<Error>,
-    refused: AtomicU64,
-    bytes_read: AtomicU64,
-    bytes_written: AtomicU64,
+    nvme: Arc<Volume>,
+    cold: Option<Arc<Volume>>,
 }
 
 impl Log {
-    /// Opens or creates the log. Segments up to `known` were synced: damage in them is reported
-    /// when they are read. Beyond it a segment that does not verify was torn, and is forgotten.
+    /// Opens or creates the log on NVMe. Segments up to `known` were synced: damage in them is
+    /// reported when they are read. Beyond it a segment that does not verify was torn, and is
+    /// forgotten.
     ///
     /// # Errors
     /// `Config` for settings out of range or another segment size than the file's; `Corruption`
@@ -131,15 +107,19 @@ impl Log {
     }
 
     fn open_on(device: Box<dyn Device>, config: LogConfig, known: LogEnd) -> Result<Self> {
-        let shared = Arc::new(recovery::recover(device, config, known)?);
-        let writer = std::thread::Builder::new()
-            .name("hybridps-log".to_owned())
-            .spawn({
-                let shared = shared.clone();
-                move || shared.write_segments()
-            })
-            .map_err(|e| Error::unavailable(format!("cannot start the log's thread: {e}")))?;
-        Ok(Self { shared, writer: Mutex::new(Some(writer)) })
+        Ok(Self { nvme: Volume::open(device, config, known, None)?, cold: None })
+    }
+
+    /// The volume that what is said to be on `disk` can be asked of.
+    fn on(&self, disk: Disk) -> &Volume {
+        match (disk, &self.cold) {
+            (Disk::Cold, Some(cold)) => cold,
+            _ => &self.nvme,
+        }
+    }
+
+    fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        std::iter::once(&self.nvme).chain(&self.cold).map(Arc::as_ref)
     }
 
     /// Adds a record, live until it is released. In memory until its segment is full or `sync`.
@@ -156,7 +136,7 @@ impl Log {
         table: TableId,
         record: &Record<'_>,
     ) -> Result<Place> {
-        self.shared.append(stream, table, record, false)
+        self.nvme.append(stream, table, record, false)
     }
 
     /// Adds the mark of a removed key, while nothing can append the key (under the lock of the
@@ -171,8 +151,8 @@ impl Log {
         key: u64,
         sequence: Sequence,
     ) -> Result<Place> {
-        let record = Record::tombstone(key, sequence, self.shared.slots.newest());
-        self.shared.append(stream, table, &record, true)
+        let record = Record::tombstone(key, sequence, self.nvme.slots.numbers().newest());
+        self.nvme.append(stream, table, &record, true)
     }
 
     /// Compaction: copies a tombstone with its own horizon. Not needed where `elders` are gone.
@@ -181,17 +161,17 @@ impl Log {
     /// As `append`.
     pub(crate) fn copy_tombstone(&self, table: TableId, record: &RecordView<'_>) -> Result<Place> {
         let record = Record::tombstone(record.key, record.sequence, record.horizon());
-        self.shared.append(Stream::Compaction, table, &record, true)
+        self.nvme.append(Stream::Compaction, table, &record, true)
     }
 
     /// The record at `place` is dead now. Call it before its segment is freed, or not at all.
     pub(crate) fn release(&self, place: Place, row_floats: usize) {
-        self.shared.slots.subtract_live(place, row_floats);
+        self.on(place.disk()).slots.subtract_live(place, row_floats);
     }
 
     /// Whether a segment could be begun without waiting for the device.
     pub(crate) fn has_buffer(&self) -> bool {
-        self.shared.has_buffer()
+        self.nvme.has_buffer()
     }
 
     /// Returns when a segment could be begun without waiting for the device: for those who append
@@ -200,18 +180,18 @@ impl Log {
     /// # Errors
     /// As `append`.
     pub(crate) fn wait_for_buffer(&self) -> Result<()> {
-        self.shared.wait_for_buffer()
+        self.nvme.wait_for_buffer()
     }
 
     /// Recovery: the record at `place` is live.
     pub(crate) fn adopt(&self, place: Place, row_floats: usize) {
-        self.shared.slots.add_live(place, row_floats);
+        self.on(place.disk()).slots.add_live(place, row_floats);
     }
 
     /// Recovery: there is a tombstone at `place`. Its horizon is not above what its segment was
     /// sealed at.
     pub(crate) fn adopt_tombstone(&self, place: Place, table: TableId) {
-        let slots = &self.shared.slots;
+        let slots = &self.on(place.disk()).slots;
         let Some(slot) = slots.of(place) else { return };
         slots.add_tombstone(place, table, slots.info(slot).header.sealed_at);
     }
@@ -219,7 +199,7 @@ impl Log {
     /// While the pin is held, no slot that is freed later is filled again or punched: take it
     /// before places are looked up, drop it after they were read.
     pub(crate) fn pin(&self) -> Pin<'_> {
-        self.shared.pins.pin()
+        self.nvme.pins.pin()
     }
 
     /// Reads `count` records in one batch, of which `read` tells the `n`-th, in the order of their
@@ -236,7 +216,7 @@ impl Log {
         read: &dyn Fn(usize) -> Read,
         visit: &mut dyn FnMut(usize, Result<RecordView<'_>>),
     ) -> ReadCounts {
-        self.shared.read(pin, count, &mut |_| true, read, visit)
+        self.read_wanted(pin, count, &mut |_| true, read, visit)
     }
 
     /// The same, of those records for which `wants` is true when their turn has come.
@@ -248,41 +228,59 @@ impl Log {
         read: &dyn Fn(usize) -> Read,
         visit: &mut dyn FnMut(usize, Result<RecordView<'_>>),
     ) -> ReadCounts {
-        self.shared.read(pin, count, wants, read, visit)
+        let Some(cold) = &self.cold else {
+            return self.nvme.read(pin, count, wants, read, visit);
+        };
+        // In the order of places those on NVMe come first.
+        let disks: &[_] = &[(&self.nvme, Disk::Nvme), (cold, Disk::Cold)];
+        let (mut first, mut counts) = (0, ReadCounts::default());
+        for (volume, disk) in disks {
+            let end =
+                first + partition_point(count - first, |n| read(first + n).place.disk() <= *disk);
+            counts += volume.read(
+                pin,
+                end - first,
+                &mut |n| wants(first + n),
+                &|n| read(first + n),
+                &mut |n, record| visit(first + n, record),
+            );
+            first = end;
+        }
+        counts
     }
 
-    /// Seals what is in memory and returns when all that was appended before is on the device.
+    /// Seals what is in memory and returns when all that was appended before is on NVMe. What is on
+    /// its way to the cold volume is on NVMe too, and that is not waited for.
     ///
     /// # Errors
     /// `Unavailable` if the device or `before_write` fails, now or ever before.
     pub(crate) fn sync(&self) -> Result<LogEnd> {
-        self.shared.sync()
+        self.nvme.sync()
     }
 
     /// Cap of the file.
     pub(crate) fn capacity_bytes(&self) -> u64 {
-        self.shared.config.capacity_bytes
+        self.nvme.capacity_bytes()
     }
 
     /// Size of a slot.
     pub(crate) fn segment_bytes(&self) -> u64 {
-        self.shared.slots.segment_bytes
+        self.nvme.segment_bytes()
     }
 
     /// Bytes of the file that are taken: whole slots.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let taken = u64::from(self.shared.state.lock().roster.taken());
-        PAGE as u64 + taken * self.shared.config.segment_bytes
+        self.nvme.used_bytes()
     }
 
     /// Bytes of rows that are live, and so of slots that compaction can never win.
     pub(crate) fn live_bytes(&self) -> u64 {
-        self.shared.slots.live_bytes()
+        self.nvme.live_bytes()
     }
 
     /// Bytes that are written in taken slots; about what the file takes on the file system.
     pub(crate) fn allocated_bytes(&self) -> u64 {
-        PAGE as u64 + self.shared.state.lock().roster.written_bytes()
+        self.nvme.allocated_bytes()
     }
 
     /// The first failure of the device, for ever.
@@ -290,28 +288,28 @@ impl Log {
     /// # Errors
     /// `Unavailable`.
     pub(crate) fn check(&self) -> Result<()> {
-        self.shared.check()
+        self.nvme.check()
     }
 
     /// Why segments cannot be written now, though their slots are within the cap: the file system
     /// has no space. It is tried again until there is some.
     pub(crate) fn no_space(&self) -> Option<Error> {
-        self.shared.state.lock().no_space.clone()
+        self.nvme.no_space()
     }
 
     /// Slots that can be filled now.
     pub(crate) fn free_segments(&self) -> u32 {
-        self.shared.state.lock().roster.available()
+        self.nvme.free_segments()
     }
 
     /// Segments begun so far: grows as records are appended.
     pub(crate) fn begun_segments(&self) -> u64 {
-        self.shared.slots.newest()
+        self.nvme.slots.numbers().newest()
     }
 
     /// Records refused so far for want of a slot.
     pub(crate) fn refused(&self) -> u64 {
-        self.shared.refused.load(Ordering::Relaxed)
+        self.nvme.refused.load(Ordering::Relaxed)
     }
 
     /// Whether rows that leave DRAM find a slot.
@@ -322,32 +320,35 @@ impl Log {
     /// Segments that were freed and whose slots are not free yet: they will be once the copies of
     /// their records are on the device and older pins are gone, without a call of `sync`.
     pub(crate) fn freed_segments(&self) -> u32 {
-        self.shared.state.lock().roster.freed()
+        self.nvme.freed_segments()
     }
 
-    /// Bytes read from the device since opening.
+    /// Bytes read from all disks since opening.
     pub(crate) fn bytes_read(&self) -> u64 {
-        self.shared.bytes_read.load(Ordering::Relaxed)
+        self.volumes().map(Volume::bytes_read).sum()
     }
 
-    /// Bytes written to the device since opening.
+    /// Bytes written to all disks since opening.
     pub(crate) fn bytes_written(&self) -> u64 {
-        self.shared.bytes_written.load(Ordering::Relaxed)
+        self.volumes().map(Volume::bytes_written).sum()
     }
 
     /// Memory that readers hold now: rings and page buffers.
     pub(crate) fn reader_bytes(&self) -> u64 {
-        self.shared.device.buffer_bytes()
+        self.volumes().map(|volume| volume.device.buffer_bytes()).sum()
     }
 
     /// Memory of the account of segments.
     pub(crate) fn account_bytes(&self) -> u64 {
-        self.shared.slots.memory_bytes()
+        self.volumes().map(|volume| volume.slots.memory_bytes()).sum()
     }
 
     /// How reads are done, with a warning where that is not the best way.
     pub(crate) fn io_description(&self) -> String {
-        self.shared.device.description()
+        let describe = |volume: &Volume| volume.device.description();
+        let cold =
+            self.cold().map_or_else(String::new, |cold| format!("; cold: {}", describe(cold)));
+        describe(&self.nvme) + &cold
     }
 
     /// What to compact next, if the log holds more than its rows and tombstones justify; under
@@ -355,13 +356,13 @@ impl Log {
     ///
     /// Compact on without `sync` between: each sync seals a short segment, which takes a slot.
     pub(crate) fn victim(&self, is_pressed: bool) -> Option<SegmentId> {
-        let slots = &self.shared.slots;
+        let slots = &self.nvme.slots;
         let demand = Demand {
             segment_bytes: slots.segment_bytes,
-            capacity_bytes: u64::from(self.shared.slots_max) * slots.segment_bytes,
+            capacity_bytes: u64::from(self.nvme.slots_max) * slots.segment_bytes,
             is_pressed,
         };
-        victim::choose(&slots.segments(), &demand, &mut self.shared.rounds.lock())
+        victim::choose(&slots.segments(), &self.elders(), &demand, &mut self.nvme.rounds.lock())
     }
 
     /// Reads a written segment in large sequential reads and visits all its records and
@@ -375,7 +376,7 @@ impl Log {
         segment: SegmentId,
         visit: &mut dyn FnMut(Place, TableId, Result<RecordView<'_>>),
     ) -> Result<ReadCounts> {
-        self.shared.scan(segment, visit)
+        self.on(segment.disk).scan(segment, visit)
     }
 
     /// As `scan`, of header and footer too, of a segment that may have been freed: then `None`.
@@ -385,25 +386,27 @@ impl Log {
         segment: SegmentId,
         visit: &mut dyn FnMut(Place, TableId, Result<RecordView<'_>>),
     ) -> Option<Verified> {
-        self.shared.verify(segment, visit)
+        self.on(segment.disk).verify(segment, visit)
     }
 
     /// The first segment on the device in slot `first` or behind it.
     pub(crate) fn written_from(&self, first: u32) -> Option<SegmentId> {
-        self.shared.written_from(first)
+        self.nvme.written_from(first)
     }
 
     /// Which segments may hold rows older than a tombstone. As of now, which holds on: a segment
     /// that is begun later has nothing that is older.
     pub(crate) fn elders(&self) -> Elders {
-        Elders::of(&self.shared.slots.segments())
+        let segments: Vec<Segment> =
+            self.volumes().flat_map(|volume| volume.slots.segments()).collect();
+        Elders::of(&segments)
     }
 
     /// The live records of a segment were copied. Its slot is filled again once the copies are on
     /// the device (by a later `sync`, or because their segments were full) and the pins that are
     /// held now are gone.
     pub(crate) fn free(&self, segment: SegmentId) {
-        self.shared.free(segment);
+        self.on(segment.disk).free(segment);
     }
 
     /// Recovery: all written segments in growing incarnation, with how many entries each has.
@@ -411,10 +414,16 @@ impl Log {
     /// # Errors
     /// `Corruption` if the header of a segment is damaged.
     pub(crate) fn segments(&self) -> Result<Vec<(SegmentId, u32)>> {
-        self.shared.segments()
+        let mut all = self.nvme.segments()?;
+        if let Some(cold) = &self.cold {
+            all.append(&mut cold.segments()?);
+            all.sort_unstable();
+        }
+        Ok(all)
     }
 
-    /// The footer entries in `buckets` of all written segments, in growing incarnation.
+    /// The footer entries in `buckets` of all written segments, in growing incarnation on each
+    /// disk.
     ///
     /// # Errors
     /// `Corruption` if a footer or the header of a segment is damaged; `Unavailable` if a read
@@ -424,7 +433,7 @@ impl Log {
         buckets: Range<u32>,
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<()> {
-        self.shared.entries(&buckets, visit)
+        self.volumes().try_for_each(|volume| volume.entries(&buckets, visit))
     }
 
     /// What the footer says of the record at `place`, of a key in `bucket`: whose it is can be told
@@ -433,7 +442,7 @@ impl Log {
     /// # Errors
     /// `Unavailable` if a read fails.
     pub(crate) fn entry_at(&self, place: Place, bucket: u32) -> Result<Option<FooterEntry>> {
-        self.shared.entry_at(place, bucket)
+        self.on(place.disk()).entry_at(place, bucket)
     }
 
     /// The footer entries in `buckets` of a written segment; one read if that is most of them.
@@ -447,19 +456,20 @@ impl Log {
         buckets: Range<u32>,
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<()> {
-        self.shared.entries_of(segment, &buckets, visit)
+        self.on(segment.disk).entries_of(segment, &buckets, visit)
     }
 
     /// A live record of the segment cannot be read, so its slot cannot be won: it is no `victim`
     /// until one of its records is released.
     pub(crate) fn set_aside(&self, segment: SegmentId) {
-        self.shared.slots.set_aside(segment);
+        self.on(segment.disk).slots.set_aside(segment);
     }
 
     /// Number of the filling that `place` lies in now. While it stays the same, what was read from
     /// the place is what is there.
     pub(crate) fn incarnation(&self, place: Place) -> u64 {
-        self.shared.slots.of(place).map_or(0, |slot| self.shared.slots.incarnation(slot))
+        let slots = &self.on(place.disk()).slots;
+        slots.of(place).map_or(0, |slot| slots.incarnation(slot))
     }
 
     /// Syncs, and joins the writer thread.
@@ -468,19 +478,15 @@ impl Log {
     /// As `sync`.
     #[cfg(test)]
     pub(crate) fn close(self) -> Result<LogEnd> {
-        let end = self.shared.sync();
+        let end = self.nvme.sync();
         self.stop();
         end
     }
 
-    /// Writes what is sealed already, forgets the rest, joins the writer thread. Nothing is
+    /// Writes what is sealed already, forgets the rest, joins the writer threads. Nothing is
     /// written after that: append and sync no more.
     pub(crate) fn stop(&self) {
-        if let Some(writer) = self.writer.lock().take() {
-            self.shared.close();
-            // If it panicked, its message is out already and nobody waits for it any more.
-            let _ = writer.join();
-        }
+        self.volumes().for_each(Volume::stop);
     }
 }
 
@@ -490,41 +496,16 @@ impl Drop for Log {
     }
 }
 
-impl Shared {
-    /// The first failure of the device, for ever.
-    fn check(&self) -> Result<()> {
-        self.failure.get().map_or(Ok(()), |error| Err(error.clone()))
-    }
-
-    /// Remembers the first failure and wakes everyone who waits. A file system that is full is no
-    /// failure: what could not be written is still in memory.
-    fn fail(&self, error: &Error) -> Error {
-        if error.kind == ErrorKind::StoreFull {
-            return error.clone();
+/// How many of `count` come before the first for which `is_before` is false.
+fn partition_point(count: usize, is_before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low.midpoint(high);
+        if is_before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
         }
-        let text = format!(
-            "log {} has failed and takes no more rows until it is opened again: {}",
-            self.device.path().display(),
-            error.message
-        );
-        let first = self.failure.get_or_init(|| Error::unavailable(text)).clone();
-        let _state = self.state.lock();
-        self.progress.notify_all();
-        first
     }
-
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.device.write_at(bytes, offset).map_err(|cause| {
-            if directory::is_full(&cause) {
-                return directory::failed_write(self.device.path(), &cause);
-            }
-            Error::io(&format!("write at offset {offset} of"), self.device.path(), &cause)
-        })?;
-        self.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn device_sync(&self) -> Result<()> {
-        self.device.sync().map_err(|e| Error::io("sync", self.device.path(), &e))
-    }
+    low
 }

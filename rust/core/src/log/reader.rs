@@ -7,7 +7,7 @@ use super::page::PageHeader;
 use super::pins::Pin;
 use super::record::{decode_record, record_bytes, RecordView, Unreadable, PAGE_HEADER};
 use super::slots::{SlotInfo, SlotState};
-use super::Shared;
+use super::volume::Volume;
 use crate::device::{AlignedBuffer, Extent, Reads, EXTENT_BYTES_MAX, PAGE};
 use crate::error::{Error, Result};
 use crate::types::{Place, TableId};
@@ -39,6 +39,13 @@ pub(crate) struct ReadCounts {
     pub(crate) bytes: u64,
 }
 
+impl std::ops::AddAssign for ReadCounts {
+    fn add_assign(&mut self, more: Self) {
+        self.device_reads += more.device_reads;
+        self.bytes += more.bytes;
+    }
+}
+
 /// Told which record of a batch was read, and what it is.
 type Visit<'a> = dyn FnMut(usize, Result<RecordView<'_>>) + 'a;
 
@@ -58,7 +65,7 @@ struct Segment {
 
 /// A batch on its way through the device: extents are planned as the device has room for them.
 struct Batch<'a> {
-    log: &'a Shared,
+    log: &'a Volume,
     wants: &'a mut dyn FnMut(usize) -> bool,
     read: &'a dyn Fn(usize) -> Read,
     visit: &'a mut Visit<'a>,
@@ -76,7 +83,7 @@ struct Batch<'a> {
     counts: ReadCounts,
 }
 
-impl Shared {
+impl Volume {
     /// Reads those of `count` records that `wants` says, of which `read` tells the `n`-th, in the
     /// order of their places.
     #[allow(clippy::only_used_in_recursion, reason = "the pin shows that the places stay")]
@@ -112,8 +119,7 @@ impl Shared {
                 visit(longer[n].0, record);
             };
             let more = self.read(pin, longer.len(), &mut |_| true, &|n| longer[n].1, visit_longer);
-            counts.device_reads += more.device_reads;
-            counts.bytes += more.bytes;
+            counts += more;
         }
         counts
     }
@@ -272,7 +278,7 @@ fn check_record<'a>(bytes: &'a [u8], read: &Read) -> std::result::Result<RecordV
     }
 }
 
-impl Shared {
+impl Volume {
     fn damaged(&self, read: &Read, cause: &str) -> Error {
         Error::corruption(format!(
             "{cause}: file={} offset={} table={}: assign or remove its key, or restore the store \

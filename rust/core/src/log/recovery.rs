@@ -1,21 +1,21 @@
 //! Opening: which slots hold segments, which writes were torn, which damage is to be reported.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::footer::FooterHead;
 use super::header::{FileHeader, SegmentHeader, VERSION};
 use super::page::PageHeader;
-use super::pins::Pins;
 use super::segment::collect_entries;
-use super::slots::{Roster, Slots, SPARE};
+use super::slots::{Numbers, Roster, Slots, SPARE};
+use super::volume::Volume;
 use super::writer::State;
-use super::{LogConfig, LogEnd, Shared};
+use super::{LogConfig, LogEnd};
 use crate::device::{AlignedBuffer, Device, Extent, ReadList, PAGE};
 use crate::error::{Error, Result};
-use crate::types::BUCKETS;
+use crate::types::{Disk, BUCKETS};
 
 const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
@@ -52,7 +52,13 @@ pub(super) fn check(config: &LogConfig) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn recover(device: Box<dyn Device>, config: LogConfig, known: LogEnd) -> Result<Shared> {
+/// `anchor`: the volume beside which this is the cold one.
+pub(super) fn recover(
+    device: Box<dyn Device>,
+    config: LogConfig,
+    known: LogEnd,
+    anchor: Option<Arc<Volume>>,
+) -> Result<Volume> {
     let length = device.length().map_err(|e| Error::io("measure", device.path(), &e))?;
     let mut page = AlignedBuffer::new(PAGE);
     let header = file_header(&*device, &config, known, length, &mut page)?;
@@ -60,17 +66,23 @@ pub(super) fn recover(device: Box<dyn Device>, config: LogConfig, known: LogEnd)
     let in_file = length.saturating_sub(PAGE as u64).div_ceil(segment_bytes);
     let slots_max = ((config.capacity_bytes - PAGE as u64) / segment_bytes) as u32 - SPARE;
     let count = in_file.max(u64::from(slots_max)) + u64::from(SPARE);
-    let slots = Slots::new(count as usize, segment_bytes);
-    let shared = Shared {
+    let (disk, numbers, pins) = match &anchor {
+        None => (Disk::Nvme, Numbers::default(), Arc::default()),
+        Some(anchor) => (Disk::Cold, anchor.slots.numbers().clone(), anchor.pins.clone()),
+    };
+    let slots = Slots::new(disk, count as usize, segment_bytes, numbers.clone());
+    let volume = Volume {
         device,
         slots,
         slots_max,
         streams: [Mutex::new(None), Mutex::new(None)],
-        state: Mutex::new(State::new(Roster::new(0, std::iter::empty(), slots_max, 1))),
+        state: Mutex::new(State::new(Roster::new(0, std::iter::empty(), slots_max, &numbers))),
         rounds: Mutex::default(),
         work: Condvar::new(),
         progress: Condvar::new(),
-        pins: Pins::default(),
+        pins,
+        anchor,
+        thread: Mutex::new(None),
         file_header: Mutex::new((header, page)),
         failure: OnceLock::new(),
         refused: AtomicU64::new(0),
@@ -79,13 +91,14 @@ pub(super) fn recover(device: Box<dyn Device>, config: LogConfig, known: LogEnd)
         config,
     };
     let known = known.incarnation.max(header.synced);
-    let found = shared.find_segments(in_file as u32, known)?;
-    shared.begin_generation(&found.torn)?;
+    let found = volume.find_segments(in_file as u32, known)?;
+    volume.begin_generation(&found.torn)?;
     let next = (header.generation << GENERATION_SHIFT).max(known.max(found.newest) + 1);
+    numbers.begin(next);
     let free = found.free.into_iter().chain(found.torn);
-    let roster = shared.slots.open(Roster::new(in_file as u32, free, slots_max, next));
-    *shared.state.lock() = State::new(roster);
-    Ok(shared)
+    let roster = volume.slots.open(Roster::new(in_file as u32, free, slots_max, &numbers));
+    *volume.state.lock() = State::new(roster);
+    Ok(volume)
 }
 
 /// The header for this opening: read, checked, its generation raised; not yet written.
@@ -136,7 +149,7 @@ struct Found {
     newest: u64,
 }
 
-impl Shared {
+impl Volume {
     /// Reads the header of every slot of the file and sets what the slot holds.
     fn find_segments(&self, in_file: u32, known: u64) -> Result<Found> {
         let page =
@@ -196,9 +209,9 @@ impl Shared {
 
     /// Whether every page, record and footer entry of a segment verifies.
     fn is_whole(&self, header: &SegmentHeader) -> Result<bool> {
-        let base = self.slots.offset(header.slot);
+        let base = self.slots.base(header.slot);
         let mut bytes = AlignedBuffer::new(header.written_bytes() as usize);
-        self.read_at(&mut bytes, base)?;
+        self.read_at(&mut bytes, base.offset())?;
         let (pages, footer) = bytes.split_at(header.footer_offset() as usize);
         let Ok(mut entries) = collect_entries(pages, header.incarnation, base) else {
             return Ok(false);

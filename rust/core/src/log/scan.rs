@@ -9,7 +9,7 @@ use super::page::{visit_page, PageHeader};
 use super::reader::ReadCounts;
 use super::record::RecordView;
 use super::slots::{SegmentId, SlotState};
-use super::Shared;
+use super::volume::Volume;
 use crate::device::{AlignedBuffer, PAGE};
 use crate::error::{Error, Result};
 use crate::types::{Place, TableId, BUCKETS};
@@ -33,7 +33,7 @@ pub(crate) struct Verified {
 
 type VisitRecord<'a> = dyn FnMut(Place, TableId, Result<RecordView<'_>>) + 'a;
 
-impl Shared {
+impl Volume {
     pub(super) fn scan(
         &self,
         segment: SegmentId,
@@ -50,7 +50,7 @@ impl Shared {
 
     /// The header of a segment that is on the device, and was not freed.
     fn written_header(&self, segment: SegmentId) -> Option<SegmentHeader> {
-        let SegmentId { slot, incarnation } = segment;
+        let SegmentId { slot, incarnation, .. } = segment;
         let info = (slot < self.slots.count()).then(|| self.slots.info(slot))?;
         (info.state.is_written() && info.header.incarnation == incarnation).then_some(info.header)
     }
@@ -61,17 +61,17 @@ impl Shared {
         segment: &SegmentHeader,
         visit: &mut VisitRecord<'_>,
     ) -> Result<ReadCounts> {
-        let base = self.slots.offset(segment.slot);
+        let base = self.slots.base(segment.slot);
         let end = segment.footer_offset() as usize;
         let mut buffer = AlignedBuffer::new(SCAN_BYTES.min(end));
         let mut start = PAGE;
         let mut counts = ReadCounts::default();
         while start < end {
             let bytes = buffer.len().min(end - start);
-            self.read_at(&mut buffer[..bytes], base + start as u64)?;
+            let at = base.plus(start as u64);
+            self.read_at(&mut buffer[..bytes], at.offset())?;
             counts.device_reads += 1;
             counts.bytes += bytes as u64;
-            let at = base + start as u64;
             start += self.visit_pages(&buffer[..bytes], at, start + bytes == end, segment, visit);
         }
         Ok(counts)
@@ -115,7 +115,7 @@ impl Shared {
         (first..self.slots.count()).find_map(|slot| {
             let info = self.slots.info(slot);
             let incarnation = info.header.incarnation;
-            info.state.is_written().then_some(SegmentId { incarnation, slot })
+            info.state.is_written().then(|| self.slots.id(slot, incarnation))
         })
     }
 
@@ -124,7 +124,7 @@ impl Shared {
     fn visit_pages(
         &self,
         bytes: &[u8],
-        offset: u64,
+        start: Place,
         is_last: bool,
         segment: &SegmentHeader,
         visit: &mut VisitRecord<'_>,
@@ -133,10 +133,11 @@ impl Shared {
         while at < bytes.len() {
             let page = PageHeader::decode(&bytes[at..])
                 .filter(|page| page.incarnation == segment.incarnation && page.pages > 0);
-            let page_offset = offset + at as u64;
+            let page_place = start.plus(at as u64);
             let Some(page) = page else {
-                let error = self.damage(page_offset, "table=unknown", "page header is damaged");
-                visit(Place::at(page_offset), 0, Err(error));
+                let error =
+                    self.damage(page_place.offset(), "table=unknown", "page header is damaged");
+                visit(page_place, 0, Err(error));
                 at += PAGE;
                 continue;
             };
@@ -146,12 +147,12 @@ impl Shared {
             }
             let end = end.min(bytes.len());
             visit_page(&bytes[at..end], &page, &mut |within, read| {
-                let record = page_offset + within as u64;
+                let record = page_place.plus(within as u64);
                 let read = read.map_err(|_| {
                     let what = format!("table={}", page.table);
-                    self.damage(record, &what, "record checksum mismatch")
+                    self.damage(record.offset(), &what, "record checksum mismatch")
                 });
-                visit(Place::at(record), page.table, read);
+                visit(record, page.table, read);
             });
             at = end;
         }
@@ -177,7 +178,7 @@ impl Shared {
         }
         let written = self.slots.written().into_iter().map(|header| {
             let SegmentHeader { incarnation, slot, entries, .. } = header;
-            (SegmentId { incarnation, slot }, entries)
+            (self.slots.id(slot, incarnation), entries)
         });
         Ok(written.collect())
     }
@@ -201,7 +202,7 @@ impl Shared {
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<()> {
         let _pin = self.pins.pin();
-        let SegmentId { slot, incarnation } = segment;
+        let SegmentId { slot, incarnation, .. } = segment;
         let info = self.slots.info(slot);
         let is_there = info.state.is_written() && info.header.incarnation == incarnation;
         if is_there {
@@ -248,8 +249,8 @@ impl Shared {
         buckets: &Range<u32>,
         visit: &mut dyn FnMut(FooterEntry),
     ) -> Result<bool> {
-        let base = self.slots.offset(segment.slot);
-        let footer = base + segment.footer_offset();
+        let base = self.slots.base(segment.slot);
+        let footer = base.offset() + segment.footer_offset();
         let footer_bytes = segment.footer_bytes as usize;
         // One read where most of it is wanted.
         let is_most = buckets.len() > BUCKETS as usize / 2;

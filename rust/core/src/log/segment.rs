@@ -75,7 +75,7 @@ pub(super) struct OpenSegment {
     pub(super) data_pages: u32,
     pub(super) data_bytes: u64,
     pub(super) max_sequence: Sequence,
-    base: u64,
+    base: Place,
     segment_bytes: usize,
     entries: usize,
     open: HashMap<TableId, OpenPage>,
@@ -85,7 +85,7 @@ impl OpenSegment {
     pub(super) fn new(
         id: SegmentId,
         buffer: Arc<SegmentBuffer>,
-        base: u64,
+        base: Place,
         segment_bytes: u64,
     ) -> Self {
         buffer.0.write().incarnation = id.incarnation;
@@ -122,7 +122,7 @@ impl OpenSegment {
         self.entries += 1;
         self.data_bytes += charge(row_floats);
         self.max_sequence = self.max_sequence.max(record.sequence);
-        Some(Place::at(self.base + offset as u64))
+        Some(self.base.plus(offset as u64))
     }
 
     /// Whether the segment stays within its slot with `pages` more pages and one more entry.
@@ -208,7 +208,7 @@ pub(super) struct DamagedAt(pub(super) usize);
 pub(super) fn collect_entries(
     bytes: &[u8],
     incarnation: u64,
-    base: u64,
+    base: Place,
 ) -> Result<Vec<FooterEntry>, DamagedAt> {
     let mut entries = Vec::new();
     let mut start = PAGE;
@@ -226,7 +226,7 @@ pub(super) fn collect_entries(
                 table: header.table,
                 key: record.key,
                 sequence: record.sequence,
-                place: Place::at(base + (start + offset) as u64),
+                place: base.plus((start + offset) as u64),
                 row_floats: record.row.len(),
                 tombstone: record.tombstone,
             }),

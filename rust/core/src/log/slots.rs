@@ -17,13 +17,15 @@ use super::record::charge;
 use super::segment::SegmentBuffer;
 use super::victim::Segment;
 use crate::device::PAGE;
-use crate::types::{Place, TableId};
+use crate::types::{Disk, Place, TableId};
 
 /// Names one filling of one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SegmentId {
-    /// Number of this filling; never given again.
+    /// Number of this filling; never given again, on no disk.
     pub(crate) incarnation: u64,
+    /// The disk that it is on.
+    pub(crate) disk: Disk,
     /// The slot that it fills.
     pub(crate) slot: u32,
 }
@@ -103,9 +105,31 @@ pub(super) struct Slots {
     slots: Box<[Slot]>,
     live: AtomicU64,
     tombstones: AtomicU64,
-    /// Greatest incarnation given out.
-    newest: AtomicU64,
+    numbers: Numbers,
+    disk: Disk,
     pub(super) segment_bytes: u64,
+}
+
+/// Incarnations, counted over all disks of a log: so of two segments the later one is known,
+/// wherever they are, and a tombstone on one disk hides older records on the other.
+#[derive(Clone, Default)]
+pub(super) struct Numbers(Arc<AtomicU64>);
+
+impl Numbers {
+    /// Greatest that was given out. Every record that was appended so far is in a segment up to
+    /// it.
+    pub(super) fn newest(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Opening: none below `next` is given out.
+    pub(super) fn begin(&self, next: u64) {
+        self.0.fetch_max(next - 1, Relaxed);
+    }
+
+    fn give(&self) -> u64 {
+        self.0.fetch_add(1, Relaxed) + 1
+    }
 }
 
 /// A slot whose records were copied.
@@ -136,7 +160,7 @@ pub(super) struct Roster {
     written_bytes: u64,
     /// Incarnations that were given out and are not on the device.
     unwritten: BTreeSet<u64>,
-    next_incarnation: u64,
+    numbers: Numbers,
     freed: Vec<Freed>,
     /// Segments up to this incarnation are synced.
     synced: u64,
@@ -149,7 +173,7 @@ impl Roster {
         in_file: u32,
         free: impl Iterator<Item = u32>,
         slots_max: u32,
-        next_incarnation: u64,
+        numbers: &Numbers,
     ) -> Self {
         let (free, mut spare): (Vec<u32>, Vec<u32>) = free.partition(|&slot| slot < slots_max);
         let taken = in_file - (free.len() + spare.len()) as u32;
@@ -164,9 +188,9 @@ impl Roster {
             taken,
             written_bytes: 0,
             unwritten: BTreeSet::new(),
-            next_incarnation,
+            numbers: numbers.clone(),
             freed: Vec::new(),
-            synced: next_incarnation - 1,
+            synced: numbers.newest(),
         }
     }
 
@@ -179,9 +203,9 @@ impl Roster {
         !self.spare.is_empty()
     }
 
-    /// Greatest incarnation given out.
+    /// Greatest incarnation given out, on any disk.
     pub(super) fn newest(&self) -> u64 {
-        self.next_incarnation - 1
+        self.numbers.newest()
     }
 
     /// All segments up to this incarnation are written, though perhaps not synced.
@@ -202,9 +226,8 @@ impl Roster {
         self.freed.len() as u32
     }
 
-    /// Freed slots that a sync of what is written would let go.
-    pub(super) fn erasable(&self, oldest_pin: u64) -> u32 {
-        let written = self.written_up_to();
+    /// Freed slots that could go once segments up to `written` are synced.
+    pub(super) fn erasable(&self, written: u64, oldest_pin: u64) -> u32 {
         let goes = |freed: &&Freed| freed.copies <= written && freed.epoch <= oldest_pin;
         self.freed.iter().filter(goes).count() as u32
     }
@@ -219,12 +242,13 @@ impl Roster {
 }
 
 impl Slots {
-    pub(super) fn new(count: usize, segment_bytes: u64) -> Self {
+    pub(super) fn new(disk: Disk, count: usize, segment_bytes: u64, numbers: Numbers) -> Self {
         Self {
             slots: (0..count).map(|_| Slot::new()).collect(),
             live: AtomicU64::new(0),
             tombstones: AtomicU64::new(0),
-            newest: AtomicU64::new(0),
+            numbers,
+            disk,
             segment_bytes,
         }
     }
@@ -242,8 +266,21 @@ impl Slots {
         PAGE as u64 + u64::from(slot) * self.segment_bytes
     }
 
+    /// Place of a slot's first byte.
+    pub(super) fn base(&self, slot: u32) -> Place {
+        Place::at(self.disk, self.offset(slot))
+    }
+
+    /// Names a filling of a slot.
+    pub(super) fn id(&self, slot: u32, incarnation: u64) -> SegmentId {
+        SegmentId { incarnation, disk: self.disk, slot }
+    }
+
     /// The slot that holds a place, if there is one.
     pub(super) fn of(&self, place: Place) -> Option<u32> {
+        if place.disk() != self.disk {
+            return None;
+        }
         let slot = place.offset().checked_sub(PAGE as u64)? / self.segment_bytes;
         (slot < self.slots.len() as u64).then_some(slot as u32)
     }
@@ -256,10 +293,8 @@ impl Slots {
         self.slots[slot as usize].info.read().header.incarnation
     }
 
-    /// Greatest incarnation given out: every record that was appended so far is in a segment up to
-    /// it.
-    pub(super) fn newest(&self) -> u64 {
-        self.newest.load(Relaxed)
+    pub(super) fn numbers(&self) -> &Numbers {
+        &self.numbers
     }
 
     /// Every slot with what it holds.
@@ -290,14 +325,12 @@ impl Slots {
         let slot = free.or_else(spare).expect("the caller has asked for a slot that is there");
         roster.fresh = roster.fresh.max(slot + 1);
         roster.taken += 1;
-        let incarnation = roster.next_incarnation;
-        roster.next_incarnation += 1;
+        let incarnation = roster.numbers.give();
         roster.unwritten.insert(incarnation);
-        self.newest.store(incarnation, Relaxed);
         let header = SegmentHeader { incarnation, slot, ..SegmentHeader::NONE };
         let info = SlotInfo { state: SlotState::Buffered, header, buffer: Some(buffer) };
         self.step(slot, SlotState::Free, info);
-        SegmentId { incarnation, slot }
+        self.id(slot, incarnation)
     }
 
     /// Buffered to written: the device has the segment.
@@ -325,10 +358,14 @@ impl Slots {
         true
     }
 
-    /// Freed to erasing: those whose copies are synced and that no pin can see. They come back by
-    /// `erased`, or, where that fails, by `restore`.
-    pub(super) fn begin_erasing(&self, roster: &mut Roster, oldest_pin: u64) -> Erasing {
-        let synced = roster.synced;
+    /// Freed to erasing: those whose copies are in segments up to `synced` and that no pin can see.
+    /// They come back by `erased`, or, where that fails, by `restore`.
+    pub(super) fn begin_erasing(
+        &self,
+        roster: &mut Roster,
+        synced: u64,
+        oldest_pin: u64,
+    ) -> Erasing {
         let is_due = |freed: &Freed| freed.copies <= synced && freed.epoch <= oldest_pin;
         let (due, kept) = std::mem::take(&mut roster.freed).into_iter().partition(is_due);
         roster.freed = kept;
@@ -396,7 +433,6 @@ impl Slots {
 
     /// Opening: the roster for what was found.
     pub(super) fn open(&self, mut roster: Roster) -> Roster {
-        self.newest.store(roster.newest(), Relaxed);
         roster.written_bytes = self.written().iter().map(SegmentHeader::written_bytes).sum();
         roster
     }
@@ -490,7 +526,7 @@ impl Slots {
         let segment = |(slot, own): (usize, &Slot)| {
             let info = own.info.read();
             (info.state != SlotState::Free).then(|| Segment {
-                id: SegmentId { incarnation: info.header.incarnation, slot: slot as u32 },
+                id: self.id(slot as u32, info.header.incarnation),
                 state: info.state,
                 written_bytes: info.header.written_bytes(),
                 data_bytes: info.header.data_bytes,

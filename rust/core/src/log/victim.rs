@@ -161,11 +161,11 @@ impl Sums {
 /// The segment to compact next, if the log holds more than it should.
 pub(super) fn choose(
     segments: &[Segment],
+    elders: &Elders,
     demand: &Demand,
     rounds: &mut Rounds,
 ) -> Option<SegmentId> {
-    let elders = Elders::of(segments);
-    let sums = Sums::of(segments, &elders, demand.segment_bytes);
+    let sums = Sums::of(segments, elders, demand.segment_bytes);
     let share = tombstone_share(sums.live, demand);
     let justified = sums.live + sums.kept + SPARE_SEGMENTS * demand.segment_bytes;
     let is_sparse = sums.used as f64 * LIVE_SHARE_MAX > justified as f64;
@@ -174,7 +174,7 @@ pub(super) fn choose(
         return eldest;
     }
     let worth = if demand.is_pressed { WORTH_PRESSED } else { WORTH };
-    let (emptiest, live_share) = emptiest(segments, &elders)?;
+    let (emptiest, live_share) = emptiest(segments, elders)?;
     if live_share == 0.0 {
         return Some(emptiest);
     }
@@ -253,6 +253,7 @@ impl Merging {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Disk;
 
     const SEGMENT: u64 = 1000;
     const CALM: Demand =
@@ -260,7 +261,11 @@ mod tests {
     const PRESSED: Demand = Demand { is_pressed: true, ..CALM };
 
     fn id(incarnation: u64) -> SegmentId {
-        SegmentId { incarnation, slot: incarnation as u32 }
+        SegmentId { incarnation, disk: Disk::Nvme, slot: incarnation as u32 }
+    }
+
+    fn choose(segments: &[Segment], demand: &Demand, rounds: &mut Rounds) -> Option<SegmentId> {
+        super::choose(segments, &Elders::of(segments), demand, rounds)
     }
 
     /// A full segment of table 1.

@@ -9,9 +9,11 @@ use super::footer::encode_footer;
 use super::header::SegmentHeader;
 use super::segment::{collect_entries, OpenSegment, SegmentBuffer};
 use super::slots::{Roster, SegmentId};
-use super::{LogConfig, LogEnd, Shared};
+use super::volume::Volume;
+use super::{LogConfig, LogEnd};
 use crate::device::{AlignedBuffer, PAGE};
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::Place;
 
 /// Under one lock: which slots and buffers are free, what waits for the device.
 pub(super) struct State {
@@ -64,7 +66,7 @@ const ERASED_AT_ONCE: u32 = 8;
 /// Pause before a segment that found no space is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
-impl Shared {
+impl Volume {
     /// Body of the writer thread.
     pub(super) fn write_segments(&self) {
         while let Some(sealed) = self.next_sealed() {
@@ -130,15 +132,15 @@ impl Shared {
     fn write_segment(&self, sealed: &Sealed) -> Result<SegmentHeader> {
         let segment = &sealed.segment;
         (self.config.before_write)(segment.max_sequence)?;
-        let base = self.slots.offset(segment.slot);
+        let base = self.slots.base(segment.slot);
         let header = self.complete(sealed, base)?;
         let bytes = header.written_bytes() as usize;
-        self.write(&segment.buffer.0.read().bytes[..bytes], base)?;
+        self.write(&segment.buffer.0.read().bytes[..bytes], base.offset())?;
         Ok(header)
     }
 
     /// Adds footer and header to the pages in the buffer.
-    fn complete(&self, sealed: &Sealed, base: u64) -> Result<SegmentHeader> {
+    fn complete(&self, sealed: &Sealed, base: Place) -> Result<SegmentHeader> {
         let segment = &sealed.segment;
         let pages_end = (1 + segment.data_pages as usize) * PAGE;
         // Readers of the buffer go on meanwhile.
@@ -212,20 +214,32 @@ impl Shared {
         self.slots.free(&mut self.state.lock().roster, segment, epoch);
     }
 
+    /// What was appended up to this incarnation is on a device.
+    ///
+    /// A record on the cold volume may be dead because of a newer one on the other, so what counts
+    /// there is the end of that; its own copies are synced before an index names them.
+    fn safe_up_to(&self) -> u64 {
+        match &self.anchor {
+            None => self.state.lock().roster.synced(),
+            Some(anchor) => anchor.safe_up_to(),
+        }
+    }
+
     /// After each segment, so that compaction gets its slots back without sealing short segments.
     /// Some at a time: a round costs two syncs of the device, which appenders may have to wait for.
     fn reclaim_if_due(&self) -> Result<()> {
-        let oldest_pin = self.pins.oldest();
-        let state = self.state.lock();
-        let (written, synced) = (state.roster.written_up_to(), state.roster.synced());
-        let erasable = state.roster.erasable(oldest_pin);
-        let is_short = state.roster.available() <= super::append::RESERVED + ERASED_AT_ONCE;
-        let is_due = erasable >= ERASED_AT_ONCE || (is_short && erasable > 0);
-        drop(state);
+        let (oldest_pin, safe) = (self.pins.oldest(), self.safe_up_to());
+        let (written, is_due) = {
+            let roster = &self.state.lock().roster;
+            let written = if self.anchor.is_none() { roster.written_up_to() } else { safe };
+            let erasable = roster.erasable(written, oldest_pin);
+            let is_short = roster.available() <= super::append::RESERVED + ERASED_AT_ONCE;
+            (written, erasable >= ERASED_AT_ONCE || (is_short && erasable > 0))
+        };
         if !is_due {
             return Ok(());
         }
-        if synced < written {
+        if safe < written {
             self.sync_up_to(written)?;
         }
         self.reclaim()
@@ -235,13 +249,13 @@ impl Shared {
     ///
     /// The erasure is synced before a slot is filled again: else a crash could leave the old
     /// header over new pages, and that would look like damage.
-    fn reclaim(&self) -> Result<()> {
+    pub(super) fn reclaim(&self) -> Result<()> {
         let mut file_header = self.file_header.lock();
-        let oldest_pin = self.pins.oldest();
+        let (oldest_pin, safe) = (self.pins.oldest(), self.safe_up_to());
         let (erasing, synced) = {
             let mut state = self.state.lock();
             let synced = state.roster.synced();
-            (self.slots.begin_erasing(&mut state.roster, oldest_pin), synced)
+            (self.slots.begin_erasing(&mut state.roster, safe, oldest_pin), synced)
         };
         if erasing.is_empty() {
             return Ok(());

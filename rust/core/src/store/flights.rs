@@ -42,7 +42,7 @@ impl Flights {
     /// Waits until nobody reads `place`.
     pub(super) fn wait_for(&self, place: Place) {
         let mut state = self.state.lock();
-        while state.claimed.contains_key(&place.0) {
+        while state.claimed.contains_key(&place.bits()) {
             self.landed.wait(&mut state);
         }
     }
@@ -52,10 +52,10 @@ impl Claims<'_> {
     /// False if the place is claimed already.
     pub(super) fn claim(&self, place: Place) -> bool {
         let mut state = self.flights.state.lock();
-        if state.claimed.contains_key(&place.0) {
+        if state.claimed.contains_key(&place.bits()) {
             return false;
         }
-        state.claimed.insert(place.0, self.owner);
+        state.claimed.insert(place.bits(), self.owner);
         self.places.borrow_mut().push(place);
         true
     }
@@ -64,8 +64,8 @@ impl Claims<'_> {
     pub(super) fn land(&self, places: impl Iterator<Item = Place>) {
         let mut state = self.flights.state.lock();
         for place in places {
-            if state.claimed.get(&place.0) == Some(&self.owner) {
-                state.claimed.remove(&place.0);
+            if state.claimed.get(&place.bits()) == Some(&self.owner) {
+                state.claimed.remove(&place.bits());
             }
         }
         drop(state);
@@ -87,14 +87,18 @@ mod tests {
     fn a_place_is_claimed_once_and_waited_for_until_it_lands() {
         let flights = Flights::default();
         let (first, second) = (flights.claims(), flights.claims());
-        assert!(first.claim(Place(1)) && !second.claim(Place(1)) && second.claim(Place(2)));
-        first.land([Place(1), Place(2)].into_iter());
-        assert!(second.claim(Place(1)), "it landed");
-        assert!(!first.claim(Place(2)), "who has not claimed a place cannot give it up");
+        assert!(
+            first.claim(Place::from_bits(1))
+                && !second.claim(Place::from_bits(1))
+                && second.claim(Place::from_bits(2))
+        );
+        first.land([Place::from_bits(1), Place::from_bits(2)].into_iter());
+        assert!(second.claim(Place::from_bits(1)), "it landed");
+        assert!(!first.claim(Place::from_bits(2)), "who has not claimed a place cannot give it up");
         // What landed for one and is claimed by another outlives the first.
         drop(first);
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| flights.wait_for(Place(1)));
+            let waiter = scope.spawn(|| flights.wait_for(Place::from_bits(1)));
             std::thread::sleep(std::time::Duration::from_millis(20));
             assert!(!waiter.is_finished());
             drop(second);

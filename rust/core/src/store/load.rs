@@ -34,7 +34,7 @@ impl Entry {
     /// Greater for the record that counts. Of equal sequences a row rather than a tombstone: it is
     /// as of the removal, and came after it, whatever place compaction gave the mark.
     fn age(&self) -> (Sequence, bool, u32, u64) {
-        (self.entry.sequence, !self.entry.tombstone, self.segment, self.entry.place.0)
+        (self.entry.sequence, !self.entry.tombstone, self.segment, self.entry.place.bits())
     }
 }
 

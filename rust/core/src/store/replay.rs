@@ -255,7 +255,7 @@ impl<'a> Batch<'a> {
         let new = placed.partition_point(|placed| placed.0.is_none());
         let (rows, found) = (&mut rows[new..], &placed[new..]);
         let numbers = &mut numbers[new * table.floats..];
-        let place = |n: usize| found[n].0.unwrap_or(Place(0));
+        let place = |n: usize| found[n].0.unwrap_or(Place::from_bits(0));
         let read = |n| Read { place: place(n), row_floats: table.floats, table: table.id };
         odd.clear();
         let mut outcome = Ok(());

@@ -65,11 +65,11 @@ impl RowState {
     /// The row's record on NVMe.
     pub(crate) fn place(self) -> Option<Place> {
         let place = self.0 & PLACE;
-        (place != 0).then_some(Place(place))
+        (place != 0).then_some(Place::from_bits(place))
     }
 
     pub(crate) fn set_place(&mut self, place: Place) {
-        self.0 = self.0 & !PLACE | place.0;
+        self.0 = self.0 & !PLACE | place.bits();
     }
 
     /// The row is newer than its record: by a training read, or (`generation`) by a journal entry.
@@ -130,8 +130,8 @@ mod tests {
             state.make_dirty(Some(first + 3));
             assert!(state.needs_journal(first) && state.needs_journal(first + 5));
             assert!(first == 0 || !state.needs_journal(first - 1));
-            state.make_clean(Place(9));
-            assert_eq!((state.place(), state.is_dirty()), (Some(Place(9)), false));
+            state.make_clean(Place::from_bits(9));
+            assert_eq!((state.place(), state.is_dirty()), (Some(Place::from_bits(9)), false));
             assert!(!state.needs_journal(first));
         }
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::*;
 use crate::device::Operation;
-use crate::log::{FooterEntry, SegmentId};
+use crate::log::FooterEntry;
 use crate::types::BUCKETS;
 use proptest::prelude::*;
 
@@ -242,11 +242,11 @@ fn a_freed_slot_is_not_seen_half_erased() {
     let mut model = Model::new();
     (0..KEYS * 3).for_each(|key| model.put(key % KEYS, 56));
     model.sync();
-    let written = model.log.shared.slots.written();
+    let written = model.log.nvme.slots.written();
     assert!(written.len() > 1);
     let first = model.device.operations();
     for header in &written[..1] {
-        let segment = SegmentId { incarnation: header.incarnation, slot: header.slot };
+        let segment = model.log.nvme.slots.id(header.slot, header.incarnation);
         assert!(model.log.victim(true).is_some());
         model.log.free(segment);
     }

@@ -17,8 +17,8 @@ fn fill(log: &Log, segments: u64, sequence: u64) -> Vec<Kept> {
 }
 
 fn segment_of(log: &Log, kept: &Kept) -> SegmentId {
-    let slot = log.shared.slots.of(kept.place).expect("slot");
-    SegmentId { incarnation: log.shared.slots.info(slot).header.incarnation, slot }
+    let slot = log.nvme.slots.of(kept.place).expect("slot");
+    log.nvme.slots.id(slot, log.nvme.slots.incarnation(slot))
 }
 
 #[test]
@@ -134,9 +134,9 @@ fn compaction_gets_its_slots_back_without_sync() {
         for key in 0..820u64 {
             append(&log, Stream::Rows, 1, key, round, 56).expect("append");
         }
-        for segment in log.shared.slots.written() {
+        for segment in log.nvme.slots.written() {
             let (slot, incarnation) = (segment.slot, segment.incarnation);
-            log.free(SegmentId { incarnation, slot });
+            log.free(log.nvme.slots.id(slot, incarnation));
         }
     }
     assert!(log.used_bytes() < 12 * SEGMENT);
@@ -245,7 +245,7 @@ fn a_full_log_refuses_rows_but_lets_compaction_go_on() {
     .expect("scan");
     log.free(segment);
     // The copies are in memory still: the append below syncs them to get the slot.
-    kept.retain(|kept| log.shared.slots.of(kept.place) != Some(segment.slot));
+    kept.retain(|kept| log.nvme.slots.of(kept.place) != Some(segment.slot));
     append(&log, Stream::Compaction, 1, 7, 7, 56).expect("append");
     log.sync().expect("sync");
     check(&log, &kept);

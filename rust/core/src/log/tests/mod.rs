@@ -1,6 +1,7 @@
 //! Goal: every record that was appended is found again, unharmed, and nothing else is. Method:
 //! a log over a device in memory (`faulty`), compared with a map.
 
+mod cold;
 mod crash;
 mod life;
 mod read;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::log::record::{record_bytes, ROW_FLOATS_MAX};
+use crate::types::Disk;
 use proptest::prelude::*;
 
 #[test]
@@ -72,10 +73,13 @@ fn the_wrong_table_or_place_is_corruption() {
             log.sync().expect("sync");
         }
         assert!(is_corruption(&log, &Kept { table: 2, ..kept }));
-        assert!(is_corruption(&log, &Kept { place: Place(kept.place.0 + 1), ..kept }));
-        assert!(is_corruption(&log, &Kept { place: Place(kept.place.0 + SEGMENT / 16), ..kept }));
-        assert!(is_corruption(&log, &Kept { place: Place(0), ..kept }));
-        assert!(is_corruption(&log, &Kept { place: Place(u64::MAX >> 5), ..kept }));
+        assert!(is_corruption(&log, &Kept { place: kept.place.plus(16), ..kept }));
+        assert!(is_corruption(&log, &Kept { place: kept.place.plus(SEGMENT), ..kept }));
+        assert!(is_corruption(&log, &Kept { place: Place::from_bits(0), ..kept }));
+        assert!(is_corruption(
+            &log,
+            &Kept { place: Place::at(Disk::Nvme, Place::BYTES_MAX - 16), ..kept }
+        ));
     }
 }
 

@@ -47,7 +47,7 @@ fn entries_name_every_record_by_bucket() {
         }
     }
     let places: Vec<_> =
-        entries(&log, 0..BUCKETS).iter().map(|e| e.place.0 * 16 / SEGMENT).collect();
+        entries(&log, 0..BUCKETS).iter().map(|e| e.place.offset() / SEGMENT).collect();
     assert!(places.windows(2).all(|w| w[0] <= w[1]), "in growing incarnation");
     assert_eq!(log.live_bytes(), 0);
     kept.iter().for_each(|kept| log.adopt(kept.place, kept.floats));
@@ -166,8 +166,8 @@ fn bytes_of_an_earlier_filling_are_never_taken() {
     let old = fill(&log, 0..500, 1);
     log.sync().expect("sync");
     let before = device.image();
-    let slot = log.shared.slots.info(0).header;
-    log.free(crate::log::SegmentId { incarnation: slot.incarnation, slot: 0 });
+    let slot = log.nvme.slots.info(0).header;
+    log.free(log.nvme.slots.id(0, slot.incarnation));
     let end = log.sync().expect("sync");
     let new = fill(&log, 0..500, 2);
     log.sync().expect("sync");

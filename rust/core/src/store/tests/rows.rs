@@ -6,7 +6,7 @@ use crate::log::RecordView;
 use crate::scratch::Scratch;
 use crate::store::{Engine, InsertBatch, Store};
 use crate::table::{stripe_of, Found, Item};
-use crate::types::{hash, Durability, Place, TableId};
+use crate::types::{hash, Disk, Durability, Place, TableId};
 
 fn item(key: u64) -> Item {
     Item { key, hash: hash(key), index: 0 }
@@ -45,7 +45,7 @@ fn a_record_of_a_dropped_table_makes_no_part() {
     let record =
         RecordView { key: 7, sequence: 1, last_seen: 0, frequency: 0, tombstone: false, row: &row };
     let mut state = engine.stripes[stripe_of(item.hash, engine.stripes.len())].lock();
-    let place = Place::at(8224);
+    let place = Place::at(Disk::Nvme, 8224);
     assert_eq!(state.install(&engine.tier, &table, &item, place, &record).unwrap(), None);
     assert!(state.parts.is_empty());
     assert_eq!(state.used(), 0);
