@@ -76,14 +76,14 @@ demo: setup
 # Only the engine's crates: the extension module itself is tested from Python.
 test: setup
 	@if cargo nextest --version >/dev/null 2>&1; \
-	then cargo nextest run --cargo-quiet -j$(JOBS) -p hybridps-core -p hybridps-wire; \
-	else cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire; fi
+	then cargo nextest run --cargo-quiet -j$(JOBS) -p hybridps-core -p hybridps-wire -p hybridps-serve; \
+	else cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire -p hybridps-serve; fi
 	@$(BIN)/python -m pytest $(ARGS)
 
 # The same campaigns with more rounds; tests read HYBRIDPS_LONG.
 test-long: setup
 	@HYBRIDPS_LONG=1 cargo test --quiet -p hybridps-core --features schedules schedules
-	@HYBRIDPS_LONG=1 PROPTEST_CASES=2000 cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire
+	@HYBRIDPS_LONG=1 PROPTEST_CASES=2000 cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire -p hybridps-serve
 	@HYBRIDPS_LONG=1 $(BIN)/python -m pytest $(ARGS)
 
 bench: setup

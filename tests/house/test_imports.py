@@ -110,7 +110,8 @@ CRATE_FORBIDDEN = {
     "core": (r"\bpyo3\b", r"\btokio\b", r"\bstd::net\b", r"\bhybridps_wire\b"),
     "wire": (r"\bpyo3\b", r"\btokio\b", r"\bstd::(net|fs|thread|time)\b", r"\bhybridps_core\b"),
     # Of a socket, the ways to send and to end it (outlet.rs), none to make one.
-    "python": (r"\bstd::net::(?!Shutdown\b)", r"\bstd::fs\b", r"\btokio\b"),
+    "serve": (r"\bpyo3\b", r"\bstd::net::(?!Shutdown\b)", r"\bstd::fs\b", r"\btokio\b"),
+    "python": (r"\bstd::(net|fs|thread|time)\b", r"\btokio\b"),
 }
 
 

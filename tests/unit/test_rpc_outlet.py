@@ -34,7 +34,7 @@ def test_it_is_closed_when_nobody_holds_it() -> None:
 
 
 def test_descriptors_that_are_none() -> None:
-    with pytest.raises(ValueError, match="open descriptor"):
+    with pytest.raises(OSError, match="open descriptor"):
         _core.Outlet(-1)
     ours, peer = socket.socketpair()
     descriptor = ours.fileno()

@@ -1,17 +1,13 @@
-//! `_core.Connection`: the server's side of a connection, for an asyncio transport.
+//! `_core.Connection`: the server's side of a connection, and the calls that come of it.
 
-use std::sync::atomic::Ordering;
-use std::sync::Arc;
-use std::time::Instant;
+use std::os::fd::AsRawFd;
 
-use hybridps_wire::{is_hot, Event, ExceptionKind, ServerConnection, VERBS};
-use pyo3::exceptions::PyValueError;
+use hybridps_serve::{self as serve, Call, Event, Noted, Socket};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
 
-use crate::buffer::{as_numbers, as_numbers_mut, Buffer, Words};
-use crate::hot::{HotCall, Shared};
-use crate::receiver::Receiver;
+use crate::errors::misuse;
+use crate::memory::Buffer;
 use crate::store::PyStore;
 
 /// The schema that this module was compiled with, so that Python reads no other.
@@ -20,14 +16,12 @@ pub(crate) fn schema() -> &'static str {
     include_str!("../../../schemas/hybridps.capnp")
 }
 
-/// A login that waits for `accept` or `reject`.
 #[pyclass(module = "hybridps._core", frozen, get_all)]
 pub(crate) struct Login {
     question: u32,
     token: String,
 }
 
-/// A call that Python decodes and answers.
 #[pyclass(module = "hybridps._core", frozen, get_all)]
 pub(crate) struct ColdCall {
     question: u32,
@@ -36,108 +30,104 @@ pub(crate) struct ColdCall {
     params: Py<Buffer>,
 }
 
-/// Server side of one connection.
+#[pyclass(module = "hybridps._core", frozen)]
+pub(crate) struct HotCall {
+    call: Call,
+    #[pyo3(get)]
+    question: u32,
+    #[pyo3(get)]
+    verb: &'static str,
+    #[pyo3(get)]
+    frame_bytes: usize,
+    #[pyo3(get)]
+    reply_bytes: usize,
+    #[pyo3(get)]
+    announced_bytes: u64,
+    #[pyo3(get)]
+    cost: usize,
+    #[pyo3(get)]
+    is_streamed: bool,
+}
+
+impl From<Call> for HotCall {
+    fn from(call: Call) -> Self {
+        Self {
+            question: call.question(),
+            verb: call.verb(),
+            frame_bytes: call.frame_bytes(),
+            reply_bytes: call.reply_bytes(),
+            announced_bytes: call.announced_bytes(),
+            cost: call.cost_bytes(),
+            is_streamed: call.is_streamed(),
+            call,
+        }
+    }
+}
+
+#[pymethods]
+impl HotCall {
+    #[getter]
+    fn code(&self) -> &str {
+        self.call.code()
+    }
+
+    #[getter]
+    fn unsent_bytes(&self) -> usize {
+        self.call.unsent_bytes()
+    }
+
+    fn run(&self, py: Python<'_>) -> PyResult<Buffer> {
+        let reply = py.detach(|| self.call.run());
+        Ok(reply.map_err(|misuse| PyRuntimeError::new_err(misuse.0))?.into())
+    }
+
+    fn try_run(&self, py: Python<'_>) -> Option<Buffer> {
+        py.detach(|| self.call.try_run()).map(Buffer::from)
+    }
+
+    #[pyo3(signature = (outlet, /))]
+    fn send(&self, py: Python<'_>, outlet: &Outlet) -> PyResult<bool> {
+        let is_full = py.detach(|| self.call.send(&outlet.0));
+        Ok(is_full.map_err(|misuse| PyRuntimeError::new_err(misuse.0))??)
+    }
+}
+
+#[pyclass(module = "hybridps._core", frozen)]
+pub(crate) struct Outlet(Socket);
+
+#[pymethods]
+impl Outlet {
+    #[new]
+    #[pyo3(signature = (descriptor, /))]
+    fn new(descriptor: i32) -> PyResult<Self> {
+        Ok(Self(Socket::duplicate(descriptor)?))
+    }
+
+    fn fileno(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
+    fn shutdown(&self) {
+        self.0.shutdown();
+    }
+}
+
 #[pyclass(module = "hybridps._core")]
-pub(crate) struct Connection {
-    shared: Arc<Shared>,
-    server: ServerConnection,
-    receiver: Receiver,
-    /// Answers that were given where their calls were decoded, and what is to be counted of them.
-    replies: Vec<u64>,
-    noted: Vec<Noted>,
-}
+pub(crate) struct Connection(serve::Connection);
 
-/// Verb, code and seconds of an answered call.
-type Noted = (&'static str, String, f64);
-
-/// Most bytes that are answered at once: other connections have their turn then.
-const AT_ONCE_MAX: usize = 256 << 10;
-
-impl Connection {
-    /// `at_once`: the cost of calls that are answered here if they need not wait, 0 for none. Only
-    /// up to the first that is not, since those behind it must not be answered before it.
-    fn events<'py>(&mut self, py: Python<'py>, mut at_once: usize) -> PyResult<Bound<'py, PyList>> {
-        let events = PyList::empty(py);
-        while !self.server.is_waiting() && self.server.closing().is_none() {
-            let mut frame = match self.receiver.next() {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(malformed) => {
-                    self.server.abort(malformed.0);
-                    break;
-                }
-            };
-            match self.server.receive(&mut frame) {
-                None => {}
-                Some(Event::Call { question, verb }) if is_hot(verb) => {
-                    let call = HotCall::new(&self.shared, question, verb, frame);
-                    if !self.is_answered(py, &call, question, &mut at_once) {
-                        events.append(Py::new(py, call)?)?;
-                    }
-                }
-                Some(event) => {
-                    at_once = 0;
-                    events.append(Self::event(py, event, frame)?)?;
-                }
-            }
+fn seen(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
+    Ok(match event {
+        Event::Login { question, token } => Py::new(py, Login { question, token })?.into_any(),
+        Event::Hot(call) => Py::new(py, HotCall::from(call))?.into_any(),
+        Event::Cold { question, verb, params } => {
+            let (frame_bytes, params) = (params.len() * 8, Py::new(py, Buffer::from(params))?);
+            Py::new(py, ColdCall { question, verb, frame_bytes, params })?.into_any()
         }
-        Ok(events)
-    }
-
-    /// Answers a call where it was decoded, if it may and need not wait.
-    fn is_answered(
-        &mut self,
-        py: Python<'_>,
-        call: &HotCall,
-        question: u32,
-        at_once: &mut usize,
-    ) -> bool {
-        let has_room = self.replies.len() * 8 < AT_ONCE_MAX;
-        let started = Instant::now();
-        let reply = (has_room && call.cost_bytes() <= *at_once)
-            .then(|| py.detach(|| call.try_reply()))
-            .flatten();
-        let Some(reply) = reply else {
-            *at_once = 0;
-            return false;
-        };
-        let seconds = started.elapsed().as_secs_f64();
-        self.noted.push((call.verb(), call.code().to_owned(), seconds));
-        match self.server.answer(question) {
-            Some(canceled) => self.replies.extend(canceled),
-            None => self.replies.extend_from_slice(&reply),
-        }
-        true
-    }
-
-    fn event(py: Python<'_>, event: Event, frame: Words) -> PyResult<Py<PyAny>> {
-        let frame_bytes = frame.len() * 8;
-        Ok(match event {
-            Event::Login { question, token } => Py::new(py, Login { question, token })?.into_any(),
-            Event::Call { question, verb } => {
-                let (verb, params) = (VERBS[usize::from(verb)], Py::new(py, Buffer::whole(frame))?);
-                Py::new(py, ColdCall { question, verb, frame_bytes, params })?.into_any()
-            }
-        })
-    }
+    })
 }
 
-/// The words of a message that Python built.
-pub(crate) fn words_of(bytes: &[u8]) -> PyResult<Vec<u64>> {
-    if bytes.len() % 8 != 0 {
-        return Err(PyValueError::new_err(format!(
-            "a message is a whole number of 64-bit words, not {} bytes; use to_bytes()",
-            bytes.len()
-        )));
-    }
-    let mut words = vec![0; bytes.len() / 8];
-    as_numbers_mut(&mut words).copy_from_slice(bytes);
-    Ok(words)
-}
-
-/// The bytes of small frames.
-pub(crate) fn bytes_of<'py>(py: Python<'py>, words: &[u64]) -> Bound<'py, PyBytes> {
-    PyBytes::new(py, as_numbers(words))
+fn all(py: Python<'_>, events: Vec<Event>) -> PyResult<Vec<Py<PyAny>>> {
+    events.into_iter().map(|event| seen(py, event)).collect()
 }
 
 #[pymethods]
@@ -145,116 +135,92 @@ impl Connection {
     #[new]
     #[pyo3(signature = (store, *, frame_limit, keys_limit))]
     fn new(store: &PyStore, frame_limit: usize, keys_limit: usize) -> Self {
-        Self {
-            shared: Arc::new(Shared::new(store.engine(), frame_limit, keys_limit)),
-            server: ServerConnection::new(),
-            receiver: Receiver::new(frame_limit),
-            replies: Vec::new(),
-            noted: Vec::new(),
-        }
+        Self(serve::Connection::new(store.engine(), frame_limit, keys_limit))
     }
 
     #[getter]
     fn session(&self) -> u64 {
-        self.shared.session.load(Ordering::Relaxed)
+        self.0.session()
     }
 
     #[setter]
     fn set_session(&self, session: u64) {
-        // Published to workers by the hand-over of the calls that come after hello.
-        self.shared.session.store(session, Ordering::Relaxed);
+        self.0.set_session(session);
     }
 
     #[getter]
     fn closing(&self) -> Option<&str> {
-        self.server.closing()
+        self.0.closing()
     }
 
     #[getter]
     fn is_collecting(&self) -> bool {
-        self.shared.parts().is_collecting()
+        self.0.is_collecting()
     }
 
     #[getter]
     fn is_inside_frame(&self) -> bool {
-        self.receiver.is_inside_frame()
+        self.0.is_inside_frame()
     }
 
     #[getter]
     fn frame_wanted(&self) -> usize {
-        self.receiver.frame_wanted()
+        self.0.frame_wanted()
     }
 
-    #[pyo3(signature = (hint, /))]
-    fn get_buffer(&mut self, hint: isize) -> Buffer {
-        let _ = hint;
-        self.receiver.buffer()
+    #[pyo3(signature = (_hint, /))]
+    fn get_buffer(&mut self, _hint: isize) -> Buffer {
+        Buffer(self.0.buffer())
     }
 
     #[pyo3(signature = (count, at_once=0))]
-    fn received<'py>(
+    fn received(
         &mut self,
-        py: Python<'py>,
+        py: Python<'_>,
         count: usize,
         at_once: usize,
-    ) -> PyResult<Bound<'py, PyList>> {
-        self.receiver.received(count)?;
-        self.events(py, at_once)
+    ) -> PyResult<Vec<Py<PyAny>>> {
+        let run = |call: &Call| py.detach(|| call.try_run());
+        all(py, self.0.received(count, at_once, run).map_err(misuse)?)
     }
 
     fn noted(&mut self) -> Vec<Noted> {
-        std::mem::take(&mut self.noted)
+        self.0.noted()
     }
 
-    fn accept<'py>(&mut self, py: Python<'py>, question: u32) -> PyResult<Bound<'py, PyList>> {
-        self.server.accept(question);
-        self.events(py, 0)
+    fn accept(&mut self, py: Python<'_>, question: u32) -> PyResult<Vec<Py<PyAny>>> {
+        all(py, self.0.accept(question))
     }
 
-    fn reject<'py>(
-        &mut self,
-        py: Python<'py>,
-        question: u32,
-        reason: &str,
-    ) -> PyResult<Bound<'py, PyList>> {
-        self.server.reject(question, reason);
-        self.events(py, 0)
+    fn reject(&mut self, py: Python<'_>, question: u32, reason: &str) -> PyResult<Vec<Py<PyAny>>> {
+        all(py, self.0.reject(question, reason))
     }
 
     fn answer(&mut self, question: u32) -> Option<Buffer> {
-        self.server.answer(question).map(|canceled| Buffer::whole(canceled.into()))
+        self.0.answer(question).map(Buffer::from)
     }
 
     fn returns(&mut self, question: u32, results: &[u8]) -> PyResult<Buffer> {
-        let frame = self.server.returns(question, &words_of(results)?);
-        let frame = frame.map_err(|malformed| PyValueError::new_err(malformed.0))?;
-        Ok(Buffer::whole(frame.into()))
+        Ok(self.0.returns(question, results).map_err(misuse)?.into())
     }
 
     fn fails(&mut self, question: u32, kind: &str, reason: &str) -> PyResult<Buffer> {
-        let kind = ExceptionKind::parse(kind).ok_or_else(|| {
-            PyValueError::new_err(format!(
-                "kind is {kind:?}; give failed, overloaded, disconnected or unimplemented"
-            ))
-        })?;
-        Ok(Buffer::whole(self.server.fails(question, kind, reason).into()))
+        Ok(self.0.fails(question, kind, reason).map_err(misuse)?.into())
     }
 
     fn forget_parts(&self) {
-        self.shared.parts().forget();
+        self.0.forget_parts();
     }
 
     fn cancelled(&self, question: u32) -> bool {
-        self.server.is_canceled(question)
+        self.0.is_canceled(question)
     }
 
     fn outgoing(&mut self) -> Buffer {
-        let mut frames = self.server.outgoing();
-        frames.append(&mut self.replies);
-        Buffer::whole(frames.into())
+        self.0.outgoing().into()
     }
 
     fn abort(&mut self, reason: &str) {
-        self.server.abort(reason);
+        self.0.abort(reason);
     }
 }

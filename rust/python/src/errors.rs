@@ -1,33 +1,24 @@
-//! Core error -> Python exception: one match.
+//! Errors below -> Python exceptions.
 
-use hybridps_core::{Error, ErrorKind};
-use pyo3::{import_exception, PyErr};
+use hybridps_core::Error;
+use hybridps_serve::{class_of, Misuse};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
 
-import_exception!(hybridps.errors, HybridPSError);
-import_exception!(hybridps.errors, BadInputError);
-import_exception!(hybridps.errors, TableNotFoundError);
-import_exception!(hybridps.errors, TableMismatchError);
-import_exception!(hybridps.errors, StoreFullError);
-import_exception!(hybridps.errors, CorruptionError);
-import_exception!(hybridps.errors, ConfigError);
-import_exception!(hybridps.errors, UnavailableError);
-
-/// The exception of the public API that stands for a core error.
+/// The exception of the public API that stands for an error of the engine.
 pub(crate) fn raise(error: Error) -> PyErr {
-    let text = error.message;
-    match error.kind {
-        ErrorKind::BadInput => BadInputError::new_err(text),
-        ErrorKind::TableNotFound => TableNotFoundError::new_err(text),
-        ErrorKind::TableMismatch => TableMismatchError::new_err(text),
-        ErrorKind::StoreFull => StoreFullError::new_err(text),
-        ErrorKind::Corruption => CorruptionError::new_err(text),
-        ErrorKind::Config => ConfigError::new_err(text),
-        ErrorKind::Unavailable => UnavailableError::new_err(text),
-        _ => HybridPSError::new_err(text),
-    }
+    Python::attach(|py| {
+        let class = py.import("hybridps.errors").and_then(|m| m.getattr(class_of(error.kind)));
+        class.and_then(|class| class.call1((error.message,))).map_or_else(|e| e, PyErr::from_value)
+    })
 }
 
 /// A `BadInputError` that reads `text`.
-pub(crate) fn bad_input(text: impl Into<String>) -> PyErr {
-    BadInputError::new_err(text.into())
+pub(crate) fn bad_input(text: &str) -> PyErr {
+    raise(Error::bad_input(text))
+}
+
+/// What the Python of this project did wrong.
+pub(crate) fn misuse(Misuse(text): Misuse) -> PyErr {
+    PyValueError::new_err(text)
 }

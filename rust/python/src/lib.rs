@@ -2,18 +2,12 @@
 //! the interpreter lock, call, map errors.
 
 mod arrays;
-mod buffer;
-mod client_connection;
+mod client;
 mod connection;
 mod errors;
-mod hot;
-mod outlet;
-mod pushes;
-mod reads;
-mod receiver;
+mod memory;
 mod role;
 mod store;
-mod stream;
 
 use pyo3::prelude::*;
 
@@ -28,15 +22,11 @@ mod _core {
         check_spec, gather, initial_rows, is_finite, needs, sum_counts, sum_rows, unique,
     };
     #[pymodule_export]
-    use crate::buffer::{tune_allocator, Buffer};
+    use crate::client::{Answer, ClientConnection};
     #[pymodule_export]
-    use crate::client_connection::{Answer, ClientConnection};
+    use crate::connection::{schema, ColdCall, Connection, HotCall, Login, Outlet};
     #[pymodule_export]
-    use crate::connection::{schema, ColdCall, Connection, Login};
-    #[pymodule_export]
-    use crate::hot::HotCall;
-    #[pymodule_export]
-    use crate::outlet::Outlet;
+    use crate::memory::{tune_allocator, Buffer};
     #[pymodule_export]
     use crate::role::{Claim, Role};
     #[pymodule_export]

@@ -1,19 +1,24 @@
 //! `_core.Store`: the verbs of the core with the interpreter lock released.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hybridps_core::{
-    Assign, Durability, GradientBatch, Health, InsertBatch, LookupBatch, Push, PushOutcome,
-    Snapshot, Store, StoreConfig, TableChange,
+    Assign, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Snapshot, Store,
+    StoreConfig,
 };
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
+use hybridps_serve::texts;
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::arrays::{fresh_rows, parse_spec, slice, KeysIn, RowsIn};
-use crate::errors::{bad_input, raise, ConfigError, HybridPSError};
+use crate::arrays::{fresh_rows, slice, KeysIn, NumbersIn, RowsIn};
+use crate::errors::{bad_input, raise};
 
-type Found<'py> = (Bound<'py, PyArray2<f32>>, Option<Bound<'py, PyAny>>);
+type RowsOut<'py> = Bound<'py, PyArray2<f32>>;
+type Found<'py> = (RowsOut<'py>, Option<Bound<'py, PyAny>>);
+type Counters = Vec<(&'static str, u64)>;
+type SnapshotOut<'py> = (Bound<'py, PyDict>, Vec<&'static str>, Vec<(String, Vec<u64>)>);
 
 /// The engine in this process. `process` is the one that opened it: after a fork the engine
 /// threads are gone, so a child must not run its destructor.
@@ -32,59 +37,8 @@ impl Drop for PyStore {
     }
 }
 
-type SnapshotOut<'py> = (Bound<'py, PyDict>, Vec<&'static str>, Vec<(String, Vec<u64>)>);
-
-fn names(counters: &[(&'static str, u64)]) -> Vec<&'static str> {
-    counters.iter().map(|(name, _)| *name).collect()
-}
-
-fn durability(name: &str) -> PyResult<Durability> {
-    Ok(match name {
-        "none" => Durability::None,
-        "process" => Durability::Process,
-        "interval" => Durability::Interval,
-        "always" => Durability::Always,
-        other => {
-            return Err(ConfigError::new_err(format!(
-                "durability is {other:?}; give \"none\", \"process\", \"interval\" or \"always\""
-            )))
-        }
-    })
-}
-
-fn parse_change(change: &str) -> PyResult<TableChange> {
-    let unreadable = |what: &str| bad_input(format!("change of a table is not readable: {what}"));
-    let fields: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(change).map_err(|e| unreadable(&e.to_string()))?;
-    let mut parsed = TableChange::default();
-    for (name, value) in fields {
-        let cap = || match value.is_null() {
-            true => Ok(None),
-            false => value.as_u64().map(Some).ok_or_else(|| unreadable(&name)),
-        };
-        match name.as_str() {
-            "learning_rate" => {
-                let rate = value.as_f64().ok_or_else(|| unreadable(&name))?;
-                parsed.learning_rate = Some(rate as f32);
-            }
-            "dram" => parsed.dram = Some(cap()?),
-            "nvme" => parsed.nvme = Some(cap()?),
-            _ => return Err(unreadable(&format!("no live setting is called {name:?}"))),
-        }
-    }
-    Ok(parsed)
-}
-
-fn to_json(spec: &hybridps_core::TableSpec) -> PyResult<String> {
-    serde_json::to_string(spec).map_err(|e| HybridPSError::new_err(e.to_string()))
-}
-
-fn counters<'py>(py: Python<'py>, stats: Vec<(&'static str, u64)>) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    for (name, value) in stats {
-        dict.set_item(name, value)?;
-    }
-    Ok(dict)
+fn dict(py: Python<'_>, counters: Counters) -> PyResult<Bound<'_, PyDict>> {
+    PyDict::from_sequence(&counters.into_pyobject(py)?)
 }
 
 impl PyStore {
@@ -102,18 +56,9 @@ impl PyStore {
         py.detach(|| verb(store)).map_err(raise)
     }
 
-    /// One fresh reply array for each batch.
-    fn replies<'py>(
-        &self,
-        py: Python<'py>,
-        batches: impl Iterator<Item = (u32, usize)>,
-    ) -> PyResult<Vec<Bound<'py, PyArray2<f32>>>> {
-        batches
-            .map(|(table, n)| {
-                let dim = self.store.spec(table).map_err(raise)?.dim;
-                Ok(fresh_rows(py, n, dim as usize))
-            })
-            .collect()
+    fn fresh_rows<'py>(&self, keys: &KeysIn<'py>, table: u32) -> PyResult<RowsOut<'py>> {
+        let dim = self.store.spec(table).map_err(raise)?.dim;
+        Ok(fresh_rows(keys.py(), keys.len()?, dim as usize))
     }
 }
 
@@ -124,7 +69,7 @@ impl PyStore {
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python constructor")]
     fn new(
         py: Python<'_>,
-        path: std::path::PathBuf,
+        path: PathBuf,
         dram: u64,
         nvme: u64,
         durability: &str,
@@ -132,20 +77,16 @@ impl PyStore {
         shard: u32,
         shards: u32,
     ) -> PyResult<Self> {
-        let config = StoreConfig {
-            path,
-            dram_bytes: dram,
-            nvme_bytes: nvme,
-            durability: self::durability(durability)?,
-            threads,
-            shard: (shard, shards),
-        };
+        let (durability, shard) =
+            (texts::parse_durability(durability).map_err(raise)?, (shard, shards));
+        let config =
+            StoreConfig { path, dram_bytes: dram, nvme_bytes: nvme, durability, threads, shard };
         let store = py.detach(|| Store::open(config)).map_err(raise)?;
         Ok(Self { store: Arc::new(store), process: std::process::id() })
     }
 
     #[staticmethod]
-    fn exists(path: std::path::PathBuf) -> bool {
+    fn exists(path: PathBuf) -> bool {
         Store::exists(&path)
     }
 
@@ -154,14 +95,14 @@ impl PyStore {
     }
 
     fn create_table(&self, py: Python<'_>, spec: &str) -> PyResult<(u32, String, Vec<String>)> {
-        let spec = parse_spec(spec)?;
+        let spec = texts::parse_spec(spec).map_err(raise)?;
         let info = self.run(py, |store| store.create_table(&spec))?;
-        Ok((info.id, to_json(&info.spec)?, info.warnings))
+        Ok((info.id, texts::spec_json(&info.spec), info.warnings))
     }
 
     fn table(&self, py: Python<'_>, name: &str) -> PyResult<(u32, String)> {
         let info = self.run(py, |store| store.table(name))?;
-        Ok((info.id, to_json(&info.spec)?))
+        Ok((info.id, texts::spec_json(&info.spec)))
     }
 
     fn io_description(&self) -> String {
@@ -169,11 +110,7 @@ impl PyStore {
     }
 
     fn health(&self) -> (&'static str, String) {
-        match self.store.health() {
-            Health::Ok => ("ok", String::new()),
-            Health::Degraded(reason) => ("degraded", reason),
-            Health::Failed(reason) => ("failed", reason),
-        }
+        texts::health_text(self.store.health())
     }
 
     fn tables(&self, py: Python<'_>) -> PyResult<Vec<String>> {
@@ -185,12 +122,11 @@ impl PyStore {
     }
 
     fn spec(&self, py: Python<'_>, table: u32) -> PyResult<String> {
-        to_json(&self.run(py, |store| store.spec(table))?)
+        self.run(py, |store| Ok(texts::spec_json(&store.spec(table)?)))
     }
 
     fn alter(&self, py: Python<'_>, table: u32, change: &str) -> PyResult<()> {
-        let change = parse_change(change)?;
-        self.run(py, |store| store.alter(table, &change))
+        self.run(py, |store| store.alter(table, &texts::parse_change(change)?))
     }
 
     fn lookup<'py>(
@@ -199,12 +135,13 @@ impl PyStore {
         batches: Vec<(u32, KeysIn<'py>)>,
         want_found: bool,
     ) -> PyResult<Vec<Found<'py>>> {
-        let arrays = self.replies(py, batches.iter().map(|(t, k)| (*t, k.len().unwrap_or(0))))?;
-        let mut borrowed: Vec<_> = arrays.iter().map(|array| array.readwrite()).collect();
-        let mut found: Vec<Vec<u8>> = Vec::new();
-        for (_, keys) in &batches {
-            found.push(vec![0; if want_found { slice(keys)?.len() } else { 0 }]);
-        }
+        let arrays: Vec<_> =
+            batches.iter().map(|(t, k)| self.fresh_rows(k, *t)).collect::<PyResult<_>>()?;
+        let mut borrowed: Vec<_> = arrays.iter().map(PyArrayMethods::readwrite).collect();
+        let flags = |(_, k): &(u32, KeysIn<'_>)| {
+            vec![0; k.len().map_or(0, |n| n * usize::from(want_found))]
+        };
+        let mut found: Vec<Vec<u8>> = batches.iter().map(flags).collect();
         let mut calls = Vec::new();
         for (((table, keys), rows), found) in batches.iter().zip(&mut borrowed).zip(&mut found) {
             let (keys, rows) = (slice(keys)?, rows.as_slice_mut()?);
@@ -222,11 +159,11 @@ impl PyStore {
     fn lookup_or_insert<'py>(
         &self,
         py: Python<'py>,
-        batches: Vec<(u32, KeysIn<'py>, Option<PyReadonlyArray1<'py, u32>>)>,
-    ) -> PyResult<Vec<Bound<'py, PyArray2<f32>>>> {
-        let sizes = batches.iter().map(|(t, k, _)| (*t, k.len().unwrap_or(0)));
-        let arrays = self.replies(py, sizes)?;
-        let mut borrowed: Vec<_> = arrays.iter().map(|array| array.readwrite()).collect();
+        batches: Vec<(u32, KeysIn<'py>, Option<NumbersIn<'py>>)>,
+    ) -> PyResult<Vec<RowsOut<'py>>> {
+        let arrays: Vec<_> =
+            batches.iter().map(|(t, k, _)| self.fresh_rows(k, *t)).collect::<PyResult<_>>()?;
+        let mut borrowed: Vec<_> = arrays.iter().map(PyArrayMethods::readwrite).collect();
         let mut calls = Vec::new();
         for ((table, keys, counts), rows) in batches.iter().zip(&mut borrowed) {
             let counts = counts.as_ref().map_or(Ok(&[][..]), slice)?;
@@ -309,20 +246,17 @@ impl PyStore {
     }
 
     fn table_stats<'py>(&self, py: Python<'py>, table: u32) -> PyResult<Bound<'py, PyDict>> {
-        counters(py, self.run(py, |store| store.table_stats(table))?)
+        dict(py, self.run(py, |store| store.table_stats(table))?)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        counters(py, self.run(py, |store| Ok(store.stats()))?)
+        dict(py, self.run(py, |store| Ok(store.stats()))?)
     }
 
-    /// The store's counters, the names of a table's, and each table with their values.
     fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<SnapshotOut<'py>> {
         let Snapshot { store, tables } = self.run(py, |store| Ok(store.snapshot()))?;
-        let names = tables.first().map_or(Vec::new(), |(_, counters)| names(counters));
-        let values = |counters: Vec<(_, u64)>| counters.into_iter().map(|(_, n)| n).collect();
-        let tables = tables.into_iter().map(|(name, counters)| (name, values(counters))).collect();
-        Ok((counters(py, store)?, names, tables))
+        let (names, tables) = texts::counters(tables);
+        Ok((dict(py, store)?, names, tables))
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use crate::ask::{Ask, Sizes};
 use crate::compose::Composer;
 use crate::message::{set_root, Malformed, Message, Struct};
 use crate::rpc::{self, ExceptionKind, Incoming, Returned, Target};
@@ -10,7 +11,7 @@ use crate::schema::{
     APPLY_GRADIENTS, HELLO, INTERFACE_GATE, INTERFACE_SESSION, LOGIN, LOOKUP, LOOKUP_OR_INSERT,
     REMOVE,
 };
-use crate::verbs::{self, Layout, PushHeader};
+use crate::verbs::{self, Layout};
 
 const BOOTSTRAP_QUESTION: u32 = 0;
 const LOGIN_QUESTION: u32 = 1;
@@ -77,6 +78,18 @@ enum Kind {
     Probe,
 }
 
+impl Kind {
+    /// What a verb is answered with.
+    fn of(verb: u16) -> Self {
+        match verb {
+            LOOKUP | LOOKUP_OR_INSERT => Self::Rows,
+            APPLY_GRADIENTS => Self::Duplicate,
+            REMOVE => Self::Removed,
+            _ => Self::Results,
+        }
+    }
+}
+
 struct Question {
     kind: Kind,
     is_forgotten: bool,
@@ -137,10 +150,10 @@ impl ClientConnection {
 
     /// Asks for a sign of life, which a server gives whatever calls wait: the Gate once more.
     pub fn probe(&mut self) -> Vec<u64> {
-        rpc::bootstrap(self.ask(Kind::Probe))
+        rpc::bootstrap(self.question(Kind::Probe))
     }
 
-    fn ask(&mut self, kind: Kind) -> u32 {
+    fn question(&mut self, kind: Kind) -> u32 {
         loop {
             self.last_question = self.last_question.wrapping_add(1).max(LOGIN_QUESTION + 1);
             if !self.questions.contains_key(&self.last_question) {
@@ -159,49 +172,15 @@ impl ClientConnection {
     }
 
     fn open(&mut self, verb: u16, kind: Kind) -> (u32, Composer, usize) {
-        let question = self.ask(kind);
+        let question = self.question(kind);
         let (composer, at) = rpc::call(question, &self.target(), INTERFACE_SESSION, verb);
         (question, composer, at)
     }
 
-    /// Call of `lookup`; per table its id and the bytes of its keys.
-    pub fn lookup(&mut self, tables: &[(u32, usize)], want_found: bool) -> (u32, Layout) {
-        let question = self.ask(Kind::Rows);
-        (question, verbs::lookup_call(question, &self.target(), tables, want_found))
-    }
-
-    /// Call of `lookupOrInsert`; per table its id and the bytes of its keys and counts.
-    pub fn lookup_or_insert(&mut self, tables: &[(u32, usize, usize)]) -> (u32, Layout) {
-        let question = self.ask(Kind::Rows);
-        (question, verbs::lookup_or_insert_call(question, &self.target(), tables))
-    }
-
-    /// Call of `applyGradients`; per table its id and the bytes of its keys and gradients.
-    pub fn apply_gradients(
-        &mut self,
-        push: PushHeader,
-        tables: &[(u32, usize, usize)],
-    ) -> (u32, Layout) {
-        let question = self.ask(Kind::Duplicate);
-        (question, verbs::apply_gradients_call(question, &self.target(), push, tables))
-    }
-
-    /// Call of `prefetch`; per table its id and the bytes of its keys.
-    pub fn prefetch(&mut self, tables: &[(u32, usize)]) -> (u32, Layout) {
-        let question = self.ask(Kind::Results);
-        (question, verbs::prefetch_call(question, &self.target(), tables))
-    }
-
-    /// Call of `assign`: the table, and the bytes of its keys and rows.
-    pub fn assign(&mut self, push: PushHeader, table: (u32, usize, usize)) -> (u32, Layout) {
-        let question = self.ask(Kind::Results);
-        (question, verbs::assign_call(question, &self.target(), push, table))
-    }
-
-    /// Call of `remove`: the table, and the bytes of its keys.
-    pub fn remove(&mut self, push: PushHeader, table: (u32, usize)) -> (u32, Layout) {
-        let question = self.ask(Kind::Removed);
-        (question, verbs::remove_call(question, &self.target(), push, table))
+    /// A call that carries arrays; of each table the bytes of its arrays.
+    pub fn ask(&mut self, ask: &Ask, tables: &[Sizes]) -> (u32, Layout) {
+        let question = self.question(Kind::of(ask.verb()));
+        (question, ask.call(question, &self.target(), tables))
     }
 
     /// Call of any verb with `params`, a message whose root is its params struct.
@@ -210,13 +189,7 @@ impl ClientConnection {
     /// `params` is not such a message; nothing was asked.
     pub fn call(&mut self, verb: u16, params: &[u64]) -> Result<(u32, Vec<u64>), Malformed> {
         Message::new(params)?.root()?;
-        let kind = match verb {
-            LOOKUP | LOOKUP_OR_INSERT => Kind::Rows,
-            APPLY_GRADIENTS => Kind::Duplicate,
-            REMOVE => Kind::Removed,
-            _ => Kind::Results,
-        };
-        let (question, composer, at) = self.open(verb, kind);
+        let (question, composer, at) = self.open(verb, Kind::of(verb));
         Ok((question, composer.wrap(at, params)?))
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Floor plan, from the bytes up: `frame` (how long is the next message) > `message` (walk a
 //! received one, every offset checked) and `compose` (write one) > `rpc` (the protocol's messages)
-//! and `verbs` (the arrays of our schema), `parts` (a push that comes in several messages),
+//! and `verbs`, `ask` (the arrays of our schema), `parts` (a push that comes in several messages),
 //! `stream` (a reply whose end is decided last) > `server`, `client` (the two sides).
 //!
 //! Frames are slices of 64-bit words, because every object in them starts at a word: keys come out
@@ -12,6 +12,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("frames are read in place as little-endian words; this machine is big-endian");
 
+mod ask;
 mod client;
 mod compose;
 mod frame;
@@ -23,6 +24,7 @@ mod server;
 mod stream;
 mod verbs;
 
+pub use ask::{Ask, Sizes};
 pub use client::{Answer, ClientConnection, Outcome, Reason};
 pub use frame::{FrameSize, SEGMENTS_MAX};
 pub use message::{Bytes, Malformed, Message, Struct, StructList};

@@ -1,4 +1,5 @@
-//! The hot verbs of `Session`, all that carry arrays: their params and results, as arrays in place.
+//! The hot verbs of `Session`, all that carry arrays: their params as a server reads them, and
+//! their results, as arrays in place (`ask` has the params as a client writes them).
 //!
 //! Decoders take a frame whose root is the params or results struct (see `ServerConnection` and
 //! `ClientConnection`, which make it so); encoders give a header, and say where the arrays go.
@@ -8,10 +9,8 @@ use std::ops::Range;
 
 use crate::compose::Composer;
 use crate::message::{Bytes, Malformed, Message};
-use crate::rpc::{self, Target};
-use crate::schema::{
-    APPLY_GRADIENTS, ASSIGN, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT, PREFETCH, REMOVE,
-};
+use crate::rpc;
+use crate::schema::{APPLY_GRADIENTS, ASSIGN, LOOKUP, PREFETCH, REMOVE};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -266,121 +265,14 @@ pub fn duplicate_reply(question: u32, duplicate: bool) -> Vec<u64> {
     composer.frame()
 }
 
-/// Call of `lookup`; per table its id and the bytes of its keys.
-pub(crate) fn lookup_call(
-    question: u32,
-    target: &Target,
-    tables: &[(u32, usize)],
-    want_found: bool,
-) -> Layout {
-    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, LOOKUP);
-    let params = composer.structure(at, 1, 1);
-    composer.words[params] = u64::from(want_found);
-    let blobs = key_batches(&mut composer, params + 1, tables);
-    layout(composer, blobs)
-}
-
-/// Call of `prefetch`; per table its id and the bytes of its keys.
-pub(crate) fn prefetch_call(question: u32, target: &Target, tables: &[(u32, usize)]) -> Layout {
-    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, PREFETCH);
-    let params = composer.structure(at, 0, 1);
-    let blobs = key_batches(&mut composer, params, tables);
-    layout(composer, blobs)
-}
-
-fn key_batches(composer: &mut Composer, at: usize, tables: &[(u32, usize)]) -> Vec<BlobAt> {
-    let first = composer.list(at, tables.len(), 1, 1);
-    let pointers = (0..tables.len()).map(|i| first + 2 * i + 1);
-    for (i, (table, _)) in tables.iter().enumerate() {
-        composer.words[first + 2 * i] = u64::from(*table);
-    }
-    place(composer, pointers.zip(tables.iter().map(|&(_, keys)| keys)))
-}
-
-/// Call of `assign`: the table, and the bytes of its keys and rows.
-pub(crate) fn assign_call(
-    question: u32,
-    target: &Target,
-    push: PushHeader,
-    (table, keys, rows): (u32, usize, usize),
-) -> Layout {
-    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, ASSIGN);
-    let params = composer.structure(at, 1, 3);
-    composer.words[params] = u64::from(table);
-    push_header(&mut composer, params + 1, push);
-    let blobs = place(&mut composer, [(params + 2, keys), (params + 3, rows)].into_iter());
-    layout(composer, blobs)
-}
-
-/// Call of `remove`: the table, and the bytes of its keys.
-pub(crate) fn remove_call(
-    question: u32,
-    target: &Target,
-    push: PushHeader,
-    (table, keys): (u32, usize),
-) -> Layout {
-    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, REMOVE);
-    let params = composer.structure(at, 1, 2);
-    composer.words[params] = u64::from(table);
-    push_header(&mut composer, params + 1, push);
-    let blobs = place(&mut composer, [(params + 2, keys)].into_iter());
-    layout(composer, blobs)
-}
-
-fn push_header(composer: &mut Composer, at: usize, push: PushHeader) {
-    let header = composer.structure(at, 4, 0);
-    composer.words[header] = push.number;
-    composer.words[header + 1] = u64::from(push.step.is_some());
-    composer.words[header + 2] = push.step.unwrap_or(0) as u64;
-    composer.words[header + 3] = push.total;
-}
-
-/// Call of `lookupOrInsert`; per table its id and the bytes of its keys and counts. The blobs of
-/// the layout alternate: keys, counts, keys, counts ...
-pub(crate) fn lookup_or_insert_call(
-    question: u32,
-    target: &Target,
-    tables: &[(u32, usize, usize)],
-) -> Layout {
-    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, LOOKUP_OR_INSERT);
-    let params = composer.structure(at, 0, 1);
-    let blobs = paired_batches(&mut composer, params, tables);
-    layout(composer, blobs)
-}
-
-/// Call of `applyGradients`; as `lookup_or_insert_call`, with gradients for counts.
-pub(crate) fn apply_gradients_call(
-    question: u32,
-    target: &Target,
-    push: PushHeader,
-    tables: &[(u32, usize, usize)],
-) -> Layout {
-    let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, APPLY_GRADIENTS);
-    let params = composer.structure(at, 0, 2);
-    push_header(&mut composer, params, push);
-    let blobs = paired_batches(&mut composer, params + 1, tables);
-    layout(composer, blobs)
-}
-
-fn paired_batches(
+pub(crate) fn place(
     composer: &mut Composer,
-    at: usize,
-    tables: &[(u32, usize, usize)],
+    blobs: impl Iterator<Item = (usize, usize)>,
 ) -> Vec<BlobAt> {
-    let first = composer.list(at, tables.len(), 1, 2);
-    for (i, (table, _, _)) in tables.iter().enumerate() {
-        composer.words[first + 3 * i] = u64::from(*table);
-    }
-    let pointers = (0..tables.len()).flat_map(|i| [first + 3 * i + 1, first + 3 * i + 2]);
-    let sizes = tables.iter().flat_map(|&(_, keys, blob)| [keys, blob]);
-    place(composer, pointers.zip(sizes))
-}
-
-fn place(composer: &mut Composer, blobs: impl Iterator<Item = (usize, usize)>) -> Vec<BlobAt> {
     blobs.map(|(at, bytes)| BlobAt { start: composer.blob(at, bytes), bytes }).collect()
 }
 
-fn layout(composer: Composer, blobs: Vec<BlobAt>) -> Layout {
+pub(crate) fn layout(composer: Composer, blobs: Vec<BlobAt>) -> Layout {
     let (header, words) = composer.finish();
     Layout { header, words, blobs }
 }

@@ -8,8 +8,8 @@ use std::cell::Cell;
 
 use hybridps_wire::{
     decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, empty_reply,
-    exception_return, is_hot, removed_reply, rows_reply, ClientConnection, Event, ExceptionKind,
-    Message, PushHeader, ServerConnection, StreamedReply, LOOKUP,
+    exception_return, is_hot, removed_reply, rows_reply, Ask, ClientConnection, Event,
+    ExceptionKind, Message, PushHeader, ServerConnection, StreamedReply, LOOKUP,
 };
 
 mod stream;
@@ -64,19 +64,27 @@ fn filled(layout: hybridps_wire::Layout) -> Vec<u64> {
 fn calls() -> Vec<Vec<u64>> {
     let mut client = ClientConnection::new();
     let mut said = frames(&client.start(9, "trainer", "token").1);
-    said.push(filled(client.lookup(&[(1, 80), (2, 0), (3, 8)], true).1));
-    said.push(filled(client.lookup_or_insert(&[(1, 80, 40), (2, 16, 0)]).1));
+    said.push(filled(
+        client
+            .ask(&Ask::Lookup { want_found: true }, &[(1, vec![80]), (2, vec![0]), (3, vec![8])])
+            .1,
+    ));
+    said.push(filled(client.ask(&Ask::LookupOrInsert, &[(1, vec![80, 40]), (2, vec![16, 0])]).1));
     let push = PushHeader { number: 1, step: Some(-1), total: 0 };
-    said.push(filled(client.apply_gradients(push, &[(1, 80, 200), (2, 8, 12)]).1));
+    said.push(filled(
+        client.ask(&Ask::ApplyGradients(push), &[(1, vec![80, 200]), (2, vec![8, 12])]).1,
+    ));
     let params = [2 << 32, 0x0000_0001_0000_0000, 7];
     said.push(client.call(13, &params).expect("a message").1);
     // Two segments: a far pointer inside, a double far one around.
     let many =
         [1 | 3 << 32, 2, 1 << 32 | 1 << 48, 7, 2 | 1 << 32, 1 | 2 << 32 | 4 << 35, 6_513_249];
     said.push(client.call(8, &many).expect("a message").1);
-    said.push(filled(client.prefetch(&[(1, 80), (2, 0)]).1));
-    said.push(filled(client.assign(push, (1, 16, 200)).1));
-    said.push(filled(client.remove(PushHeader { total: 80, ..push }, (1, 80)).1));
+    said.push(filled(client.ask(&Ask::Prefetch, &[(1, vec![80]), (2, vec![0])]).1));
+    said.push(filled(client.ask(&Ask::Assign(push), &[(1, vec![16, 200])]).1));
+    said.push(filled(
+        client.ask(&Ask::Remove(PushHeader { total: 80, ..push }), &[(1, vec![80])]).1,
+    ));
     client.forget(4);
     said.extend(frames(&client.pending()));
     said
@@ -142,9 +150,9 @@ fn mutate(random: &mut Random, frame: &mut Vec<u64>, others: &[Vec<u64>]) {
 /// The last three of `calls`.
 fn ask_the_rest(client: &mut ClientConnection) {
     let push = PushHeader { number: 1, step: None, total: 0 };
-    client.prefetch(&[(1, 80)]);
-    client.assign(push, (1, 16, 200));
-    client.remove(push, (1, 80));
+    client.ask(&Ask::Prefetch, &[(1, vec![80])]);
+    client.ask(&Ask::Assign(push), &[(1, vec![16, 200])]);
+    client.ask(&Ask::Remove(push), &[(1, vec![80])]);
 }
 
 /// The most that one frame may make a decoder allocate, over all steps.
@@ -196,9 +204,12 @@ fn no_bytes_hurt_the_client() {
     for _ in 0..60_000 {
         let mut client = ClientConnection::new();
         client.start(9, "trainer", "token");
-        client.lookup(&[(1, 80), (2, 0), (3, 8)], true);
-        client.lookup_or_insert(&[(1, 80, 40)]);
-        client.apply_gradients(PushHeader { number: 1, step: None, total: 0 }, &[(1, 80, 200)]);
+        client.ask(&Ask::Lookup { want_found: true }, &[(1, vec![80]), (2, vec![0]), (3, vec![8])]);
+        client.ask(&Ask::LookupOrInsert, &[(1, vec![80, 40])]);
+        client.ask(
+            &Ask::ApplyGradients(PushHeader { number: 1, step: None, total: 0 }),
+            &[(1, vec![80, 200])],
+        );
         client.call(13, &[1 << 32, 0]).expect("a message");
         client.call(8, &[1 << 32, 0]).expect("a message");
         ask_the_rest(&mut client);
@@ -223,11 +234,11 @@ fn no_bytes_hurt_the_client() {
 fn honest_conversations_pass_unharmed() {
     let mut client = ClientConnection::new();
     client.start(9, "trainer", "token");
-    client.lookup(&[(1, 80), (2, 0), (3, 8)], true);
-    client.lookup_or_insert(&[(1, 80, 40), (2, 16, 0)]);
-    client.apply_gradients(
-        PushHeader { number: 1, step: Some(-1), total: 0 },
-        &[(1, 80, 200), (2, 8, 12)],
+    client.ask(&Ask::Lookup { want_found: true }, &[(1, vec![80]), (2, vec![0]), (3, vec![8])]);
+    client.ask(&Ask::LookupOrInsert, &[(1, vec![80, 40]), (2, vec![16, 0])]);
+    client.ask(
+        &Ask::ApplyGradients(PushHeader { number: 1, step: Some(-1), total: 0 }),
+        &[(1, vec![80, 200]), (2, vec![8, 12])],
     );
     client.call(13, &[2 << 32, 0x0000_0001_0000_0000, 7]).expect("a message");
     client.call(8, &[1 << 32, 0]).expect("a message");

@@ -3,7 +3,7 @@
 //! here.
 
 use hybridps_wire::{
-    decode_rows, ClientConnection, Event, ExceptionKind, Message, Outcome, ServerConnection,
+    decode_rows, Ask, ClientConnection, Event, ExceptionKind, Message, Outcome, ServerConnection,
     StreamedReply, QUESTIONS_MAX,
 };
 
@@ -195,7 +195,8 @@ fn streamed(reply: &StreamedReply, tail: &[u64]) -> Vec<u64> {
 #[test]
 fn a_streamed_reply_says_where_its_arrays_lie() {
     let (_, mut client, _) = connected();
-    let (question, _) = client.lookup(&[(1, 24), (2, 0), (3, 8)], true);
+    let (question, _) =
+        client.ask(&Ask::Lookup { want_found: true }, &[(1, vec![24]), (2, vec![0]), (3, vec![8])]);
     let reply = StreamedReply::new(question, &[(24, 3), (0, 0), (8, 1)]);
     let mut frame = streamed(&reply, &reply.tail);
     let answer = client.receive(&mut frame).expect("an answer");
@@ -214,7 +215,7 @@ fn a_streamed_reply_says_where_its_arrays_lie() {
 fn a_streamed_reply_can_end_in_an_exception() {
     for length in [0, 1, 7, 8, 900, 1100, 5000] {
         let (_, mut client, _) = connected();
-        let (question, _) = client.lookup(&[(1, 24)], false);
+        let (question, _) = client.ask(&Ask::Lookup { want_found: false }, &[(1, vec![24])]);
         let reply = StreamedReply::new(question, &[(24, 0)]);
         let text = "é".repeat(length);
         let tail = reply.failed_tail(ExceptionKind::Failed, &format!("BadInputError: {text}"));

@@ -2,10 +2,9 @@
 //! that large frames are received where they stay.
 
 use hybridps_wire::{FrameSize, Malformed};
-use pyo3::exceptions::PyValueError;
-use pyo3::prelude::*;
 
-use crate::buffer::{as_numbers, Buffer, Words};
+use crate::failure::Misuse;
+use crate::memory::{as_numbers, as_numbers_mut, View, Words};
 
 /// Size of the common buffer; frames larger than it get memory of their own.
 const COMMON_WORDS: usize = (32 << 10) / 8;
@@ -45,7 +44,7 @@ impl Receiver {
     }
 
     /// The place that the next bytes go to.
-    pub(crate) fn buffer(&mut self) -> Buffer {
+    pub(crate) fn buffer(&mut self) -> View {
         let Some(large) = &mut self.large else {
             return self.common.view(self.end..self.common.len() * 8, true);
         };
@@ -59,8 +58,21 @@ impl Receiver {
         words.view(large.filled..large.len * 8, true)
     }
 
+    /// Takes in bytes that came another way; how many there was room for.
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> usize {
+        drop(self.buffer());
+        let (words, filled) = match &mut self.large {
+            Some(Large { words: Some(words), filled, .. }) => (words, filled),
+            _ => (&mut self.common, &mut self.end),
+        };
+        let room = &mut as_numbers_mut::<u8>(words)[*filled..];
+        let count = room.len().min(bytes.len());
+        room[..count].copy_from_slice(&bytes[..count]);
+        count
+    }
+
     /// Takes note of `count` bytes written there.
-    pub(crate) fn received(&mut self, count: usize) -> PyResult<()> {
+    pub(crate) fn received(&mut self, count: usize) -> Result<(), Misuse> {
         let (filled, room) = match &mut self.large {
             Some(Large { words: Some(words), filled, .. }) => (filled, words.len() * 8),
             Some(Large { filled, .. }) => {
@@ -70,7 +82,7 @@ impl Receiver {
             None => (&mut self.end, self.common.len() * 8),
         };
         if count > room - *filled {
-            return Err(PyValueError::new_err(format!(
+            return Err(Misuse(format!(
                 "received({count}), but get_buffer() gave room for {} bytes",
                 room - *filled
             )));

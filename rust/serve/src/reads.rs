@@ -4,8 +4,9 @@
 use hybridps_core::{InsertBatch, LookupBatch, Store};
 use hybridps_wire::{self as wire, Batch, LOOKUP};
 
-use crate::buffer::{as_numbers_mut, Number, Words};
-use crate::hot::{numbers, Failure};
+use crate::failure::Failure;
+use crate::memory::{as_numbers_mut, Number, Words};
+use crate::shared::numbers;
 
 /// Per table the bytes of rows and of found flags.
 pub(crate) type Sizes = Vec<(usize, usize)>;

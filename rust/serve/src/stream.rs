@@ -9,10 +9,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hybridps_wire::{self as wire, ExceptionKind, StreamedReply};
 
-use crate::buffer::{as_numbers, Words};
-use crate::hot::{guarded, numbers, Failure, Shared};
+use crate::failure::{guarded, Failure};
+use crate::memory::{as_numbers, Words};
 use crate::outlet::Outlet;
 use crate::reads::{read, take, Share, Sizes};
+use crate::shared::{numbers, Shared};
 
 /// Bytes of rows that are gathered, then sent. Measured (50,000 rows of 64 floats): below, visits
 /// of stripes cost more; above, rows have left the cache before they are sent.
@@ -138,7 +139,7 @@ impl Stream {
     /// more now.
     pub(crate) fn send(
         &self,
-        outlet: &Outlet,
+        outlet: &dyn Outlet,
         verb: u16,
         shared: &Shared,
     ) -> std::io::Result<bool> {
@@ -218,7 +219,7 @@ impl Stream {
     }
 
     /// Sends the piece whose turn it is, and puts it back if something is left.
-    fn send_piece(&self, n: usize, piece: Words, outlet: &Outlet) -> std::io::Result<()> {
+    fn send_piece(&self, n: usize, piece: Words, outlet: &dyn Outlet) -> std::io::Result<()> {
         let bytes: &[u8] = as_numbers(&piece);
         let mut progress = self.progress();
         loop {

@@ -1,17 +1,15 @@
-//! The buffer border: memory of frames, shared with Python without a copy, and seen as words,
-//! bytes or numbers. All `unsafe` of the wire lies here.
+//! Memory of frames, shared with whoever owns the socket without a copy, and seen as words, bytes
+//! or numbers.
 //!
-//! Views are writable in two places only: where the next bytes of a socket go (Rust does not look
-//! before it is told that they came), and the rows of an answer (Rust never looks again). Python
-//! that writes at other times can spoil its own data; it cannot reach freed memory.
+//! Views are writable in two places only: where the next bytes of a socket go (nobody looks before
+//! it is told that they came), and the rows of an answer (nobody here looks again). An owner that
+//! writes at other times can spoil its own data; it cannot reach freed memory.
 
-use std::ffi::c_int;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
-use pyo3::ffi;
-use pyo3::prelude::*;
+use crate::failure::Misuse;
 
 /// Blocks from this size on are kept for reuse: fresh pages cost more than copying into warm ones.
 const POOLED_WORDS_MIN: usize = (64 << 10) / 8;
@@ -70,7 +68,7 @@ struct Memory {
 // SAFETY: Memory owns its allocation as a Box does; nothing in it depends on a thread.
 #[allow(unsafe_code, reason = "an owned allocation behind a raw pointer")]
 unsafe impl Send for Memory {}
-// SAFETY: as above; who may look at the words and when is settled by Words and Buffer.
+// SAFETY: as above; who may look at the words and when is settled by Words and View.
 #[allow(unsafe_code, reason = "an owned allocation behind a raw pointer")]
 unsafe impl Sync for Memory {}
 
@@ -85,13 +83,14 @@ impl Drop for Memory {
 
 /// Word-aligned memory of one frame, and the only way for Rust to look into it. Its content is
 /// arbitrary until written.
-pub(crate) struct Words {
+pub struct Words {
     memory: Arc<Memory>,
     len: usize,
 }
 
 impl Words {
-    pub(crate) fn new(len: usize) -> Self {
+    /// Memory of so many words.
+    pub fn new(len: usize) -> Self {
         if len < POOLED_WORDS_MIN {
             return vec![0; len].into();
         }
@@ -107,6 +106,22 @@ impl Words {
         copy
     }
 
+    /// The words of a finished message.
+    ///
+    /// # Errors
+    /// Not a whole number of words.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Misuse> {
+        if bytes.len() % 8 != 0 {
+            return Err(Misuse(format!(
+                "a message is a whole number of 64-bit words, not {} bytes; use to_bytes()",
+                bytes.len()
+            )));
+        }
+        let mut words = Self::new(bytes.len() / 8);
+        as_numbers_mut(&mut words).copy_from_slice(bytes);
+        Ok(words)
+    }
+
     fn of(block: Box<[u64]>, skipped: usize, len: usize) -> Self {
         assert!(skipped + len <= block.len(), "the words lie in the block");
         let block = NonNull::from(Box::leak(block));
@@ -115,11 +130,11 @@ impl Words {
         Self { memory: Arc::new(Memory { block, first }), len }
     }
 
-    /// A view for Python of some bytes. Who asks for a writable one looks at those bytes only when
-    /// Python has written them, or not any more.
-    pub(crate) fn view(&self, bytes: Range<usize>, writable: bool) -> Buffer {
+    /// A view of some bytes. Who asks for a writable one looks at those bytes only when their owner
+    /// has written them, or not any more.
+    pub(crate) fn view(&self, bytes: Range<usize>, writable: bool) -> View {
         assert!(bytes.start <= bytes.end && bytes.end <= self.len * 8, "part of the memory");
-        Buffer { memory: Arc::clone(&self.memory), bytes, writable }
+        View { memory: Arc::clone(&self.memory), bytes, writable }
     }
 }
 
@@ -135,7 +150,7 @@ impl Deref for Words {
 
     fn deref(&self) -> &[u64] {
         // SAFETY: `memory` holds at least `len` initialized words as long as self lives. No other
-        // Words and so no `&mut` shares it; Python writes to it only when told (see `view`).
+        // Words and so no `&mut` shares it; a view writes to it only when told (see `view`).
         #[allow(unsafe_code, reason = "the slice that the raw pointer stands for")]
         unsafe {
             std::slice::from_raw_parts(self.memory.first.as_ptr(), self.len)
@@ -155,15 +170,16 @@ impl DerefMut for Words {
 
 mod number {
     /// Types of which any bits are a value and whose alignment divides that of a word.
-    pub(crate) trait Number: Copy {}
+    pub trait Number: Copy {}
     impl Number for u8 {}
+    impl Number for u16 {}
     impl Number for u32 {}
     impl Number for f32 {}
 }
 pub(crate) use number::Number;
 
 /// The words as numbers of a narrower type, in order of address.
-pub(crate) fn as_numbers<T: Number>(words: &[u64]) -> &[T] {
+pub fn as_numbers<T: Number>(words: &[u64]) -> &[T] {
     let len = std::mem::size_of_val(words) / size_of::<T>();
     // SAFETY: same memory and extent, weaker alignment, and any bits are a T (see Number).
     #[allow(unsafe_code, reason = "a view of plain numbers as plain numbers")]
@@ -182,71 +198,38 @@ pub(crate) fn as_numbers_mut<T: Number>(words: &mut [u64]) -> &mut [T] {
     }
 }
 
-/// Bytes of a frame, for Python; the memory stays in place as long as a view of it lives.
-#[pyclass(module = "hybridps._core", frozen)]
-pub(crate) struct Buffer {
+/// Bytes of a frame; the memory stays in place as long as a view of it lives.
+pub struct View {
     memory: Arc<Memory>,
     bytes: Range<usize>,
     writable: bool,
 }
 
-impl Buffer {
-    /// A whole frame, read-only.
-    pub(crate) fn whole(words: Words) -> Self {
-        words.view(0..words.len() * 8, false)
+impl View {
+    /// The first byte. What is read or written through it is the caller's care, as told above.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.memory.first.as_ptr().cast::<u8>().wrapping_add(self.bytes.start)
     }
-}
 
-#[pymethods]
-impl Buffer {
-    fn __len__(&self) -> usize {
+    /// Bytes.
+    pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    #[allow(unsafe_code, reason = "the C interface of the buffer protocol")]
-    unsafe fn __getbuffer__(
-        slf: Bound<'_, Self>,
-        view: *mut ffi::Py_buffer,
-        flags: c_int,
-    ) -> PyResult<()> {
-        let this = slf.get();
-        // SAFETY: the range was checked in `Words::view`.
-        let first = unsafe { this.memory.first.as_ptr().cast::<u8>().add(this.bytes.start) };
-        let len = this.bytes.len() as ffi::Py_ssize_t;
-        let read_only = c_int::from(!this.writable);
-        // SAFETY: the interpreter passes a valid view; the bytes lie in memory that this Buffer,
-        // which the view keeps alive, owns a share of, and which never moves.
-        let filled = unsafe {
-            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), first.cast(), len, read_only, flags)
-        };
-        match filled {
-            0 => Ok(()),
-            _ => Err(PyErr::fetch(slf.py())),
-        }
+    /// True if no byte is seen.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Whether the bytes may be written.
+    pub fn is_writable(&self) -> bool {
+        self.writable
     }
 }
 
-/// Keeps blocks of some MiB inside malloc instead of returning each to the kernel, whose fresh
-/// pages cost more than a batch's work. Larger ones go back: a heap that keeps them too cannot join
-/// what lies between, and grew past a gigabyte under sixteen clients with pushes of 65 MB. Two
-/// arenas, since each keeps blocks of its own, and few threads allocate at a time.
-#[pyfunction]
-pub(crate) fn tune_allocator() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        let settings = [
-            (libc::M_MMAP_THRESHOLD, 4 << 20),
-            (libc::M_TRIM_THRESHOLD, 8 << 20),
-            (libc::M_TOP_PAD, 1 << 20),
-            (libc::M_ARENA_MAX, 2),
-        ];
-        for (parameter, value) in settings {
-            // SAFETY: mallopt takes plain integers and may be called at any time; a refused value
-            // leaves the default, which is only slower.
-            #[allow(unsafe_code, reason = "glibc offers these settings only in C")]
-            unsafe {
-                libc::mallopt(parameter, value);
-            }
-        }
+impl From<Words> for View {
+    /// A whole frame, read-only.
+    fn from(words: Words) -> Self {
+        words.view(0..words.len() * 8, false)
     }
 }

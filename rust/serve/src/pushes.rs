@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use hybridps_core::{Assign, GradientBatch, Push, PushOutcome, Store};
 use hybridps_wire::{self as wire, Batch, ASSIGN, REMOVE};
 
-use crate::buffer::Words;
-use crate::hot::{bad_input, numbers, Failure, Shared};
+use crate::failure::{bad_input, Failure};
+use crate::memory::Words;
+use crate::shared::{numbers, Shared};
 
 /// Keys and values of one table, wherever they lie.
 type View<'a> = (u32, &'a [u64], &'a [f32]);

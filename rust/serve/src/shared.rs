@@ -1,0 +1,127 @@
+//! What all hot calls of a connection share, and what of a call is known before it runs.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hybridps_core::Store;
+use hybridps_wire::{
+    self as wire, Batch, Parts, StreamedReply, LOOKUP, LOOKUP_OR_INSERT, PREFETCH,
+};
+
+use crate::failure::{bad_input, Failure};
+use crate::memory::{as_numbers, Number};
+use crate::reads::Sizes;
+
+/// What is known of a call before it runs.
+#[derive(Default)]
+pub(crate) struct Plan {
+    /// Of a read, the reply's arrays, and the keys per table.
+    pub(crate) sizes: Sizes,
+    pub(crate) keys: Vec<usize>,
+    /// Bytes that a push in parts announces.
+    pub(crate) announced: u64,
+}
+
+impl Plan {
+    /// About the bytes of the reply; 0 if it is small and of fixed size.
+    pub(crate) fn reply_bytes(&self) -> usize {
+        self.sizes.iter().map(|(rows, found)| rows + found + TABLE_BYTES).sum()
+    }
+}
+
+/// Bytes of a reply's header for each table.
+const TABLE_BYTES: usize = 64;
+/// Tables whose dim a connection remembers; beyond it, it starts over.
+const DIMS_MAX: usize = 4096;
+
+/// State of a connection that its calls use, wherever they run.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    /// Names the pushes of this connection; 0: hello was not said.
+    pub(crate) session: AtomicU64,
+    pub(crate) keys_limit: usize,
+    frame_limit: usize,
+    parts: Mutex<Parts>,
+    /// Columns by table. Ids are never used again and a table's dim is fixed, so this never goes
+    /// stale; a dropped table is refused by the store.
+    dims: Mutex<HashMap<u32, usize>>,
+}
+
+impl Shared {
+    pub(crate) fn new(store: Arc<Store>, frame_limit: usize, keys_limit: usize) -> Self {
+        let (session, dims) = (AtomicU64::new(0), Mutex::default());
+        Self { store, session, keys_limit, frame_limit, parts: Mutex::default(), dims }
+    }
+
+    /// The push that this connection collects.
+    pub(crate) fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dim(&self, table: u32) -> Result<usize, Failure> {
+        let mut dims = self.dims.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dim) = dims.get(&table) {
+            return Ok(*dim);
+        }
+        let dim = self.store.spec(table)?.dim as usize;
+        if dims.len() >= DIMS_MAX {
+            dims.clear();
+        }
+        dims.insert(table, dim);
+        Ok(dim)
+    }
+
+    /// The reply's shape. What is wrong with a read's arrays is found here, before a byte is sent.
+    pub(crate) fn plan(&self, verb: u16, frame: &[u64]) -> Result<Plan, Failure> {
+        let batches = wire::decode_batches(verb, frame, self.keys_limit)?;
+        if verb == PREFETCH {
+            // Nobody hears what goes wrong later.
+            batches.iter().try_for_each(|batch| self.dim(batch.table).map(drop))?;
+            return Ok(Plan::default());
+        }
+        if verb > LOOKUP_OR_INSERT {
+            let header = wire::decode_push(frame)?;
+            let announced = if wire::is_announcement(&header, &batches) { header.total } else { 0 };
+            return Ok(Plan { announced, ..Plan::default() });
+        }
+        let want_found = verb == LOOKUP && wire::decode_want_found(frame)?;
+        let mut plan = Plan::default();
+        let mut total = StreamedReply::FIXED_BYTES;
+        for batch in &batches {
+            check_counts(verb, batch)?;
+            let rows = batch.keys.len() * self.dim(batch.table)? * 4;
+            let found = if want_found { batch.keys.len() } else { 0 };
+            total += rows + found + TABLE_BYTES;
+            if rows > wire::DATA_MAX || total > self.frame_limit {
+                return Err(bad_input(format!(
+                    "a reply of more than {} bytes was asked for; ask for fewer keys at a time",
+                    self.frame_limit.min(wire::DATA_MAX)
+                )));
+            }
+            plan.sizes.push((rows, found));
+            plan.keys.push(batch.keys.len());
+        }
+        Ok(plan)
+    }
+}
+
+fn check_counts(verb: u16, batch: &Batch<'_>) -> Result<(), Failure> {
+    if verb != LOOKUP_OR_INSERT {
+        return Ok(());
+    }
+    let (have, want) = (numbers::<u32>("counts", batch)?.len(), batch.keys.len());
+    if have == 0 || have == want {
+        return Ok(());
+    }
+    Err(bad_input(format!("{have} counts for {want} keys; give none or one each")))
+}
+
+/// The numbers of a batch's blob.
+pub(crate) fn numbers<'a, T: Number>(what: &str, batch: &Batch<'a>) -> Result<&'a [T], Failure> {
+    let len = batch.blob.len;
+    if len % 4 != 0 {
+        return Err(bad_input(format!("{what} of {len} bytes are not whole 32-bit numbers")));
+    }
+    Ok(&as_numbers(batch.blob.words)[..len / 4])
+}

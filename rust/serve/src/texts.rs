@@ -1,0 +1,110 @@
+//! What comes or goes as text: specs and changes of tables as JSON, settings and counters by name.
+
+use hybridps_core::{initial_row, Durability, Error, Health, Result, TableChange, TableSpec};
+
+/// Reads the JSON of a spec and checks its ranges.
+///
+/// # Errors
+/// `BadInput`: no table can have it.
+pub fn parse_spec(json: &str) -> Result<TableSpec> {
+    let spec: TableSpec = serde_json::from_str(json).map_err(|e| {
+        Error::bad_input(format!("table spec is not readable: {e}; use TableSpec.to_json"))
+    })?;
+    spec.check()?;
+    Ok(spec)
+}
+
+/// The JSON of a spec.
+pub fn spec_json(spec: &TableSpec) -> String {
+    // Numbers, names and options of fixed form: nothing in it can fail to be written.
+    serde_json::to_string(spec).unwrap_or_default()
+}
+
+/// Reads a JSON object of live settings; null lifts a cap.
+///
+/// # Errors
+/// `BadInput`: a setting is unknown, or no value for it.
+pub fn parse_change(json: &str) -> Result<TableChange> {
+    let unreadable =
+        |what: &str| Error::bad_input(format!("change of a table is not readable: {what}"));
+    let fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(json).map_err(|e| unreadable(&e.to_string()))?;
+    let mut change = TableChange::default();
+    for (name, value) in fields {
+        let cap = || match value.is_null() {
+            true => Ok(None),
+            false => value.as_u64().map(Some).ok_or_else(|| unreadable(&name)),
+        };
+        match name.as_str() {
+            "learning_rate" => {
+                let rate = value.as_f64().ok_or_else(|| unreadable(&name))?;
+                change.learning_rate = Some(rate as f32);
+            }
+            "dram" => change.dram = Some(cap()?),
+            "nvme" => change.nvme = Some(cap()?),
+            _ => return Err(unreadable(&format!("no live setting is called {name:?}"))),
+        }
+    }
+    Ok(change)
+}
+
+/// A durability by name.
+///
+/// # Errors
+/// `Config`: there is none of that name.
+pub fn parse_durability(name: &str) -> Result<Durability> {
+    Ok(match name {
+        "none" => Durability::None,
+        "process" => Durability::Process,
+        "interval" => Durability::Interval,
+        "always" => Durability::Always,
+        other => {
+            return Err(Error::config(format!(
+                "durability is {other:?}; give \"none\", \"process\", \"interval\" or \"always\""
+            )))
+        }
+    })
+}
+
+/// The name of a state of health, and what is not served and why.
+pub fn health_text(health: Health) -> (&'static str, String) {
+    match health {
+        Health::Ok => ("ok", String::new()),
+        Health::Degraded(reason) => ("degraded", reason),
+        Health::Failed(reason) => ("failed", reason),
+    }
+}
+
+/// What so many rows of a table will take, by name.
+///
+/// # Errors
+/// `BadInput`: no table can have that spec.
+pub fn needs(spec: &str, rows: u64) -> Result<Vec<(&'static str, u64)>> {
+    let needs = hybridps_core::needs(&parse_spec(spec)?, rows)?;
+    Ok(vec![
+        ("row_dram_bytes", needs.row_dram_bytes),
+        ("row_nvme_bytes", needs.row_nvme_bytes),
+        ("index_bytes", needs.index_bytes),
+        ("dram_smallest", needs.dram_smallest),
+        ("dram_whole", needs.dram_whole),
+        ("nvme", needs.nvme),
+    ])
+}
+
+/// Counters by name.
+pub type Counters = Vec<(&'static str, u64)>;
+
+/// The names of all tables' counters, and each table with their values.
+pub fn counters(tables: Vec<(String, Counters)>) -> (Vec<&'static str>, Vec<(String, Vec<u64>)>) {
+    let first = tables.first().map_or(&[][..], |(_, counters)| counters);
+    let names = first.iter().map(|(name, _)| *name).collect();
+    let values = |counters: Counters| counters.into_iter().map(|(_, value)| value).collect();
+    (names, tables.into_iter().map(|(name, counters)| (name, values(counters))).collect())
+}
+
+/// The rows that keys of such a table start with, written to `rows`, one after the other.
+pub fn initial_rows(spec: &TableSpec, keys: &[u64], rows: &mut [f32]) {
+    for (row, &key) in rows.chunks_exact_mut(spec.dim as usize).zip(keys) {
+        initial_row(&spec.initializer, spec.seed, key, row);
+    }
+}

@@ -1,0 +1,117 @@
+//! Calls that carry arrays, as a client asks them: a header, and where the arrays go behind it.
+
+use crate::compose::Composer;
+use crate::rpc::{self, Target};
+use crate::schema::{
+    APPLY_GRADIENTS, ASSIGN, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT, PREFETCH, REMOVE,
+};
+use crate::verbs::{layout, place, BlobAt, Layout, PushHeader};
+
+/// What is asked. Each table comes with as many arrays as `arrays` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// `lookup`.
+    Lookup {
+        /// Whether found flags come with the rows.
+        want_found: bool,
+    },
+    /// `lookupOrInsert`.
+    LookupOrInsert,
+    /// `applyGradients`.
+    ApplyGradients(PushHeader),
+    /// `prefetch`.
+    Prefetch,
+    /// `assign`, of one table.
+    Assign(PushHeader),
+    /// `remove`, of one table.
+    Remove(PushHeader),
+}
+
+/// A table id and the bytes of each of its arrays.
+pub type Sizes = (u32, Vec<usize>);
+
+impl Ask {
+    /// Ordinal of the verb.
+    pub fn verb(&self) -> u16 {
+        match self {
+            Self::Lookup { .. } => LOOKUP,
+            Self::LookupOrInsert => LOOKUP_OR_INSERT,
+            Self::ApplyGradients(_) => APPLY_GRADIENTS,
+            Self::Prefetch => PREFETCH,
+            Self::Assign(_) => ASSIGN,
+            Self::Remove(_) => REMOVE,
+        }
+    }
+
+    /// The arrays of a table, in order.
+    pub fn arrays(&self) -> &'static [&'static str] {
+        match self {
+            Self::Lookup { .. } | Self::Prefetch | Self::Remove(_) => &["keys"],
+            Self::LookupOrInsert => &["keys", "counts"],
+            Self::ApplyGradients(_) => &["keys", "gradients"],
+            Self::Assign(_) => &["keys", "rows"],
+        }
+    }
+
+    /// The call. Its blobs are those of the first table, then those of the next.
+    pub(crate) fn call(&self, question: u32, target: &Target, tables: &[Sizes]) -> Layout {
+        let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, self.verb());
+        let blobs = match self {
+            Self::Lookup { want_found } => {
+                let params = composer.structure(at, 1, 1);
+                composer.words[params] = u64::from(*want_found);
+                self.batches(&mut composer, params + 1, tables)
+            }
+            Self::LookupOrInsert | Self::Prefetch => {
+                let params = composer.structure(at, 0, 1);
+                self.batches(&mut composer, params, tables)
+            }
+            Self::ApplyGradients(push) => {
+                let params = composer.structure(at, 0, 2);
+                push_header(&mut composer, params, push);
+                self.batches(&mut composer, params + 1, tables)
+            }
+            Self::Assign(push) | Self::Remove(push) => {
+                self.one_table(&mut composer, at, push, tables)
+            }
+        };
+        layout(composer, blobs)
+    }
+
+    /// A list of structs: the table in their data, a pointer for each array.
+    fn batches(&self, composer: &mut Composer, at: usize, tables: &[Sizes]) -> Vec<BlobAt> {
+        let arrays = self.arrays().len();
+        let first = composer.list(at, tables.len(), 1, arrays as u16);
+        let start = |n: usize| first + n * (1 + arrays);
+        for (n, (table, _)) in tables.iter().enumerate() {
+            composer.words[start(n)] = u64::from(*table);
+        }
+        let pointers = (0..tables.len()).flat_map(|n| (1..=arrays).map(move |a| start(n) + a));
+        place(composer, pointers.zip(tables.iter().flat_map(|(_, sizes)| sizes.iter().copied())))
+    }
+
+    /// Params of one table: its id, the push, a pointer for each array.
+    fn one_table(
+        &self,
+        composer: &mut Composer,
+        at: usize,
+        push: &PushHeader,
+        tables: &[Sizes],
+    ) -> Vec<BlobAt> {
+        let arrays = self.arrays().len();
+        let params = composer.structure(at, 1, 1 + arrays as u16);
+        push_header(composer, params + 1, push);
+        let Some((table, sizes)) = tables.first() else { return Vec::new() };
+        composer.words[params] = u64::from(*table);
+        let pointers = (0..arrays).map(|a| params + 2 + a);
+        place(composer, pointers.zip(sizes.iter().copied()))
+    }
+}
+
+fn push_header(composer: &mut Composer, at: usize, push: &PushHeader) {
+    let header = composer.structure(at, 4, 0);
+    composer.words[header] = push.number;
+    composer.words[header + 1] = u64::from(push.step.is_some());
+    composer.words[header + 2] = push.step.unwrap_or(0) as u64;
+    composer.words[header + 3] = push.total;
+}
