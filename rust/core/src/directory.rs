@@ -2,6 +2,7 @@
 //!
 //! Holds no knowledge of what the files mean; see docs/format.md for their names.
 
+use std::cmp::Ordering;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -139,6 +140,25 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         return Err(Error::corruption(format!("{path} is longer than {limit} bytes")));
     }
     Ok(Some(bytes))
+}
+
+/// Refuses a file of another format version than this program reads.
+///
+/// # Errors
+/// `Config` naming the file, both versions and the remedy.
+pub(crate) fn check_version(path: &Path, found: u32, reads: u32) -> Result<()> {
+    let remedy = match found.cmp(&reads) {
+        Ordering::Equal => return Ok(()),
+        Ordering::Less => {
+            "open it with the version of hybridps that wrote it, or give another \
+                           directory"
+        }
+        Ordering::Greater => "use the version of hybridps that wrote it, or a later one",
+    };
+    let path = path.display();
+    Err(Error::config(format!(
+        "{path} has format version {found}, this program reads version {reads}; {remedy}"
+    )))
 }
 
 /// The error of a failed write: no space is the user's to solve, all else means a failed device.

@@ -3,8 +3,8 @@
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
 //! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `sequence`, `error`,
-//! `failure`, `ledger`, `arena`, `spec`, `init`, `optimizer`, `batch`, `clock` are leaves that any
-//! room may use.
+//! `failure`, `ledger`, `arena`, `spec`, `layout`, `init`, `optimizer`, `batch`, `clock` are leaves
+//! that any room may use.
 
 mod arena;
 mod batch;
@@ -16,6 +16,7 @@ mod failure;
 mod index;
 mod init;
 mod journal;
+mod layout;
 mod ledger;
 mod log;
 mod manifest;

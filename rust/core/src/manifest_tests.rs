@@ -27,8 +27,8 @@ fn spec(name: &str) -> TableSpec {
 
 fn two_tables() -> Manifest {
     let tables = [(1, "item"), (4, "user")];
-    let tables = tables.map(|(id, name)| ManifestTable { id, spec: spec(name) }).to_vec();
-    Manifest { next_table_id: 5, tables }
+    let tables = tables.map(|(id, name)| ManifestTable::new(id, spec(name)).unwrap()).to_vec();
+    Manifest { sequence: 17, next_table_id: 5, tables }
 }
 
 fn directory() -> (Scratch, Directory) {
@@ -100,7 +100,7 @@ fn cut_or_flipped_anywhere_it_is_refused_and_named() {
 fn a_crash_while_saving_keeps_the_old_one() {
     let (_scratch, directory) = directory();
     two_tables().save(&directory).unwrap();
-    for leftover in ["", "{\"version\": 1, \"next_ta"] {
+    for leftover in ["", "{\"version\": 2, \"next_ta"] {
         fs::write(directory.file("MANIFEST.tmp"), leftover).unwrap();
         assert_eq!(Manifest::load(&directory).unwrap(), two_tables());
     }
@@ -126,7 +126,10 @@ fn content_that_was_never_saved_is_refused() {
     write_json(&directory, json);
     Manifest::load(&directory).unwrap();
     for (from, to) in [
-        ("\"version\":1", "\"version\":1,\"more\":0"),
+        ("\"version\":2", "\"version\":2,\"more\":0"),
+        ("\"sequence\":17", "\"sequence\":-1"),
+        ("\"sequence\":17,", ""),
+        ("\"layout\":0,", ""),
         ("\"next_table_id\":5", "\"next_table_id\":4"),
         ("\"id\":4", "\"id\":1"),
         ("\"id\":1", "\"id\":0"),
@@ -145,4 +148,70 @@ fn content_that_was_never_saved_is_refused() {
     }
     write_json(&directory, &"[".repeat(100_000));
     assert_eq!(Manifest::load(&directory).unwrap_err().kind, ErrorKind::Corruption);
+}
+
+const GOLDEN: &[u8] = include_bytes!("../golden/MANIFEST-v2");
+
+#[test]
+fn golden_bytes() {
+    let (_scratch, directory) = directory();
+    two_tables().save(&directory).unwrap();
+    assert_eq!(fs::read(directory.file(MANIFEST)).unwrap(), GOLDEN, "the format changed");
+    fs::write(directory.file(MANIFEST), GOLDEN).unwrap();
+    assert_eq!(Manifest::load(&directory).unwrap(), two_tables());
+}
+
+#[test]
+fn the_golden_bytes_of_version_1_are_refused_by_name() {
+    let (_scratch, directory) = directory();
+    fs::write(directory.file(MANIFEST), include_bytes!("../golden/MANIFEST-v1")).unwrap();
+    let error = Manifest::load(&directory).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Config);
+    assert!(error.message.contains("MANIFEST has format version 1, this program"), "{error}");
+}
+
+#[test]
+fn a_layout_without_a_reader_is_named() {
+    let (_scratch, directory) = directory();
+    two_tables().save(&directory).unwrap();
+    let text = fs::read_to_string(directory.file(MANIFEST)).unwrap();
+    let json = &text[..text.len() - CRC_LINE];
+    for (layout, named) in [(1, "layout 1 (bfloat16)"), (9, "layout 9 (unknown)")] {
+        // Its dtype is another too, of which this build knows nothing.
+        let changed = json.replacen("\"layout\":0", &format!("\"layout\":{layout}"), 1);
+        write_json(&directory, &changed.replacen("float32", "bfloat16", 1));
+        let error = Manifest::load(&directory).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Config);
+        assert!(error.message.contains(&format!("table id 1 has {named}")), "{error}");
+    }
+    write_json(&directory, &json.replacen("float32", "bfloat16", 1));
+    assert_eq!(Manifest::load(&directory).unwrap_err().kind, ErrorKind::Corruption);
+}
+
+/// A draft keeps its room, whatever sequence it is published with, and leaves nothing behind.
+#[test]
+fn a_draft_is_published_without_more_room() {
+    let (_scratch, directory) = directory();
+    Manifest::default().save(&directory).unwrap();
+    let temporary = directory.file("MANIFEST.tmp");
+    drop(two_tables().draft(&directory).unwrap());
+    assert!(!temporary.exists());
+    for sequence in [0, 17, u64::MAX] {
+        let draft = two_tables().draft(&directory).unwrap();
+        let room = fs::metadata(&temporary).unwrap().len();
+        draft.publish(sequence).unwrap();
+        assert!(fs::metadata(directory.file(MANIFEST)).unwrap().len() <= room);
+        let expected = Manifest { sequence, ..two_tables() };
+        assert_eq!(Manifest::load(&directory).unwrap(), expected);
+    }
+}
+
+#[test]
+fn definitions_read_back() {
+    let table = two_tables().tables.remove(1);
+    assert_eq!(ManifestTable::from_text(&table.to_text().unwrap()).unwrap(), table);
+    let text = table.to_text().unwrap();
+    for (from, to) in [("\"dim\":8", "\"dim\":0"), ("float32", "float16"), ("{", "[")] {
+        ManifestTable::from_text(&text.replacen(from, to, 1)).unwrap_err();
+    }
 }

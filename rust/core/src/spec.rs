@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::optimizer::GradientOptions;
 
 /// Most columns a row may have.
@@ -196,9 +197,7 @@ impl TableSpec {
         if self.dim == 0 || self.dim > DIM_MAX {
             return Err(bad("dim", self.dim, "1 to 4096"));
         }
-        if self.dtype != "float32" {
-            return Err(bad("dtype", &self.dtype, "\"float32\""));
-        }
+        Layout::of(&self.dtype)?;
         self.optimizer.check_learning_rate(self.learning_rate)?;
         check_dram(self.dram)?;
         self.optimizer.check()?;

@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use crate::directory::{self, Directory, SUPERBLOCK};
 use crate::error::{Error, Result};
 use crate::journal::JournalEnd;
+use crate::types::Epoch;
 use crate::vfs;
 
 const MAGIC: &[u8; 8] = b"HPSSUPER";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The atomic unit of the devices that we know is 4 KiB or less.
 const SLOT: usize = 4096;
 const CRC_AT: usize = SLOT - 4;
@@ -35,6 +36,8 @@ pub(crate) struct Superblock {
     pub(crate) log_incarnation_end: u64,
     /// Synced end of the journal.
     pub(crate) journal: JournalEnd,
+    /// The greatest one in which an entry of the journal may have been written.
+    pub(crate) epoch: Epoch,
     /// The store was closed in order and not opened since.
     pub(crate) clean: bool,
 }
@@ -53,6 +56,7 @@ impl Superblock {
             next_sequence: 1,
             log_incarnation_end: 0,
             journal: JournalEnd { generation: 0, offset: 0 },
+            epoch: 0,
             clean: false,
         })
     }
@@ -72,6 +76,7 @@ impl Superblock {
         put(64, &self.log_incarnation_end.to_le_bytes());
         put(72, &self.journal.generation.to_le_bytes());
         put(80, &self.journal.offset.to_le_bytes());
+        put(88, &self.epoch.to_le_bytes());
         let crc = crc32c::crc32c(&slot[..CRC_AT]);
         slot[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         slot
@@ -89,6 +94,7 @@ impl Superblock {
                 generation: u32::from_le_bytes(field(slot, 72)),
                 offset: u64::from_le_bytes(field(slot, 80)),
             },
+            epoch: u64::from_le_bytes(field(slot, 88)),
             clean: u32::from_le_bytes(field(slot, 12)) & CLEAN != 0,
         }
     }
@@ -121,7 +127,7 @@ impl SuperblockFile {
     /// Reads the newest state; `None` if the directory holds no store yet.
     ///
     /// # Errors
-    /// `Corruption` if no slot is whole, `Config` if a newer version wrote one.
+    /// `Corruption` if no slot is whole, `Config` if another version wrote one.
     pub(crate) fn open(directory: &Directory) -> Result<Option<Self>> {
         let path = directory.file(SUPERBLOCK);
         let Some(mut bytes) = directory::read_small(&path, 2 * SLOT as u64)? else {
@@ -134,7 +140,7 @@ impl SuperblockFile {
             if !is_whole(slot) {
                 continue;
             }
-            check_version(u32::from_le_bytes(field(slot, 8)), &path)?;
+            directory::check_version(&path, u32::from_le_bytes(field(slot, 8)), VERSION)?;
             let generation = u64::from_le_bytes(field(slot, 48));
             if newest.as_ref().is_none_or(|(g, _)| generation > *g) {
                 newest = Some((generation, Superblock::decode(slot)));
@@ -180,17 +186,6 @@ impl SuperblockFile {
 fn is_whole(slot: &[u8; SLOT]) -> bool {
     let crc = u32::from_le_bytes(field(slot, CRC_AT));
     &slot[..8] == MAGIC && crc32c::crc32c(&slot[..CRC_AT]) == crc
-}
-
-fn check_version(version: u32, path: &std::path::Path) -> Result<()> {
-    if version == VERSION {
-        return Ok(());
-    }
-    Err(Error::config(format!(
-        "{} has format version {version}, this build reads version {VERSION}; use the version of \
-         hybridps that wrote it, or a later one",
-        path.display()
-    )))
 }
 
 fn open_file(path: &std::path::Path) -> Result<File> {

@@ -7,7 +7,7 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::scratch::Scratch;
 
-const GOLDEN: &[u8] = include_bytes!("../golden/superblock-v1");
+const GOLDEN: &[u8] = include_bytes!("../golden/superblock-v2");
 
 fn state(next_sequence: u64) -> Superblock {
     Superblock {
@@ -18,6 +18,7 @@ fn state(next_sequence: u64) -> Superblock {
         next_sequence,
         log_incarnation_end: 77,
         journal: JournalEnd { generation: 3, offset: 4096 },
+        epoch: 4,
         clean: next_sequence % 2 == 0,
     }
 }
@@ -60,7 +61,7 @@ fn a_slot_torn_anywhere_gives_the_state_before() {
         file.write(state(sequence)).unwrap();
         let after = fs::read(&file.path).unwrap();
         let at = (file.generation % 2) as usize * SLOT;
-        // Bytes up to 96 and the crc differ; between them all is zero.
+        // Bytes up to 100 and the crc differ; between them all is zero.
         for cut in (0..100).chain(CRC_AT..SLOT) {
             let mut torn = before.clone();
             torn[at..at + cut].copy_from_slice(&after[at..at + cut]);
@@ -144,4 +145,19 @@ fn golden_bytes() {
     fs::write(&file.path, GOLDEN).unwrap();
     let read = SuperblockFile::open(&directory).unwrap().unwrap();
     assert_eq!((read.generation, read.current()), (2, &state(1_000_000)));
+}
+
+#[test]
+fn the_golden_bytes_of_version_1_are_refused_by_name() {
+    let (_scratch, directory) = store();
+    let path = directory.file(SUPERBLOCK);
+    fs::write(&path, include_bytes!("../golden/superblock-v1")).unwrap();
+    let error = SuperblockFile::open(&directory).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Config);
+    let expected = format!(
+        "{} has format version 1, this program reads version 2; open it with the version of \
+         hybridps that wrote it, or give another directory",
+        path.display()
+    );
+    assert_eq!(error.message, expected);
 }

@@ -10,6 +10,9 @@ const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
 /// Position of a change in the one order of a store; see `sequence`.
 pub type Sequence = u64;
 
+/// Which primary of a shard wrote; only grows.
+pub(crate) type Epoch = u64;
+
 /// Names a table inside one store; never used again after a drop.
 pub type TableId = u32;
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use hybridps_core::{
     Durability, ErrorKind, GradientBatch, Initializer, Optimizer, Push, PushOutcome, Store,
+    TableChange,
 };
 
 mod kit;
@@ -65,6 +66,11 @@ fn write(path: &Path, image: &Path) -> Tables {
     }
     small.remove(&store, push(3), &keys[30..32]);
     large.apply(&store, push(4), &[keys[1], 888], 5);
+    store.create_table(&spec("gone", 3, Optimizer::Sgd)).unwrap();
+    let nvme = Some(1 << 30);
+    store.alter(large.table, &TableChange { nvme: Some(nvme), ..Default::default() }).unwrap();
+    large.spec.nvme = nvme;
+    store.drop_table("gone").unwrap();
     copy(path, image);
     Tables { small, large }
 }
@@ -100,6 +106,7 @@ fn a_golden_store_is_read_back() {
         let batch = GradientBatch { table: small.table, keys: &[1], gradients: &[1.0; 5] };
         let stale = store.apply_gradients(push(5, Some(41)), &[batch]).unwrap_err();
         assert_eq!(stale.kind, ErrorKind::BadInput);
+        assert_eq!(store.remove(push(3, None), small.table, &keys()[30..32]).unwrap(), 2);
         store.close().unwrap();
     }
 }
@@ -115,12 +122,30 @@ fn this_build_writes_the_golden_log() {
     assert_eq!(differs, None, "the first byte that differs; see docs/format.md");
 }
 
-/// Marks of removals had no horizon of their own then.
-#[test]
-fn a_log_of_version_1_is_refused_by_its_version() {
-    let scratch = Scratch::new("golden");
-    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store-v1"), scratch.path());
-    let error = Store::open(config(scratch.path(), Durability::Process)).err().unwrap();
+fn refused(path: &Path, file: &str) {
+    let error = Store::open(config(path, Durability::Process)).err().unwrap();
     assert_eq!(error.kind, ErrorKind::Config);
-    assert!(error.message.contains("format version 1"), "{error}");
+    let text = format!(
+        "{} has format version 1, this program reads version 2; open it with the version of \
+         hybridps that wrote it, or give another directory",
+        path.join(file).display()
+    );
+    assert_eq!(error.message, text);
+}
+
+#[test]
+fn a_store_of_version_1_is_refused_and_stays_as_it_is() {
+    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store-v1");
+    let scratch = Scratch::new("golden");
+    copy(&old, scratch.path());
+    refused(scratch.path(), "superblock");
+    for file in ["superblock", "MANIFEST", "rows.log", "journal/FIRST", "journal/00000003.log"] {
+        let read = |root: &Path| std::fs::read(root.join(file)).unwrap();
+        assert!(read(scratch.path()) == read(&old), "{file} was changed");
+    }
+    // Marks of removals had no horizon of their own in the log then.
+    let scratch = Scratch::new("golden");
+    copy(&golden(), scratch.path());
+    std::fs::copy(old.join("rows.log"), scratch.path().join("rows.log")).unwrap();
+    refused(scratch.path(), "rows.log");
 }

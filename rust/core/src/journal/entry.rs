@@ -1,6 +1,6 @@
 //! What one mutating call leaves in the journal.
 
-use crate::types::{Push, Sequence, TableId};
+use crate::types::{Epoch, Push, Sequence, TableId};
 
 /// Where an entry stands: told by its header, not by its body, so that the body can be laid out and
 /// its checksum computed before the call has its place in the order.
@@ -10,9 +10,11 @@ pub(crate) struct Stamp {
     pub(crate) generation: u32,
     /// In the store's order.
     pub(crate) sequence: Sequence,
+    /// In which it was written: each primary of a shard has its own.
+    pub(crate) epoch: Epoch,
 }
 
-/// One mutating call. Written from the caller's slices, read into slices of the reader's buffer.
+/// One mutating call, or what one found. Written from the caller's slices, read into slices of the reader's buffer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Entry<'a> {
     /// `apply_gradients`.
@@ -45,6 +47,8 @@ pub(crate) enum Entry<'a> {
     /// All sessions at the start of a file, in place of what older files say about them. Its
     /// sequence is the last one given out.
     Sessions {
+        /// Length of the file before; 0 if there is none.
+        before: u64,
         /// Every live session.
         sessions: Vec<SessionRecord>,
     },
@@ -54,6 +58,35 @@ pub(crate) enum Entry<'a> {
         session: u64,
         /// Empty if the client gave none.
         client_id: &'a str,
+    },
+    /// `create_table`.
+    CreateTable {
+        /// Its id, which no table had before.
+        table: TableId,
+        /// What it is, as the manifest says it.
+        definition: &'a str,
+    },
+    /// `alter`.
+    AlterTable {
+        /// Table.
+        table: TableId,
+        /// What it is from here on, as the manifest says it.
+        definition: &'a str,
+    },
+    /// `drop_table`.
+    DropTable {
+        /// Table.
+        table: TableId,
+    },
+    /// How many rows a removal found, once it has passed all its keys. Its sequence is the last one
+    /// given out.
+    Removed {
+        /// Whose removal.
+        session: u64,
+        /// Which of its pushes.
+        number: u64,
+        /// Rows that there were.
+        rows: u64,
     },
 }
 
@@ -83,4 +116,6 @@ pub(crate) struct SessionRecord {
     pub(crate) last_used: u64,
     /// Last step of each table that has one.
     pub(crate) steps: Vec<(TableId, i64)>,
+    /// Numbers of its last removals, with how many rows each found.
+    pub(crate) removals: Vec<(u64, u64)>,
 }

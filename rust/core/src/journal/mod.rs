@@ -4,6 +4,7 @@
 //! Invariant: what `replay` visits is a prefix of what was appended, whole entry by whole entry,
 //! and no shorter than what was synced. Layout: docs/format.md. Lock order: turn > tail > sealed.
 
+mod decode;
 mod entry;
 mod files;
 mod format;
@@ -12,23 +13,25 @@ mod tail;
 mod timer;
 mod turn;
 
-use std::fs::OpenOptions;
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::directory;
 use crate::error::{Error, Result};
 use crate::os;
-use crate::types::{Durability, Sequence};
+use crate::types::{Durability, Epoch, Sequence};
 use crate::vfs;
 
 pub(crate) use entry::{Entry, GradientPart, SessionRecord, Stamp};
-use files::{Files, Listed, NewFile};
+pub(crate) use files::NextFile;
+use files::{Chain, Files, Listed};
 pub(crate) use format::Frame;
-use tail::Tail;
+use format::FILE_HEADER;
+use tail::{Before, Tail};
 use timer::Timer;
 use turn::{Synced, Turns};
 
@@ -42,6 +45,8 @@ pub(crate) struct JournalConfig {
     pub(crate) directory: PathBuf,
     /// Store id of the superblock; every file carries it.
     pub(crate) uuid: u128,
+    /// Of entries to come; those that are there are of this one or an earlier.
+    pub(crate) epoch: Epoch,
     /// What `commit` promises.
     pub(crate) durability: Durability,
 }
@@ -64,7 +69,8 @@ pub(crate) struct Position(u64);
 pub(crate) struct Journal {
     config: JournalConfig,
     known: JournalEnd,
-    listed: Vec<Listed>,
+    /// What `open` found; `replay` takes it.
+    chain: Chain,
     files: Arc<Files>,
     /// From `replay` on; the timer's thread shares it.
     open: Option<Arc<Open>>,
@@ -74,6 +80,7 @@ pub(crate) struct Journal {
 /// What appenders and syncs share.
 #[derive(Debug)]
 struct Open {
+    files: Arc<Files>,
     tail: Mutex<Tail>,
     turns: Turns,
     /// Older files, oldest first.
@@ -90,8 +97,8 @@ impl Journal {
     /// # Errors
     /// `Corruption` naming a file that is missing, `Unavailable` when the directory fails.
     pub(crate) fn open(config: JournalConfig, known: JournalEnd) -> Result<Self> {
-        let (files, listed) = Files::open(&config.directory, config.uuid, known.generation)?;
-        Ok(Self { config, known, listed, files: Arc::new(files), open: None, timer: None })
+        let (files, chain) = Files::open(&config.directory, config.uuid, known.generation)?;
+        Ok(Self { config, known, chain, files: Arc::new(files), open: None, timer: None })
     }
 
     /// Shows every entry once, in order, with where it stands; cuts the torn tail of a crash; then
@@ -107,19 +114,14 @@ impl Journal {
             return Err(Error::unavailable("the journal was replayed already"));
         }
         self.sync_newest()?;
-        let reached = replay::replay(&self.files, &self.listed, self.known, visit)?;
-        let mut sealed = std::mem::take(&mut self.listed);
-        let mut written = 0;
-        let tail = match sealed.pop() {
-            Some(newest) => self.open_tail(newest.generation, &reached)?,
-            None => {
-                let new = self.prepare(1, Vec::new(), 0)?;
-                let length = new.length;
-                written = tail::pages(length);
-                Tail::new(new.publish()?, self.files.path(1), 1, length, 0)
-            }
+        let epoch = self.config.epoch;
+        let reached = replay::replay(&self.files, &mut self.chain, self.known, epoch, visit)?;
+        let mut sealed = std::mem::take(&mut self.chain.listed);
+        let (tail, written) = match sealed.pop() {
+            Some(newest) => (self.open_tail(newest.generation, &reached)?, 0),
+            None => self.create_tail()?,
         };
-        let open = Arc::new(Open::new(tail, sealed, written));
+        let open = Arc::new(Open::new(self.files.clone(), tail, sealed, written));
         if self.config.durability == Durability::Interval {
             let open = open.clone();
             // A failure is kept by `turns` and met by the next call.
@@ -189,7 +191,7 @@ impl Journal {
     pub(crate) fn generation(&self) -> u32 {
         match &self.open {
             Some(open) => open.tail.lock().generation,
-            None => self.listed.last().map_or(0, |file| file.generation),
+            None => self.chain.listed.last().map_or(0, |file| file.generation),
         }
     }
 
@@ -197,32 +199,38 @@ impl Journal {
     pub(crate) fn bytes(&self) -> u64 {
         match &self.open {
             Some(open) => open.bytes.load(Relaxed),
-            None => self.listed.iter().map(|file| file.length).sum(),
+            None => self.chain.listed.iter().map(|file| file.length).sum(),
         }
     }
 
-    /// Starts the next file, which opens with `sessions`, as of `sequence`; returns its
-    /// generation. All older files and the new one are on the device then. The caller lets no
-    /// append in between the making of `sessions` and the return; a `sync` before that leaves
-    /// little to wait for.
+    /// Makes the file that is to follow the newest one, for `switch`. One at a time.
+    ///
+    /// # Errors
+    /// `StoreFull` when no space is left; `Unavailable`.
+    pub(crate) fn prepare(&self) -> Result<NextFile> {
+        let open = self.opened()?;
+        // A rotation that is under way ends first.
+        open.sync()?;
+        let generation = open.tail.lock().generation.checked_add(1).ok_or_else(|| {
+            Error::unavailable("the journal has no generations left; give another directory")
+        })?;
+        self.files.create_next(generation)
+    }
+
+    /// From here on entries go to `next`, which opens with `sessions`, as of `sequence`; returns
+    /// its generation. Waits for no device: the caller lets no append in between the making of
+    /// `sessions` and the return. Until the next `sync` the file before may not be on the device.
     ///
     /// # Errors
     /// `StoreFull` when no space is left: appending goes on in the old file. `Unavailable` after a
     /// failure, for ever.
-    pub(crate) fn rotate(&self, sessions: Vec<SessionRecord>, sequence: Sequence) -> Result<u32> {
-        let open = self.opened()?;
-        let synced = open.turns.take(|| {
-            let mut tail = open.tail.lock();
-            open.sync_tail(&mut tail)?;
-            let generation = tail.generation.checked_add(1).ok_or_else(|| {
-                Error::unavailable(
-                    "the journal has no generations left; export and import the store",
-                )
-            })?;
-            let new = self.prepare(generation, sessions, sequence)?;
-            open.switch(&mut tail, new, self.files.path(generation), generation, sequence)
-        })?;
-        Ok(synced.end.generation)
+    pub(crate) fn switch(
+        &self,
+        next: NextFile,
+        sessions: Vec<SessionRecord>,
+        sequence: Sequence,
+    ) -> Result<u32> {
+        self.opened()?.switch(next, sessions, sequence)
     }
 
     /// Deletes the files up to and with `generation`, whose entries are in the log by now. Durable
@@ -237,6 +245,9 @@ impl Journal {
             return Err(Error::bad_input(format!(
                 "journal generation {generation} is in use, the newest is {newest}; rotate first"
             )));
+        }
+        if open.turns.synced().end.generation < newest {
+            open.sync()?;
         }
         let mut sealed = open.sealed.lock();
         let count = sealed.partition_point(|file| file.generation <= generation);
@@ -261,24 +272,18 @@ impl Journal {
         self.open.as_ref().ok_or_else(|| Error::unavailable("the journal was not replayed yet"))
     }
 
-    fn prepare(
-        &self,
-        generation: u32,
-        sessions: Vec<SessionRecord>,
-        sequence: Sequence,
-    ) -> Result<NewFile> {
-        self.files.prepare(Stamp { generation, sequence }, &Entry::Sessions { sessions })
-    }
-
     /// What a killed process appended may be in the page cache only. Rows that are replayed from
     /// it can reach the log at once, and must not outlive it there. Older files were synced
     /// before the newest was born.
     fn sync_newest(&self) -> Result<()> {
-        let Some(newest) = self.listed.last() else { return Ok(()) };
-        let path = self.files.path(newest.generation);
-        std::fs::File::open(&path)
-            .and_then(|file| vfs::sync_data(&file))
-            .map_err(|cause| Error::io("fdatasync", &path, &cause))
+        let newest = self.chain.listed.last().map(|file| self.files.path(file.generation));
+        let next = self.chain.next.map(|file| self.files.next_path(file.generation));
+        for path in newest.into_iter().chain(next) {
+            File::open(&path)
+                .and_then(|file| vfs::sync_data(&file))
+                .map_err(|cause| Error::io("fdatasync", &path, &cause))?;
+        }
+        Ok(())
     }
 
     /// Opens the newest file behind its last whole entry.
@@ -286,14 +291,24 @@ impl Journal {
         let path = self.files.path(generation);
         let file = OpenOptions::new().append(true).open(&path);
         let file = file.map_err(|cause| Error::io("open", &path, &cause))?;
-        Ok(Tail::new(file, path, generation, reached.offset, reached.sequence))
+        let stamp = Stamp { generation, sequence: reached.sequence, epoch: self.config.epoch };
+        Ok(Tail::new(file, path, stamp, reached.offset))
+    }
+
+    /// The first file of all, and the bytes that making it wrote.
+    fn create_tail(&self) -> Result<(Tail, u64)> {
+        let stamp = Stamp { generation: 1, sequence: 0, epoch: self.config.epoch };
+        let opening = Entry::Sessions { before: 0, sessions: Vec::new() };
+        let (file, length) = self.files.create(stamp, &opening)?;
+        Ok((Tail::new(file, self.files.path(1), stamp, length), tail::pages(length)))
     }
 }
 
 impl Open {
-    fn new(tail: Tail, sealed: Vec<Listed>, written: u64) -> Self {
+    fn new(files: Arc<Files>, tail: Tail, sealed: Vec<Listed>, written: u64) -> Self {
         let bytes = sealed.iter().map(|file| file.length).sum::<u64>() + tail.offset;
         Self {
+            files,
             turns: Turns::new(synced(&tail)),
             tail: Mutex::new(tail),
             sealed: Mutex::new(sealed),
@@ -340,49 +355,69 @@ impl Open {
         self.turns.reach(position, || {
             let mut tail = self.tail.lock();
             tail.begin_sync();
+            let before = tail.before.take();
             let (file, path, reached) = (tail.file.clone(), tail.path.clone(), synced(&tail));
             // Appends go on while the device works.
             drop(tail);
-            file.sync().map_err(|cause| self.turns.fail("fdatasync", &path, &cause))?;
-            self.forget(file.as_file(), reached.end.offset);
+            if let Some(before) = &before {
+                self.sync_file(&before.file, &before.path)?;
+            }
+            self.sync_file(&file, &path)?;
+            if let Some(before) = before {
+                self.end_rotation(&before, reached.end.generation)?;
+            }
+            self.forget(&file, reached.end.offset);
             Ok(reached)
         })
     }
 
-    /// The same while nobody may append.
-    fn sync_tail(&self, tail: &mut MutexGuard<'_, Tail>) -> Result<()> {
-        self.turns.check()?;
-        tail.begin_sync();
-        let synced = tail.file.sync();
-        synced.map_err(|cause| self.turns.fail("fdatasync", &tail.path, &cause))?;
-        os::forget_pages(tail.file.as_file(), 0, tail.offset);
+    fn sync_file(&self, file: &File, path: &Path) -> Result<()> {
+        vfs::sync_data(file).map_err(|cause| self.turns.fail("fdatasync", path, &cause))
+    }
+
+    /// The file `generation` and the one before it are on the device: it gets its own name.
+    fn end_rotation(&self, before: &Before, generation: u32) -> Result<()> {
+        self.files
+            .publish(generation)
+            .map_err(|cause| self.turns.fail("name", &self.files.path(generation), &cause))?;
+        os::forget_pages(&before.file, 0, before.length);
+        self.forgotten.store(0, Relaxed);
         Ok(())
     }
 
-    /// Makes a prepared file the newest.
     fn switch(
         &self,
-        tail: &mut MutexGuard<'_, Tail>,
-        new: NewFile,
-        path: PathBuf,
-        generation: u32,
+        next: NextFile,
+        sessions: Vec<SessionRecord>,
         sequence: Sequence,
-    ) -> Result<Synced> {
-        let length = new.length;
-        // Were the outcome unknown and appending went on, the old file could have a successor.
-        let file = new.publish().map_err(|cause| self.turns.fail("publish", &path, &cause))?;
+    ) -> Result<u32> {
+        let mut tail = self.tail.lock();
+        self.turns.check()?;
+        let generation = next.generation;
+        if tail.generation + 1 != generation || tail.before.is_some() {
+            return Err(Error::bad_input(format!(
+                "journal file {generation} cannot follow file {}; prepare another",
+                tail.generation
+            )));
+        }
+        let mut frame = Frame::new(&Entry::Sessions { before: tail.offset, sessions })?;
+        let stamp = Stamp { generation, sequence, epoch: tail.epoch };
+        if let Err(cause) = vfs::append(&next.file, &frame.seal(stamp, FILE_HEADER as u64)) {
+            return Err(self.files.discard(next, &cause));
+        }
+        let length = FILE_HEADER as u64 + frame.length();
         self.sealed.lock().push(Listed { generation: tail.generation, length: tail.offset });
-        let mut next = Tail::new(file, path, generation, length, sequence);
-        next.position = tail.position + length;
-        **tail = next;
-        self.forgotten.store(0, Relaxed);
+        let mut new = Tail::new(next.file, self.files.path(generation), stamp, length);
+        new.position = tail.position + length;
+        let old = std::mem::replace(&mut *tail, new);
+        tail.before = Some(Before { file: old.file, path: old.path, length: old.offset });
         self.bytes.fetch_add(length, Relaxed);
         self.bytes_written.fetch_add(tail::pages(length), Relaxed);
-        Ok(synced(tail))
+        Ok(generation)
     }
 
     /// Keeps synced bytes out of the page cache: nobody reads them before the next start.
-    fn forget(&self, file: &std::fs::File, end: u64) {
+    fn forget(&self, file: &File, end: u64) {
         // Only the holder of the turn comes here.
         let start = self.forgotten.load(Relaxed);
         if end >= start + FORGET_BYTES {

@@ -77,14 +77,6 @@ impl Turns {
         Ok(synced)
     }
 
-    /// Waits for the turn, whatever is synced already.
-    ///
-    /// # Errors
-    /// As `reach`.
-    pub(crate) fn take(&self, sync: impl FnOnce() -> Result<Synced>) -> Result<Synced> {
-        self.reach(u64::MAX, sync)
-    }
-
     /// Refuses after a failure.
     pub(crate) fn check(&self) -> Result<()> {
         self.failure.get().map_or(Ok(()), |error| Err(error.clone()))

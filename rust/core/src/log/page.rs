@@ -1,8 +1,9 @@
-//! A data page: 32 bytes of header, then records of one table and one row length.
+//! A data page: 32 bytes of header, then records of one table, one layout and one row length.
 
 use super::bytes::{put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use super::record::{decode_record, record_bytes, RecordView, Unreadable, PAGE_HEADER};
 use crate::device::PAGE;
+use crate::layout::Layout;
 use crate::types::TableId;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"HPPG");
@@ -19,6 +20,8 @@ pub(super) struct PageHeader {
     pub(super) record_bytes: u32,
     pub(super) count: u16,
     pub(super) pages: u16,
+    /// Of its rows: what their words hold.
+    pub(super) layout: Layout,
 }
 
 impl PageHeader {
@@ -29,7 +32,7 @@ impl PageHeader {
         put_u32(bytes, 16, self.record_bytes);
         put_u16(bytes, 20, self.count);
         put_u16(bytes, 22, self.pages);
-        put_u32(bytes, 24, 0);
+        put_u32(bytes, 24, self.layout.id());
         let crc = crc32c::crc32c(&bytes[..CRC]);
         put_u32(bytes, CRC, crc);
     }
@@ -47,6 +50,8 @@ impl PageHeader {
             record_bytes: u32_at(bytes, 16),
             count: u16_at(bytes, 20),
             pages: u16_at(bytes, 22),
+            // The manifest names it too, and an unknown one fails the open there.
+            layout: Layout::try_from(u32_at(bytes, 24)).ok()?,
         })
     }
 }

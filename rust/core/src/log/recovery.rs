@@ -14,6 +14,7 @@ use super::volume::Volume;
 use super::writer::State;
 use super::{LogConfig, LogEnd};
 use crate::device::{AlignedBuffer, Device, Extent, ReadList, PAGE};
+use crate::directory;
 use crate::error::{Error, Result};
 use crate::types::{Disk, BUCKETS};
 
@@ -123,13 +124,7 @@ fn file_header(
         let version = VERSION;
         return Ok(FileHeader { version, segment_bytes, generation: 1, synced: 0, revision: 1 });
     };
-    if header.version != VERSION {
-        return Err(Error::config(format!(
-            "log {path} has format version {}, this program reads {VERSION}: use the program that \
-             wrote it",
-            header.version
-        )));
-    }
+    directory::check_version(device.path(), header.version, VERSION)?;
     if header.segment_bytes != config.segment_bytes {
         return Err(Error::config(format!(
             "log {path} has segments of {} bytes, but segment_bytes={} was asked: open it with \

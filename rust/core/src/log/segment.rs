@@ -13,6 +13,7 @@ use super::record::{
 };
 use super::slots::SegmentId;
 use crate::device::{AlignedBuffer, PAGE};
+use crate::layout::Layout;
 use crate::types::{Place, Sequence, TableId};
 
 /// Memory of one segment. Appender, writer thread and readers share it; it goes through many
@@ -181,7 +182,8 @@ impl OpenSegment {
 
     fn put_page_header(&self, table: TableId, page: u32, bytes: u32, count: u16, pages: u16) {
         let incarnation = self.incarnation;
-        let header = PageHeader { table, incarnation, record_bytes: bytes, count, pages };
+        let layout = Layout::Float32;
+        let header = PageHeader { table, incarnation, record_bytes: bytes, count, pages, layout };
         header.put(&mut self.buffer.0.write().bytes[page as usize * PAGE..]);
     }
 

@@ -1,4 +1,5 @@
-//! The tables of a store: created, found, altered and dropped, durable through the manifest.
+//! The tables of a store: created, found, altered and dropped. Each change is an entry in the one
+//! order; the manifest is the catalog as of the last one (docs/adr/0020).
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -10,10 +11,11 @@ use super::engine::Engine;
 use super::TableInfo;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::journal::{Entry, Frame};
 use crate::manifest::{Manifest, ManifestTable};
 use crate::spec::{TableChange, TableSpec};
-use crate::table::Table;
-use crate::types::{TableId, BUCKETS};
+use crate::table::{State, Table};
+use crate::types::{Sequence, TableId, BUCKETS};
 
 use super::engine::Catalog;
 
@@ -21,8 +23,7 @@ use super::engine::Catalog;
 const BUCKETS_PER_WALK: u32 = 64;
 
 impl Engine {
-    /// Whoever holds it defines tables; nobody else waits while the manifest is written. What it
-    /// says is durable before the catalog shows it.
+    /// Whoever holds it defines tables; nobody else waits while the manifest is written.
     fn define(&self) -> Result<MappedMutexGuard<'_, Directory>> {
         MutexGuard::try_map(self.directory.lock(), Option::as_mut)
             .map_err(|_| Error::unavailable("the store is closed; open it again"))
@@ -38,14 +39,16 @@ impl Engine {
         if let Some(info) = self.open_as(spec)? {
             return Ok(info);
         }
-        let mut manifest = self.catalog.read().manifest();
+        let mut manifest = self.catalog.read().manifest()?;
         let id = manifest.next_table_id;
-        manifest.tables.push(ManifestTable { id, spec: spec.clone() });
+        let defined = ManifestTable::new(id, spec.clone())?;
+        let definition = defined.to_text()?;
+        manifest.tables.push(defined);
         manifest.next_table_id += 1;
-        self.save(&manifest, &directory)?;
-        let mut catalog = self.catalog.write();
-        catalog.add(Arc::new(Table::new(id, spec.clone(), self.stripes.len())));
-        catalog.next_id += 1;
+        let entry = Entry::CreateTable { table: id, definition: &definition };
+        self.change_tables(manifest, &directory, &entry, |_| ())?;
+        // No row of it can come to the log before the manifest names it.
+        self.catalog.write().create(Arc::new(Table::new(id, spec.clone(), self.stripes.len())));
         Ok(TableInfo { id, spec: spec.clone(), warnings: Vec::new() })
     }
 
@@ -68,18 +71,25 @@ impl Engine {
         let table = {
             let directory = self.define()?;
             let id = self.find_table(name)?.id;
-            let mut manifest = self.catalog.read().manifest();
+            let mut manifest = self.catalog.read().manifest()?;
             manifest.tables.retain(|table| table.id != id);
-            self.save(&manifest, &directory)?;
-            self.catalog.write().forget(name).ok_or_else(|| not_found(name))?
+            let entry = Entry::DropTable { table: id };
+            let forget = |catalog: &mut Catalog| catalog.forget(name);
+            self.change_tables(manifest, &directory, &entry, forget)?
+                .ok_or_else(|| not_found(name))?
         };
-        // Calls ordered before the drop end first; later ones do not find the table any more.
+        // Calls ordered before the drop end first; later ones do not find the table any more. Its
+        // rows go when nothing can bring it back.
         self.for_each_stripe_in_turn(|state| {
-            let keys = state.parts.get(&table.id).map_or(0, |part| part.index.len());
-            state.drop_part(&self.tier, table.id);
-            self.release_records(&table, keys);
+            self.drop_part(state, &table);
             Ok(())
         })
+    }
+
+    fn drop_part(&self, state: &mut State, table: &Table) {
+        let keys = state.parts.get(&table.id).map_or(0, |part| part.index.len());
+        state.drop_part(&self.tier, table.id);
+        self.release_records(table, keys);
     }
 
     pub(super) fn alter(&self, id: TableId, change: &TableChange) -> Result<()> {
@@ -88,11 +98,14 @@ impl Engine {
             let table = self.table(id)?;
             let mut spec = table.spec();
             spec.alter(change)?;
-            let mut manifest = self.catalog.read().manifest();
-            let stored = manifest.tables.iter_mut().filter(|stored| stored.id == id);
-            stored.for_each(|stored| stored.spec = spec.clone());
-            self.save(&manifest, &directory)?;
-            table.set_spec(spec);
+            let defined = ManifestTable::new(id, spec.clone())?;
+            let definition = defined.to_text()?;
+            let mut manifest = self.catalog.read().manifest()?;
+            manifest.tables.iter_mut().filter(|stored| stored.id == id).for_each(|stored| {
+                *stored = defined.clone();
+            });
+            let entry = Entry::AlterTable { table: id, definition: &definition };
+            self.change_tables(manifest, &directory, &entry, |_| table.set_spec(spec))?;
             table
         };
         self.enforce_cap(&table).map_err(|error| {
@@ -119,12 +132,97 @@ impl Engine {
         )))
     }
 
-    fn save(&self, manifest: &Manifest, directory: &Directory) -> Result<()> {
-        // The manifest is durable at once: what was pushed before must not come after it.
-        if self.is_journaled() {
-            self.journal().sync()?;
+    /// Gives a change of tables its place in the order, lets `apply` make it there, and returns when
+    /// it is durable, in every mode. `manifest` is the catalog with the change.
+    fn change_tables<T>(
+        &self,
+        manifest: Manifest,
+        directory: &Directory,
+        entry: &Entry<'_>,
+        apply: impl FnOnce(&mut Catalog) -> T,
+    ) -> Result<T> {
+        // What may be refused comes first: behind the place in the order nothing may fail.
+        let draft = manifest.draft(directory)?;
+        let frame = self.is_journaled().then(|| Frame::new(entry)).transpose()?;
+        let mut sequencer = self.sequencer.lock();
+        let sequence = self.order_entry(&mut sequencer, frame)?;
+        let applied = {
+            let mut catalog = self.catalog.write();
+            catalog.as_of = sequence;
+            apply(&mut catalog)
+        };
+        drop(sequencer);
+        // The manifest is durable at once: what was ordered before must not come after it.
+        let synced = if self.is_journaled() { self.journal().sync_to(sequence) } else { Ok(()) };
+        let durable = synced.and_then(|()| draft.publish(sequence));
+        durable.inspect_err(|error| self.fail(error))?;
+        Ok(applied)
+    }
+
+    /// The table of an entry of the journal; `None` if it was dropped.
+    pub(super) fn find_replayed(&self, id: TableId) -> Result<Option<Arc<Table>>> {
+        let catalog = self.catalog.read();
+        if id >= catalog.next_id {
+            let what = format!("an entry names table id {id}, the next is {}", catalog.next_id);
+            return Err(self.contradiction(&what));
         }
-        manifest.save(directory)
+        Ok(catalog.by_id.get(&id).cloned())
+    }
+
+    /// Makes a change of tables that the journal holds and the manifest does not: its call was cut
+    /// short. Nothing else runs yet.
+    pub(super) fn replay_tables(&self, sequence: Sequence, entry: &Entry<'_>) -> Result<()> {
+        let directory = self.define()?;
+        let mut dropped = None;
+        match *entry {
+            Entry::CreateTable { table, definition } => {
+                let ManifestTable { spec, .. } = self.replayed_definition(table, definition)?;
+                let mut catalog = self.catalog.write();
+                if table != catalog.next_id || catalog.by_name.contains_key(&spec.name) {
+                    return Err(self.contradiction(&format!("table id {table} is made twice")));
+                }
+                catalog.create(Arc::new(Table::new(table, spec, self.stripes.len())));
+            }
+            Entry::AlterTable { table, definition } => {
+                let ManifestTable { spec, .. } = self.replayed_definition(table, definition)?;
+                let known = self.find_replayed(table)?.filter(|t| t.spec().open_as(&spec).is_ok());
+                let Some(known) = known else {
+                    return Err(self.contradiction(&format!("table id {table} changes its shape")));
+                };
+                known.set_spec(spec);
+            }
+            Entry::DropTable { table } => {
+                let name = self.find_replayed(table)?.map(|table| table.name());
+                dropped = name.and_then(|name| self.catalog.write().forget(&name));
+            }
+            _ => {}
+        }
+        let manifest = {
+            let mut catalog = self.catalog.write();
+            catalog.as_of = sequence;
+            catalog.manifest()?
+        };
+        manifest.save(&directory)?;
+        if let Some(table) = dropped {
+            self.stripes.iter().for_each(|stripe| self.drop_part(&mut stripe.lock(), &table));
+        }
+        Ok(())
+    }
+
+    fn replayed_definition(&self, id: TableId, text: &str) -> Result<ManifestTable> {
+        match ManifestTable::from_text(text) {
+            Ok(table) if table.id == id => Ok(table),
+            Ok(table) => Err(self.contradiction(&format!("table id {id} is called {}", table.id))),
+            Err(what) => Err(self.contradiction(&what)),
+        }
+    }
+
+    fn contradiction(&self, what: &str) -> Error {
+        let path = self.config.path.display();
+        Error::corruption(format!(
+            "the journal of {path} contradicts its manifest: {what}; restore the data directory \
+             from a checkpoint"
+        ))
     }
 
     pub(super) fn keys(&self, id: TableId, at: u32, keys: &mut Vec<u64>) -> Result<u32> {
@@ -168,7 +266,12 @@ impl Engine {
 }
 
 impl Catalog {
-    pub(super) fn add(&mut self, table: Arc<Table>) {
+    fn create(&mut self, table: Arc<Table>) {
+        self.next_id = table.id + 1;
+        self.add(table);
+    }
+
+    fn add(&mut self, table: Arc<Table>) {
         self.by_name.insert(table.name(), table.id);
         self.by_id.insert(table.id, table);
     }
@@ -178,19 +281,17 @@ impl Catalog {
         self.by_id.remove(&id)
     }
 
-    fn manifest(&self) -> Manifest {
-        let mut tables: Vec<_> = self
-            .by_id
-            .values()
-            .map(|table| ManifestTable { id: table.id, spec: table.spec() })
-            .collect();
+    fn manifest(&self) -> Result<Manifest> {
+        let tables = self.by_id.values().map(|table| ManifestTable::new(table.id, table.spec()));
+        let mut tables = tables.collect::<Result<Vec<_>>>()?;
         tables.sort_by_key(|table| table.id);
-        Manifest { next_table_id: self.next_id, tables }
+        Ok(Manifest { sequence: self.as_of, next_table_id: self.next_id, tables })
     }
 
     pub(super) fn load(manifest: Manifest, stripes: usize) -> Self {
-        let mut catalog = Self { next_id: manifest.next_table_id, ..Self::default() };
-        for ManifestTable { id, spec } in manifest.tables {
+        let Manifest { sequence, next_table_id, tables } = manifest;
+        let mut catalog = Self { next_id: next_table_id, as_of: sequence, ..Self::default() };
+        for ManifestTable { id, spec, .. } in tables {
             catalog.add(Arc::new(Table::new(id, spec, stripes)));
         }
         catalog

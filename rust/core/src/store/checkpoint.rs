@@ -50,6 +50,9 @@ impl Engine {
         *unfinished = Some(generation);
         self.write_back((!all).then_some(generation))?;
         self.write_superblock(false)?;
+        // A removal that was ordered before the new file began has told it what it found.
+        let last = self.sequencer.lock().last;
+        self.running.wait_before(last + 1);
         self.journal().drop_through(generation)?;
         *unfinished = None;
         Ok(())
@@ -58,13 +61,17 @@ impl Engine {
     /// Begins a journal file; returns the generation of the one before. Whatever is ordered later
     /// needs the new file.
     fn rotate(&self) -> Result<u32> {
-        // Leaves little to sync to the rotation, which holds every push up.
+        let next = self.journal().prepare()?;
+        let new = {
+            // A change of tables whose entry is in the old file is in the manifest then.
+            let _definitions = self.directory.lock();
+            let mut sequencer = self.sequencer.lock();
+            let records = sequencer.sessions.records(self.clock.seconds());
+            self.journal().switch(next, records, sequencer.last)?
+        };
+        // Pushes go on meanwhile.
         self.journal().sync()?;
-        let mut sequencer = self.sequencer.lock();
-        let old = self.journal().generation();
-        let (records, last) = (sequencer.sessions.records(self.clock.seconds()), sequencer.last);
-        self.journal().rotate(records, last)?;
-        Ok(old)
+        Ok(new - 1)
     }
 
     /// Writes back rows that need a journal file up to `generation` (for `None` all that were dirty

@@ -23,7 +23,7 @@ use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::superblock::SuperblockFile;
 use crate::table::{Stripe, Table, Tier};
-use crate::types::{Durability, TableId};
+use crate::types::{Durability, Sequence, TableId};
 
 /// An open store.
 pub(super) struct Engine {
@@ -71,6 +71,8 @@ pub(super) struct Catalog {
     pub(super) by_name: BTreeMap<String, TableId>,
     pub(super) by_id: HashMap<TableId, Arc<Table>>,
     pub(super) next_id: TableId,
+    /// Sequence of the last change of tables that is in it.
+    pub(super) as_of: Sequence,
 }
 
 /// Tells the maintenance thread that there is work, and callers that there is room.

@@ -273,7 +273,7 @@ impl Store {
 
     /// Removes rows, slots and statistics; returns how many there were. A repeated push removes
     /// nothing and returns what the first one did, if that is one of its session's last 256
-    /// removals since the store was opened; else 0.
+    /// removals; else 0. In mode `none` removals of a process that was killed are not known.
     ///
     /// # Errors
     /// `TableNotFound`, `Unavailable`.

@@ -211,14 +211,14 @@ impl Engine {
         let is_removal = call.targets.iter().any(|t| matches!(t.change, Change::Remove));
         drop(call);
         let effect = Effect::sum(&effects);
+        let mut position = ordered.turn.position;
         if is_removal {
-            self.sequencer.lock().sessions.note_removal(push, effect.removed as u64);
+            position = self.note_removal(push, effect.removed as u64)?;
         }
         if ordered.applies.contains(&false) {
             // What a session before has applied of it may be on its way still.
             self.running.wait_before(ordered.turn.sequence);
         }
-        let position = ordered.turn.position;
         // From here on duplicates are acknowledged.
         drop(ordered);
         self.commit(position)?;

@@ -13,7 +13,7 @@ use super::running::Underway;
 use super::session::{Sessions, Verdict};
 use super::stage::Call;
 use super::PushOutcome;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::journal::{Entry, Frame, GradientPart, Position};
 use crate::sequence::next_call;
 use crate::table::{Counters, Table, Tickets};
@@ -94,10 +94,8 @@ impl Engine {
         let uptime = self.clock.seconds();
         let (last, is_new_owner) = sequencer.sessions.attach(session, client_id, uptime)?;
         if is_new_owner && self.is_journaled() {
-            let sequence = next_call(sequencer.last);
-            let mut frame = Frame::new(&Entry::Attach { session, client_id })?;
-            sequencer.position = Some(self.journal().append(&mut frame, sequence)?);
-            sequencer.last = sequence;
+            let frame = Frame::new(&Entry::Attach { session, client_id })?;
+            self.order_entry(&mut sequencer, Some(frame))?;
         } else if last == 0 {
             return Ok(0);
         }
@@ -184,11 +182,9 @@ impl Engine {
     /// The next place in the order, once the journal has it.
     fn take_place(&self, sequencer: &mut Sequencer, ready: Ready<'_, '_>) -> Result<Ordered<'_>> {
         let Ready { push, call, applies, frame } = ready;
-        let sequence = next_call(sequencer.last);
         let mut generation = 0;
-        if let Some(mut frame) = frame {
-            let appended = self.journal().append(&mut frame, sequence);
-            sequencer.position = Some(appended.inspect_err(|error| self.note_refusal(error))?);
+        let sequence = self.order_entry(sequencer, frame)?;
+        if self.is_journaled() {
             generation = self.journal().generation();
             for target in &call.targets {
                 Counters::add(&target.table.counters.journal_bytes, target.bytes() as usize);
@@ -196,10 +192,43 @@ impl Engine {
         }
         let ids: Vec<TableId> = call.targets.iter().map(|target| target.table.id).collect();
         sequencer.sessions.note(push, &ids, self.clock.seconds());
-        sequencer.last = sequence;
         let tickets = self.draw_tickets(sequencer, sequence, call);
         let turn = Turn { sequence, generation, position: sequencer.position };
         Ok(Ordered { turn, tickets, applies, _underway: self.running.enter(sequence) })
+    }
+
+    /// Gives an entry the next place in the order, once the journal has it; `None` in a store without
+    /// a journal, where the place is given all the same.
+    pub(super) fn order_entry(
+        &self,
+        sequencer: &mut Sequencer,
+        frame: Option<Frame<'_>>,
+    ) -> Result<Sequence> {
+        let sequence = next_call(sequencer.last);
+        if let Some(mut frame) = frame {
+            let appended = self.journal().append(&mut frame, sequence);
+            sequencer.position = Some(appended.inspect_err(|error| self.note_refusal(error))?);
+        }
+        sequencer.last = sequence;
+        Ok(sequence)
+    }
+
+    /// Keeps how many rows a removal found, for when it comes again. Returns what is to be
+    /// committed before it is acknowledged.
+    pub(super) fn note_removal(&self, push: Push, rows: u64) -> Result<Option<Position>> {
+        let Push { session, number, .. } = push;
+        let mut sequencer = self.sequencer.lock();
+        sequencer.sessions.note_removal(session, number, rows);
+        if self.is_journaled() {
+            let mut frame = Frame::new(&Entry::Removed { session, number, rows })?;
+            match self.journal().append(&mut frame, sequencer.last) {
+                Ok(position) => sequencer.position = Some(position),
+                // The rows are removed: only the next process will not know how many there were.
+                Err(error) if error.kind == ErrorKind::StoreFull => self.note_refusal(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sequencer.position)
     }
 
     pub(super) fn draw_tickets(

@@ -49,12 +49,14 @@ impl Engine {
                 directory: directory.path().to_path_buf(),
                 uuid: known.uuid,
                 durability: config.durability,
+                epoch: known.epoch,
             },
             known.journal,
         )?;
         let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
         let newest = engine.load_index()?;
-        engine.sequencer.lock().last = newest.max(known.next_sequence.saturating_sub(1));
+        let last = newest.max(known.next_sequence.saturating_sub(1));
+        engine.sequencer.lock().last = last.max(engine.catalog.read().as_of);
         engine.replay(&mut pending)?;
         engine.begin_life();
         if engine.journal.set(pending).is_err() {

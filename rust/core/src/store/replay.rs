@@ -73,7 +73,7 @@ impl Replay<'_> {
         let mut sequencer = self.engine.sequencer.lock();
         sequencer.last = sequencer.last.max(sequence);
         match entry {
-            Entry::Sessions { sessions } => {
+            Entry::Sessions { sessions, .. } => {
                 sequencer.sessions.clear();
                 sequencer.sessions.restore(sessions.clone());
                 Ok(())
@@ -100,7 +100,25 @@ impl Replay<'_> {
                 drop(sequencer);
                 self.change((sequence, *push), *table, keys, Change::Remove)
             }
+            &Entry::Removed { session, number, rows } => {
+                sequencer.sessions.note_removal(session, number, rows);
+                Ok(())
+            }
+            Entry::CreateTable { .. } | Entry::AlterTable { .. } | Entry::DropTable { .. } => {
+                drop(sequencer);
+                self.change_tables(sequence, entry)
+            }
         }
+    }
+
+    /// A change of tables, unless the manifest has it. What comes before it is merged first.
+    fn change_tables(&mut self, sequence: Sequence, entry: &Entry<'_>) -> Result<()> {
+        if sequence <= self.engine.catalog.read().as_of {
+            return Ok(());
+        }
+        self.merge()?;
+        self.windows.clear();
+        self.engine.replay_tables(sequence, entry)
     }
 
     /// Adds one entry's keys of a table to the window; a full window is merged in between.
@@ -112,7 +130,7 @@ impl Replay<'_> {
         mut change: Change<'_>,
     ) -> Result<()> {
         // Entries of a dropped table are passed over: ids are never used again.
-        let Some(table) = self.engine.catalog.read().by_id.get(&id).cloned() else { return Ok(()) };
+        let Some(table) = self.engine.find_replayed(id)? else { return Ok(()) };
         if let Change::Gradients(_, rows) | Change::Rows(rows) = change {
             check_length(&table, keys, rows.len())?;
         }
@@ -149,7 +167,7 @@ impl Replay<'_> {
                 let before =
                     self.removal.filter(|&(last, _)| last == push).map_or(0, |last| last.1);
                 self.removal = Some((push, before + rows));
-                sequencer.sessions.note_removal(push, before + rows);
+                sequencer.sessions.note_replayed(push.session, push.number, before + rows);
             }
             drop(sequencer);
             window.clear();

@@ -39,8 +39,16 @@ struct Session {
     last_used: u64,
     /// Highest step per table in this session.
     steps: HashMap<TableId, i64>,
-    /// Numbers of its last removals since the store was opened, with how many rows each found.
-    removals: VecDeque<(u64, u64)>,
+    removals: VecDeque<Removal>,
+}
+
+/// One of the last removals of a session.
+struct Removal {
+    number: u64,
+    /// That it found.
+    rows: u64,
+    /// By the removal itself, not by its replay: that finds fewer if some had left before.
+    is_told: bool,
 }
 
 #[derive(Default)]
@@ -60,7 +68,23 @@ impl Session {
             number: self.last_push,
             last_used: self.last_used,
             steps: self.steps.iter().map(|(&table, &step)| (table, step)).collect(),
+            removals: self.told_removals(),
         }
+    }
+
+    fn told_removals(&self) -> Vec<(u64, u64)> {
+        self.removals.iter().map(|removal| (removal.number, removal.rows)).collect()
+    }
+
+    fn removal(&mut self, number: u64) -> Option<&mut Removal> {
+        self.removals.iter_mut().rfind(|removal| removal.number == number)
+    }
+
+    fn add_removal(&mut self, removal: Removal) {
+        if self.removals.len() == REMOVALS {
+            self.removals.pop_front();
+        }
+        self.removals.push_back(removal);
     }
 }
 
@@ -78,7 +102,7 @@ impl Sessions {
     pub(super) fn memory_bytes(&self) -> u64 {
         let steps = |session: &Session| session.steps.capacity() * size_of::<(TableId, i64)>();
         let steps: usize = self.sessions.values().map(steps).sum();
-        let removals = |session: &Session| session.removals.capacity() * size_of::<(u64, u64)>();
+        let removals = |session: &Session| session.removals.capacity() * size_of::<Removal>();
         let removals: usize = self.sessions.values().map(removals).sum();
         let sessions = self.sessions.capacity() * size_of::<(u64, Session)>();
         let clients = self.clients.capacity() * size_of::<(String, Client)>();
@@ -212,13 +236,15 @@ impl Sessions {
     fn past(&self, client_id: &str, client: &Client) -> Option<SessionRecord> {
         let session = client.previous?;
         let owner = self.sessions.get(&client.session)?;
-        let number = self.sessions.get(&session).map_or(0, |known| known.last_push);
+        let known = self.sessions.get(&session);
+        let number = known.map_or(0, |known| known.last_push);
         Some(SessionRecord {
             session,
             client_id: client_id.to_owned(),
             number,
             last_used: owner.last_used,
             steps: client.steps.iter().map(|(&table, &step)| (table, step)).collect(),
+            removals: known.map_or_else(Vec::new, Session::told_removals),
         })
     }
 
@@ -229,12 +255,13 @@ impl Sessions {
         self.opened_at = records.iter().map(|record| record.last_used).max().unwrap_or(0);
         records.sort_by_key(|record| record.last_used);
         for record in records {
+            let told = |(number, rows)| Removal { number, rows, is_told: true };
             let session = Session {
                 client_id: record.client_id.clone(),
                 last_push: record.number,
                 last_used: record.last_used,
                 steps: record.steps.into_iter().collect(),
-                removals: VecDeque::new(),
+                removals: record.removals.into_iter().map(told).collect(),
             };
             self.remember(record.session);
             self.sessions.insert(record.session, session);
@@ -256,19 +283,31 @@ impl Sessions {
     }
 
     /// Notes how many rows a removal found, for its duplicates.
-    pub(super) fn note_removal(&mut self, push: Push, rows: u64) {
-        let Some(session) = self.sessions.get_mut(&push.session) else { return };
-        if session.removals.len() == REMOVALS {
-            session.removals.pop_front();
+    pub(super) fn note_removal(&mut self, session: u64, number: u64, rows: u64) {
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        let told = Removal { number, rows, is_told: true };
+        match session.removal(number) {
+            Some(known) => *known = told,
+            None => session.add_removal(told),
         }
-        session.removals.push_back((push.number, rows));
+    }
+
+    /// Notes how many rows the replay of a removal found, in all of its windows so far; counts only
+    /// where the removal itself left no note.
+    pub(super) fn note_replayed(&mut self, session: u64, number: u64, rows: u64) {
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        match session.removal(number) {
+            Some(known) if known.is_told => {}
+            Some(known) => known.rows = rows,
+            None => session.add_removal(Removal { number, rows, is_told: false }),
+        }
     }
 
     /// How many rows the removal of this number found; 0 if that is not known.
     pub(super) fn removal(&self, push: Push) -> u64 {
         let removals = self.sessions.get(&push.session).map(|session| &session.removals);
-        let known = removals.and_then(|known| known.iter().rfind(|known| known.0 == push.number));
-        known.map_or(0, |&(_, rows)| rows)
+        let known = removals.and_then(|known| known.iter().rfind(|r| r.number == push.number));
+        known.map_or(0, |removal| removal.rows)
     }
 }
 
@@ -336,7 +375,7 @@ mod tests {
         for number in 1..=300 {
             let removal = push(1, number, None);
             sessions.admit(removal, &[7], 0).unwrap();
-            sessions.note_removal(removal, number + 1000);
+            sessions.note_removal(1, number, number + 1000);
         }
         let known = |number| sessions.removal(push(1, number, None));
         assert_eq!([known(44), known(45), known(300), known(301)], [0, 1045, 1300, 0]);

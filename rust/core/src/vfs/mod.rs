@@ -57,6 +57,10 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
 /// Adds all slices at the end of a file opened for appending, by gathered writes: nothing is copied
 /// together. After an error some of the bytes may be there: see `set_length`.
 pub(crate) fn append(file: &File, slices: &[&[u8]]) -> io::Result<()> {
+    #[cfg(test)]
+    if let Some((part, error)) = trace::short(file, slices) {
+        return append(file, &[&part]).and(Err(error));
+    }
     watched!(append_all(file, slices), Change::write(file, slices, None))
 }
 

@@ -78,7 +78,7 @@ struct Step {
     begun_after: usize,
 }
 
-type Fault = dyn FnMut(&Change) -> Option<i32> + Send;
+type Fault = dyn Fn(&Change) -> Option<i32> + Send + Sync;
 
 #[derive(Default)]
 struct State {
@@ -87,7 +87,9 @@ struct State {
     /// Files by inode.
     by_id: HashMap<FileId, usize>,
     /// Asked before each change; an error number makes it fail.
-    fault: Option<Box<Fault>>,
+    fault: Option<Arc<Fault>>,
+    /// The next append stops after so many bytes, with this error number.
+    short: Option<(usize, i32)>,
 }
 
 /// The trace of one directory.
@@ -120,9 +122,15 @@ impl Traced {
         state.steps.push(Step { change: Change::Mark(number), file: 0, begun_after });
     }
 
-    /// Lets changes fail from now on, as `fault` says: with an error number.
-    pub(crate) fn fail(&self, fault: impl FnMut(&Change) -> Option<i32> + Send + 'static) {
-        self.0.state.lock().fault = Some(Box::new(fault));
+    /// Lets changes fail from now on, as `fault` says: with an error number. It may take its time:
+    /// other changes go on meanwhile.
+    pub(crate) fn fail(&self, fault: impl Fn(&Change) -> Option<i32> + Send + Sync + 'static) {
+        self.0.state.lock().fault = Some(Arc::new(fault));
+    }
+
+    /// Lets the next append stop after `bytes` bytes.
+    pub(crate) fn cut_append(&self, bytes: usize, number: i32) {
+        self.0.state.lock().short = Some((bytes, number));
     }
 
     /// No change fails any more.
@@ -178,17 +186,26 @@ pub(super) fn record<T>(
     }
     let change = change();
     let Some(trace) = trace_of(&change) else { return work() };
-    let begun_after = {
-        let mut state = trace.state.lock();
-        let number = state.fault.as_mut().and_then(|fault| fault(&change));
-        if let Some(number) = number {
-            return Err(io::Error::from_raw_os_error(number));
-        }
-        state.steps.len()
-    };
+    let fault = trace.state.lock().fault.clone();
+    if let Some(number) = fault.and_then(|fault| fault(&change)) {
+        return Err(io::Error::from_raw_os_error(number));
+    }
+    let begun_after = trace.state.lock().steps.len();
     let done = work()?;
     trace.state.lock().add(change, begun_after);
     Ok(done)
+}
+
+/// How much an append is to write before it fails, and with what, if a test has asked for it.
+pub(super) fn short(file: &File, slices: &[&[u8]]) -> Option<(Vec<u8>, io::Error)> {
+    if TRACED.load(SeqCst) == 0 {
+        return None;
+    }
+    let trace = trace_of(&Change::write(file, &[], None))?;
+    let (bytes, number) = trace.state.lock().short.take()?;
+    let mut part = slices.concat();
+    part.truncate(bytes);
+    Some((part, io::Error::from_raw_os_error(number)))
 }
 
 fn trace_of(change: &Change) -> Option<Trace> {

@@ -100,7 +100,7 @@ fn a_bit_flipped_in_every_byte() {
 #[test]
 fn garbage_behind_the_end_is_cut() {
     let sample = Sample::new();
-    for garbage in [&[0; 5000][..], &[0xff; 31], b"HPJE", &sample.bytes[104..]] {
+    for garbage in [&[0; 5000][..], &[0xff; 31], b"HPJE", &sample.bytes[120..]] {
         sample.write(&[&sample.bytes, garbage].concat());
         sample.expect_cut(sample.known(5), 5, "garbage");
     }
@@ -129,9 +129,9 @@ fn a_known_end_inside_an_entry_is_corruption() {
 fn damage_in_a_file_with_a_successor_is_corruption() {
     let sample = Sample::new();
     let (journal, _) = open(sample.scratch.path(), NEW).unwrap();
-    journal.rotate(Vec::new(), 5).unwrap();
+    rotate(&journal, Vec::new(), 5).unwrap();
     drop(journal);
-    for cut in [sample.bytes.len() - 1, sample.at[2] as usize, 104, 70, 0] {
+    for cut in [sample.bytes.len() - 1, sample.at[2] as usize, 120, 70, 0] {
         sample.write(&sample.bytes[..cut]);
         if sample.at[..5].contains(&(cut as u64)) {
             // A cut between two entries shows only in what was known.
@@ -148,7 +148,7 @@ fn a_missing_file_is_named() {
     let (journal, _) = open(scratch.path(), NEW).unwrap();
     for sequence in 1..=4 {
         append_all(&journal, &[gradients(sequence, 1)]);
-        journal.rotate(Vec::new(), sequence).unwrap();
+        rotate(&journal, Vec::new(), sequence).unwrap();
     }
     journal.drop_through(1).unwrap();
     let known = journal.sync().unwrap();
@@ -214,6 +214,7 @@ fn forge(sample: &Sample, kind: u32, claimed: u64, sequence: u64, body: &[u8]) {
     header.extend(kind.to_le_bytes());
     header.extend(claimed.to_le_bytes());
     header.extend(sequence.to_le_bytes());
+    header.extend(EPOCH.to_le_bytes());
     header.extend(crc32c::crc32c(body).to_le_bytes());
     let mut place = 1u32.to_le_bytes().to_vec();
     place.extend(sample.at[0].to_le_bytes());
@@ -255,8 +256,15 @@ fn hostile_content_with_right_crcs_is_corruption() {
         (5, vec![1, u64::from(u32::MAX), 0]),
         (5, vec![1, 1, 0xff]), // not UTF-8
         (5, vec![1, 0, 0]),    // too long
+        (6, vec![]),
+        (6, vec![9 << 32 | 1, 0]),    // a definition that is cut
+        (7, vec![1 << 32 | 1, 0xff]), // not UTF-8
+        (7, vec![1, 0]),              // too long
+        (8, vec![1 << 32 | 1, 0x78]), // a drop with a definition
+        (9, vec![1, 2]),
+        (9, vec![1, 2, 3, 4]),
         (0, vec![]),
-        (6, vec![1, 2]),
+        (10, vec![1, 2]),
     ];
     for (kind, body) in bodies {
         let bytes = words(&body);
@@ -271,7 +279,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
     fn any_content_with_right_crcs_is_read_as_written_or_refused(
-        kind in 0..7u32,
+        kind in 0..11u32,
         body in vec(
             prop_oneof![6 => 0..5u64, 2 => (0..4u64).prop_map(|n| n << 32), 1 => any::<u64>()],
             0..20,
@@ -296,19 +304,22 @@ proptest! {
 fn hostile_sessions_are_corruption() {
     for body in [
         vec![],
-        vec![u64::MAX],
-        vec![1],
-        vec![2, 1, 2, 3, 0],
-        vec![1, 1, 2, 3, u64::from(u32::MAX)],
-        vec![1, 1, 2, 3, (u64::from(u32::MAX)) << 32],
-        vec![1, 1, 2, 3, 2 << 32, 0, 0],
-        vec![1, 1, 2, 3, 1, 0x80],
-        vec![0, 0],
+        vec![0],
+        vec![0, u64::MAX],
+        vec![0, 1],
+        vec![0, 2, 1, 2, 3, 0, 0],
+        vec![0, 1, 1, 2, 3, u64::from(u32::MAX), 0],
+        vec![0, 1, 1, 2, 3, (u64::from(u32::MAX)) << 32, 0],
+        vec![0, 1, 1, 2, 3, 2 << 32, 0, 0, 0],
+        vec![0, 1, 1, 2, 3, 0, 2, 0, 0],
+        vec![0, 1, 1, 2, 3, 0, u64::from(u32::MAX)],
+        vec![0, 1, 1, 2, 3, 1, 0, 0x80],
+        vec![0, 0, 0],
     ] {
         let sample = Sample::new();
         let bytes = words(&body);
         let header = Frame::new(&Entry::Attach { session: 0, client_id: "" });
-        assert_eq!(header.unwrap().length(), 48);
+        assert_eq!(header.unwrap().length(), 56);
         let mut start = Sample { at: vec![64], ..sample };
         start.bytes.truncate(64);
         forge(&start, 4, bytes.len() as u64, 0, &bytes);
@@ -332,7 +343,7 @@ fn a_lying_length_allocates_nothing() {
 fn shrinking_sequences_are_corruption() {
     let sample = Sample::new();
     let (journal, _) = open(sample.scratch.path(), NEW).unwrap();
-    journal.rotate(Vec::new(), 5).unwrap();
+    rotate(&journal, Vec::new(), 5).unwrap();
     drop(journal);
     let second = fs::read(log(sample.scratch.path(), 2)).unwrap();
     forge(&sample, 5, 16, 6, &words(&[1, 0]));
@@ -346,7 +357,7 @@ fn shrinking_sequences_are_corruption() {
 fn first_is_checked() {
     let scratch = Scratch::new();
     let (journal, _) = open(scratch.path(), NEW).unwrap();
-    journal.rotate(Vec::new(), 0).unwrap();
+    rotate(&journal, Vec::new(), 0).unwrap();
     journal.drop_through(1).unwrap();
     drop(journal);
     let path = scratch.path().join("journal/FIRST");

@@ -4,6 +4,8 @@
 mod crash;
 mod damage;
 mod golden;
+mod power;
+mod rotation;
 mod round_trip;
 mod sync;
 
@@ -16,6 +18,7 @@ use crate::scratch::Scratch;
 use crate::types::{Push, TableId};
 
 const UUID: u128 = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff;
+const EPOCH: Epoch = 3;
 const NEW: JournalEnd = JournalEnd { generation: 0, offset: 0 };
 
 /// An entry that owns its arrays. Floats are kept as bits: the journal must not change any.
@@ -32,6 +35,10 @@ enum What {
     Remove(Push, TableId, Vec<u64>),
     Sessions(Vec<SessionRecord>),
     Attach(u64, String),
+    Create(TableId, String),
+    Alter(TableId, String),
+    Drop(TableId),
+    Removed(u64, u64, u64),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -73,8 +80,12 @@ impl Owned {
                 What::Assign(push, Part::new(&part))
             }
             Entry::Remove { push, table, keys } => What::Remove(*push, *table, keys.to_vec()),
-            Entry::Sessions { sessions } => What::Sessions(sessions.clone()),
+            Entry::Sessions { sessions, .. } => What::Sessions(sessions.clone()),
             Entry::Attach { session, client_id } => What::Attach(*session, (*client_id).to_owned()),
+            &Entry::CreateTable { table, definition } => What::Create(table, definition.to_owned()),
+            &Entry::AlterTable { table, definition } => What::Alter(table, definition.to_owned()),
+            &Entry::DropTable { table } => What::Drop(table),
+            &Entry::Removed { session, number, rows } => What::Removed(session, number, rows),
         };
         Self { sequence, what }
     }
@@ -90,8 +101,12 @@ impl Owned {
                 Entry::Assign { push: *push, table, keys, rows }
             }
             What::Remove(push, table, keys) => Entry::Remove { push: *push, table: *table, keys },
-            What::Sessions(sessions) => Entry::Sessions { sessions: sessions.clone() },
+            What::Sessions(sessions) => Entry::Sessions { before: 0, sessions: sessions.clone() },
             What::Attach(session, client_id) => Entry::Attach { session: *session, client_id },
+            What::Create(table, definition) => Entry::CreateTable { table: *table, definition },
+            What::Alter(table, definition) => Entry::AlterTable { table: *table, definition },
+            &What::Drop(table) => Entry::DropTable { table },
+            &What::Removed(session, number, rows) => Entry::Removed { session, number, rows },
         }
     }
 }
@@ -113,7 +128,7 @@ fn sessions(sequence: Sequence) -> Owned {
 }
 
 fn config(path: &Path, durability: Durability) -> JournalConfig {
-    JournalConfig { directory: path.to_path_buf(), uuid: UUID, durability }
+    JournalConfig { directory: path.to_path_buf(), uuid: UUID, epoch: EPOCH, durability }
 }
 
 type Visited = Vec<(u32, Owned)>;
@@ -145,6 +160,14 @@ fn append_all(journal: &Journal, entries: &[Owned]) {
         let position = append(journal, entry).unwrap();
         journal.commit(position).unwrap();
     }
+}
+
+/// A whole rotation; returns the new generation.
+fn rotate(journal: &Journal, sessions: Vec<SessionRecord>, sequence: Sequence) -> Result<u32> {
+    let next = journal.prepare()?;
+    let generation = journal.switch(next, sessions, sequence)?;
+    journal.sync()?;
+    Ok(generation)
 }
 
 fn log(path: &Path, generation: u32) -> std::path::PathBuf {

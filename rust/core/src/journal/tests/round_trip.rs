@@ -34,15 +34,22 @@ fn part() -> impl Strategy<Value = Part> {
 }
 
 fn record() -> impl Strategy<Value = SessionRecord> {
-    (any::<u64>(), ".{0,12}", any::<u64>(), any::<u64>(), vec(any::<(u32, i64)>(), 0..4)).prop_map(
-        |(session, client_id, number, last_used, steps)| SessionRecord {
+    (
+        any::<u64>(),
+        ".{0,12}",
+        any::<u64>(),
+        any::<u64>(),
+        vec(any::<(u32, i64)>(), 0..4),
+        vec(any::<(u64, u64)>(), 0..4),
+    )
+        .prop_map(|(session, client_id, number, last_used, steps, removals)| SessionRecord {
             session,
             client_id,
             number,
             last_used,
             steps,
-        },
-    )
+            removals,
+        })
 }
 
 fn what() -> impl Strategy<Value = What> {
@@ -54,6 +61,10 @@ fn what() -> impl Strategy<Value = What> {
         1 => (push(), any::<u32>(), vec(any::<u64>(), 0..9))
             .prop_map(|(push, table, keys)| What::Remove(push, table, keys)),
         1 => (any::<u64>(), ".{0,12}").prop_map(|(session, id)| What::Attach(session, id)),
+        1 => (any::<u32>(), ".{0,20}").prop_map(|(table, text)| What::Create(table, text)),
+        1 => (any::<u32>(), ".{0,20}").prop_map(|(table, text)| What::Alter(table, text)),
+        1 => any::<u32>().prop_map(What::Drop),
+        1 => any::<(u64, u64, u64)>().prop_map(|(s, number, rows)| What::Removed(s, number, rows)),
     ]
 }
 
@@ -84,7 +95,7 @@ proptest! {
                     model.push((journal.generation(), entry));
                 }
                 Step::Rotate(records) => {
-                    let generation = journal.rotate(records.clone(), sequence).unwrap();
+                    let generation = rotate(&journal, records.clone(), sequence).unwrap();
                     model.push((generation, Owned { sequence, what: What::Sessions(records) }));
                 }
                 Step::Drop(keep) => {
@@ -133,7 +144,7 @@ fn the_end_of_sync_is_that_of_the_file() {
     append_all(&journal, &[gradients(1, 2)]);
     let end = JournalEnd { generation: 1, offset: length(scratch.path(), 1) };
     assert_eq!(journal.sync().unwrap(), end);
-    journal.rotate(Vec::new(), 1).unwrap();
+    rotate(&journal, Vec::new(), 1).unwrap();
     let end = JournalEnd { generation: 2, offset: length(scratch.path(), 2) };
     assert_eq!(journal.sync().unwrap(), end);
 }

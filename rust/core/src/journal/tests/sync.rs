@@ -2,30 +2,66 @@
 //! counts them.
 
 use std::io::{BufReader, Write};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::journal::tail::{Faults, TailFile};
 use crate::scratch::{spawn_test, spawned_path, wait_for_line};
+use crate::vfs::trace::{Change, Traced};
 
-fn tail_file(journal: &Journal) -> Arc<TailFile> {
-    journal.opened().unwrap().tail.lock().file.clone()
+/// A device that fails as it is told, each time once, by error number.
+struct Device {
+    traced: Traced,
+    faults: Arc<Faults>,
 }
 
-fn syncs(journal: &Journal) -> u64 {
-    tail_file(journal).faults.lock().syncs
+#[derive(Default)]
+struct Faults {
+    sync: AtomicI32,
+    truncate: AtomicI32,
+    /// How long every sync takes at least.
+    delay_ms: AtomicU64,
+    /// Syncs begun since the journal was opened.
+    syncs: AtomicU64,
 }
 
-fn fail_next(journal: &Journal, faults: Faults) {
-    *tail_file(journal).faults.lock() = faults;
+impl Device {
+    fn new(root: &Path) -> Self {
+        let (traced, faults) = (Traced::new(root), Arc::new(Faults::default()));
+        let own = faults.clone();
+        let next = |number: &AtomicI32| Some(number.swap(0, Relaxed)).filter(|&n| n != 0);
+        traced.fail(move |change| match change {
+            Change::Sync { .. } => {
+                own.syncs.fetch_add(1, Relaxed);
+                thread::sleep(Duration::from_millis(own.delay_ms.load(Relaxed)));
+                next(&own.sync)
+            }
+            Change::SetLength { .. } => next(&own.truncate),
+            _ => None,
+        });
+        Self { traced, faults }
+    }
+
+    fn syncs(&self) -> u64 {
+        self.faults.syncs.load(Relaxed)
+    }
+
+    fn fail_sync(&self, number: i32) {
+        self.faults.sync.store(number, Relaxed);
+    }
+
+    fn slow_down(&self, ms: u64) {
+        self.faults.delay_ms.store(ms, Relaxed);
+    }
 }
 
-fn start(durability: Durability) -> (Scratch, Journal) {
+fn start(durability: Durability) -> (Scratch, Device, Journal) {
     let scratch = Scratch::new();
+    let device = Device::new(scratch.path());
     let (journal, _) = open_in(durability, scratch.path(), NEW).unwrap();
-    (scratch, journal)
+    device.faults.syncs.store(0, Relaxed);
+    (scratch, device, journal)
 }
 
 /// Waits for what another thread does; gives up long after it should have.
@@ -40,27 +76,27 @@ fn eventually(condition: impl Fn() -> bool) {
 }
 
 /// Every way to use a journal fails with the same text, and nothing reaches the device.
-fn expect_failed(journal: &Journal, path: &Path) {
-    let before = (syncs(journal), length(path, 1));
+fn expect_failed(journal: &Journal, device: &Device, path: &Path) {
+    let before = (device.syncs(), length(path, 1));
     let results = [
         append(journal, &gradients(50, 1)).map(drop),
         journal.commit(Position(0)),
         journal.sync_to(1),
         journal.sync().map(drop),
-        journal.rotate(Vec::new(), 50).map(drop),
+        rotate(journal, Vec::new(), 50).map(drop),
     ];
     for result in results {
         let error = result.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unavailable);
         assert!(error.message.contains(&log(path, 1).display().to_string()), "{error}");
     }
-    assert_eq!((syncs(journal), length(path, 1)), before);
+    assert_eq!((device.syncs(), length(path, 1)), before);
 }
 
 #[test]
 fn one_sync_serves_all_that_wait() {
-    let (scratch, journal) = start(Durability::Always);
-    fail_next(&journal, Faults { sync_delay: Duration::from_millis(20), ..Faults::default() });
+    let (scratch, device, journal) = start(Durability::Always);
+    device.slow_down(20);
     let sequencer = Mutex::new(0);
     thread::scope(|scope| {
         for _ in 0..8 {
@@ -76,7 +112,7 @@ fn one_sync_serves_all_that_wait() {
             });
         }
     });
-    let syncs = syncs(&journal);
+    let syncs = device.syncs();
     assert!((5..40).contains(&syncs), "{syncs} syncs for 40 commits of 8 threads");
     drop(journal);
     let visited = read(scratch.path());
@@ -86,44 +122,44 @@ fn one_sync_serves_all_that_wait() {
 
 #[test]
 fn a_commit_waits_for_a_sync_that_began_after_its_append() {
-    let (_scratch, journal) = start(Durability::Always);
-    fail_next(&journal, Faults { sync_delay: Duration::from_millis(100), ..Faults::default() });
+    let (_scratch, device, journal) = start(Durability::Always);
+    device.slow_down(100);
     let first = append(&journal, &gradients(1, 1)).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| journal.commit(first).unwrap());
-        eventually(|| syncs(&journal) == 1);
+        eventually(|| device.syncs() == 1);
         let second = append(&journal, &gradients(2, 1)).unwrap();
         journal.commit(second).unwrap();
     });
-    assert_eq!(syncs(&journal), 2);
+    assert_eq!(device.syncs(), 2);
     journal.commit(first).unwrap();
     journal.sync_to(2).unwrap();
     journal.sync().unwrap();
-    assert_eq!(syncs(&journal), 2);
+    assert_eq!(device.syncs(), 2);
 }
 
 #[test]
 fn modes_that_do_not_promise_the_device_do_not_wait_for_it() {
-    let (_scratch, journal) = start(Durability::Process);
+    let (_scratch, device, journal) = start(Durability::Process);
     append_all(&journal, &[gradients(1, 1)]);
-    assert_eq!(syncs(&journal), 0);
+    assert_eq!(device.syncs(), 0);
     journal.sync_to(1).unwrap();
     journal.sync_to(1).unwrap();
     // A sequence that left no entry.
     journal.sync_to(99).unwrap();
-    assert_eq!(syncs(&journal), 1);
+    assert_eq!(device.syncs(), 1);
 }
 
 #[test]
 fn interval_syncs_by_itself_and_seldom() {
-    let (_scratch, journal) = start(Durability::Interval);
+    let (_scratch, device, journal) = start(Durability::Interval);
     for sequence in 1..=50 {
         append_all(&journal, &[gradients(sequence, 1)]);
     }
     let turns = &journal.opened().unwrap().turns;
     eventually(|| turns.synced().sequence == 50);
-    assert!(syncs(&journal) < 50);
-    fail_next(&journal, Faults { sync: Some(libc::EIO), ..Faults::default() });
+    assert!(device.syncs() < 50);
+    device.fail_sync(libc::EIO);
     let position = append(&journal, &gradients(51, 1)).unwrap();
     eventually(|| turns.check().is_err());
     assert_eq!(journal.commit(position).unwrap_err().kind, ErrorKind::Unavailable);
@@ -131,22 +167,22 @@ fn interval_syncs_by_itself_and_seldom() {
 
 #[test]
 fn interval_syncs_much_data_at_once() {
-    let (_scratch, journal) = start(Durability::Interval);
+    let (_scratch, device, journal) = start(Durability::Interval);
     append_all(&journal, &[gradients(1, 1_000_000)]);
     eventually(|| journal.opened().unwrap().turns.synced().sequence == 1);
-    assert_eq!(syncs(&journal), 1);
+    assert_eq!(device.syncs(), 1);
 }
 
 #[test]
 fn a_failed_sync_is_never_retried() {
     for number in [libc::EIO, libc::ENOSPC] {
-        let (scratch, journal) = start(Durability::Always);
+        let (scratch, device, journal) = start(Durability::Always);
         append_all(&journal, &[gradients(1, 1)]);
-        fail_next(&journal, Faults { sync: Some(number), ..Faults::default() });
+        device.fail_sync(number);
         let position = append(&journal, &gradients(2, 1)).unwrap();
         let error = journal.commit(position).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unavailable);
-        expect_failed(&journal, scratch.path());
+        expect_failed(&journal, &device, scratch.path());
         drop(journal);
         open(scratch.path(), NEW).unwrap();
     }
@@ -154,9 +190,9 @@ fn a_failed_sync_is_never_retried() {
 
 #[test]
 fn a_failed_sync_fails_all_that_wait_for_it() {
-    let (_scratch, journal) = start(Durability::Always);
-    let faults = Faults { sync: Some(libc::EIO), ..Faults::default() };
-    fail_next(&journal, Faults { sync_delay: Duration::from_millis(50), ..faults });
+    let (_scratch, device, journal) = start(Durability::Always);
+    device.fail_sync(libc::EIO);
+    device.slow_down(50);
     let failed = AtomicU64::new(0);
     let last = (1..=4).map(|sequence| append(&journal, &gradients(sequence, 1)).unwrap());
     let positions: Vec<Position> = last.collect();
@@ -169,17 +205,17 @@ fn a_failed_sync_fails_all_that_wait_for_it() {
             });
         }
     });
-    assert_eq!((failed.into_inner(), syncs(&journal)), (4, 1));
+    assert_eq!((failed.into_inner(), device.syncs()), (4, 1));
 }
 
 #[test]
 fn a_failed_write_is_final_and_its_part_is_taken_back() {
-    let (scratch, journal) = start(Durability::Process);
+    let (scratch, device, journal) = start(Durability::Process);
     append_all(&journal, &[gradients(1, 1)]);
-    fail_next(&journal, Faults { write: Some((20, libc::EIO)), ..Faults::default() });
+    device.traced.cut_append(20, libc::EIO);
     let error = append(&journal, &gradients(2, 1)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
-    expect_failed(&journal, scratch.path());
+    expect_failed(&journal, &device, scratch.path());
     drop(journal);
     assert_eq!(read(scratch.path())[1..], [(1, gradients(1, 1))]);
 }
@@ -187,11 +223,11 @@ fn a_failed_write_is_final_and_its_part_is_taken_back() {
 #[test]
 fn a_full_device_takes_the_entry_back_and_goes_on() {
     for number in [libc::ENOSPC, libc::EDQUOT] {
-        let (scratch, journal) = start(Durability::Process);
+        let (scratch, device, journal) = start(Durability::Process);
         append_all(&journal, &[gradients(1, 1)]);
         let before = (length(scratch.path(), 1), journal.bytes());
         for written in [0, 1, 40, 10_000] {
-            fail_next(&journal, Faults { write: Some((written, number)), ..Faults::default() });
+            device.traced.cut_append(written, number);
             let error = append(&journal, &gradients(2, 100)).unwrap_err();
             assert_eq!(error.kind, ErrorKind::StoreFull);
             assert!(error.message.contains("00000001.log"), "{error}");
@@ -207,31 +243,31 @@ fn a_full_device_takes_the_entry_back_and_goes_on() {
 
 #[test]
 fn a_part_that_cannot_be_taken_back_is_final_and_cut_at_the_next_open() {
-    let (scratch, journal) = start(Durability::Process);
+    let (scratch, device, journal) = start(Durability::Process);
     append_all(&journal, &[gradients(1, 1)]);
-    let faults = Faults { write: Some((50, libc::ENOSPC)), ..Faults::default() };
-    fail_next(&journal, Faults { truncate: Some(libc::EIO), ..faults });
+    device.traced.cut_append(50, libc::ENOSPC);
+    device.faults.truncate.store(libc::EIO, Relaxed);
     let error = append(&journal, &gradients(2, 1)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
-    expect_failed(&journal, scratch.path());
+    expect_failed(&journal, &device, scratch.path());
     drop(journal);
     assert_eq!(read(scratch.path())[1..], [(1, gradients(1, 1))]);
 }
 
 #[test]
 fn a_rotation_that_cannot_sync_the_old_file_makes_no_new_one() {
-    let (scratch, journal) = start(Durability::Process);
+    let (scratch, device, journal) = start(Durability::Process);
     append_all(&journal, &[gradients(1, 1)]);
-    fail_next(&journal, Faults { sync: Some(libc::EIO), ..Faults::default() });
-    assert_eq!(journal.rotate(Vec::new(), 1).unwrap_err().kind, ErrorKind::Unavailable);
-    expect_failed(&journal, scratch.path());
+    device.fail_sync(libc::EIO);
+    assert_eq!(journal.prepare().unwrap_err().kind, ErrorKind::Unavailable);
+    expect_failed(&journal, &device, scratch.path());
     assert_eq!(journal.generation(), 1);
     assert!(!log(scratch.path(), 2).exists());
 }
 
 #[test]
 fn rotation_among_appends_and_commits() {
-    let (scratch, journal) = start(Durability::Always);
+    let (scratch, _device, journal) = start(Durability::Always);
     let sequencer = Mutex::new(0);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -247,8 +283,9 @@ fn rotation_among_appends_and_commits() {
         let appenders: Vec<_> = (0..3).map(|_| scope.spawn(appender)).collect();
         scope.spawn(|| {
             while !stop.load(Relaxed) {
+                let next = journal.prepare().unwrap();
                 let sequence = sequencer.lock();
-                let generation = journal.rotate(Vec::new(), *sequence).unwrap();
+                let generation = journal.switch(next, Vec::new(), *sequence).unwrap();
                 drop(sequence);
                 if generation > 3 {
                     journal.drop_through(generation - 3).unwrap();
@@ -273,8 +310,8 @@ fn rotation_among_appends_and_commits() {
 
 #[test]
 fn pages_count_once_between_syncs() {
-    let (_scratch, journal) = start(Durability::Process);
-    // Header and sessions take 104 bytes; an entry of n keys 88 + 8 n + 12 n (and padding).
+    let (_scratch, _device, journal) = start(Durability::Process);
+    // Header and sessions take 120 bytes; an entry of n keys 96 + 8 n + 12 n (and padding).
     let mut sequence = 0;
     let mut append = |keys| {
         sequence += 1;
@@ -284,19 +321,19 @@ fn pages_count_once_between_syncs() {
     };
     assert_eq!(append(0), 4096); // page 0 is clean since the birth of the file
     assert_eq!(append(10), 0);
-    assert_eq!(append(200), 4096); // 480 to 4568: into page 1
-    assert_eq!(append(1000), 5 * 4096); // to 24656, page 6
+    assert_eq!(append(200), 4096); // 512 to 4608: into page 1
+    assert_eq!(append(1000), 5 * 4096); // to 24704, page 6
     journal.sync().unwrap();
     assert_eq!(append(0), 4096);
     assert_eq!(append(0), 0);
     let before = journal.bytes_written();
-    journal.rotate(Vec::new(), 9).unwrap();
+    rotate(&journal, Vec::new(), 9).unwrap();
     assert_eq!(journal.bytes_written() - before, 4096);
 }
 
 #[test]
 fn a_new_file_counts_its_pages() {
-    let (_scratch, journal) = start(Durability::Process);
+    let (_scratch, _device, journal) = start(Durability::Process);
     assert_eq!(journal.bytes_written(), 4096);
 }
 
@@ -336,7 +373,7 @@ fn child_counts() {
             journal.sync().unwrap();
         }
         if sequence % 100 == 0 {
-            let generation = journal.rotate(Vec::new(), sequence).unwrap();
+            let generation = rotate(&journal, Vec::new(), sequence).unwrap();
             journal.drop_through(generation - 1).unwrap();
         }
     }

@@ -166,8 +166,8 @@ fn damage_is_told_of_the_key_that_has_it_alone() {
     let (store, table) = filled(&scratch, &keys[..3]);
     let places: Vec<Place> = keys[..3].iter().map(|&key| place_of(&store, table, key)).collect();
     damage(&scratch, places[1]);
-    // The first call of the first opening.
-    let made = next_call(next_call(0));
+    // The opening, the table, and then the call.
+    let made = next_call(next_call(next_call(0)));
     for &named in &places {
         let told = fetch(&store, table, &keys.map(|key| (key, named)));
         let expected = [

@@ -11,6 +11,7 @@ mod pass;
 mod power;
 mod repeats;
 mod rows;
+mod tables;
 mod waits;
 
 use crate::scratch::Scratch;
