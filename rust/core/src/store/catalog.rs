@@ -74,12 +74,12 @@ impl Engine {
             let mut manifest = self.catalog.read().manifest()?;
             manifest.tables.retain(|table| table.id != id);
             let entry = Entry::DropTable { table: id };
-            let forget = |catalog: &mut Catalog| catalog.forget(name);
-            self.change_tables(manifest, &directory, &entry, forget)?
-                .ok_or_else(|| not_found(name))?
+            let leave = |catalog: &mut Catalog| catalog.leaving = Some(id);
+            self.change_tables(manifest, &directory, &entry, leave)?;
+            // Only now nothing can bring it back: compaction passes over its rows from here on.
+            self.catalog.write().forget(name).ok_or_else(|| not_found(name))?
         };
-        // Calls ordered before the drop end first; later ones do not find the table any more. Its
-        // rows go when nothing can bring it back.
+        // Calls ordered before the drop end first; later ones were refused.
         self.for_each_stripe_in_turn(|state| {
             self.drop_part(state, &table);
             Ok(())
@@ -134,29 +134,28 @@ impl Engine {
 
     /// Gives a change of tables its place in the order, lets `apply` make it there, and returns when
     /// it is durable, in every mode. `manifest` is the catalog with the change.
-    fn change_tables<T>(
+    fn change_tables(
         &self,
         manifest: Manifest,
         directory: &Directory,
         entry: &Entry<'_>,
-        apply: impl FnOnce(&mut Catalog) -> T,
-    ) -> Result<T> {
+        apply: impl FnOnce(&mut Catalog),
+    ) -> Result<()> {
         // What may be refused comes first: behind the place in the order nothing may fail.
         let draft = manifest.draft(directory)?;
         let frame = self.is_journaled().then(|| Frame::new(entry)).transpose()?;
         let mut sequencer = self.sequencer.lock();
         let sequence = self.order_entry(&mut sequencer, frame)?;
-        let applied = {
+        {
             let mut catalog = self.catalog.write();
             catalog.as_of = sequence;
-            apply(&mut catalog)
-        };
+            apply(&mut catalog);
+        }
         drop(sequencer);
         // The manifest is durable at once: what was ordered before must not come after it.
         let synced = if self.is_journaled() { self.journal().sync_to(sequence) } else { Ok(()) };
         let durable = synced.and_then(|()| draft.publish(sequence));
-        durable.inspect_err(|error| self.fail(error))?;
-        Ok(applied)
+        durable.inspect_err(|error| self.fail(error))
     }
 
     /// The table of an entry of the journal; `None` if it was dropped.
@@ -278,6 +277,7 @@ impl Catalog {
 
     fn forget(&mut self, name: &str) -> Option<Arc<Table>> {
         let id = self.by_name.remove(name)?;
+        self.leaving = None;
         self.by_id.remove(&id)
     }
 

@@ -73,6 +73,8 @@ pub(super) struct Catalog {
     pub(super) next_id: TableId,
     /// Sequence of the last change of tables that is in it.
     pub(super) as_of: Sequence,
+    /// A table whose drop has its place in the order, and is not yet durable: reads find it.
+    pub(super) leaving: Option<TableId>,
 }
 
 /// Tells the maintenance thread that there is work, and callers that there is room.
@@ -145,11 +147,14 @@ impl Engine {
     }
 
     pub(super) fn table(&self, id: TableId) -> Result<Arc<Table>> {
-        self.catalog.read().by_id.get(&id).cloned().ok_or_else(|| {
-            Error::table_not_found(format!(
-                "table id {id} does not exist or was dropped; look its name up again"
-            ))
-        })
+        self.catalog.read().by_id.get(&id).cloned().ok_or_else(|| is_gone(id))
+    }
+
+    /// Whether a change may have a place in the order now: behind a drop it may not.
+    pub(super) fn check_present(&self, id: TableId) -> Result<()> {
+        let catalog = self.catalog.read();
+        let is_present = catalog.by_id.contains_key(&id) && catalog.leaving != Some(id);
+        is_present.then_some(()).ok_or_else(|| is_gone(id))
     }
 
     pub(super) fn journal(&self) -> &Journal {
@@ -179,4 +184,10 @@ impl Wake {
         self.state.lock().is_asked = true;
         self.worker.notify_one();
     }
+}
+
+fn is_gone(id: TableId) -> Error {
+    Error::table_not_found(format!(
+        "table id {id} does not exist or was dropped; look its name up again"
+    ))
 }

@@ -160,7 +160,8 @@ impl Engine {
         mut ready: Ready<'_, '_>,
     ) -> Result<Decision<(Option<Ordered<'a>>, Ordered<'a>)>> {
         let mut sequencer = self.sequencer.lock();
-        self.check_present(&ready.call.targets)?;
+        // Of a table that was dropped meanwhile nothing is applied.
+        ready.call.targets.iter().try_for_each(|t| self.check_present(t.table.id))?;
         match self.decide_locked(&sequencer, ready.push, &ready.call.tables())? {
             Decision::Duplicate(before) => return Ok(Decision::Duplicate(before)),
             Decision::Apply(applies) if applies != ready.applies => {
@@ -255,11 +256,6 @@ impl Engine {
             self.wake.ask();
         }
         Ok(())
-    }
-
-    /// A table that was dropped meanwhile: nothing of the call is applied.
-    fn check_present(&self, targets: &[Target<'_>]) -> Result<()> {
-        targets.iter().try_for_each(|target| self.table(target.table.id).map(drop))
     }
 
     fn check_entry_size(&self, targets: &[Target<'_>]) -> Result<()> {

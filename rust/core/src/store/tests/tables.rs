@@ -98,6 +98,34 @@ fn entries_of_a_dropped_table_do_not_reach_the_next_of_its_name() {
     assert_eq!(again.attach(1, "").unwrap(), 2);
 }
 
+/// Until a drop is durable its rows may be wanted again: compaction must not pass over them, and no
+/// change may come behind it.
+#[test]
+fn a_drop_on_its_way_keeps_its_rows_and_takes_no_push() {
+    let scratch = Scratch::new();
+    let traced = Traced::new(scratch.path());
+    let store: &'static Store = Box::leak(Box::new(open(&scratch, Durability::Process)));
+    let table = store.create_table(&spec("t", 2)).unwrap().id;
+    assign(store, 1, table, 1.0);
+    let looks = Arc::new(AtomicU64::new(0));
+    let counted = looks.clone();
+    traced.fail(move |change| {
+        if is_manifest(change) {
+            let rows = [0.0; 2];
+            let behind = store.assign(push(2), &Assign { table, keys: &[1], rows: &rows });
+            let is_refused = behind.is_err_and(|error| error.kind == ErrorKind::TableNotFound);
+            let is_kept = store.engine.catalog.read().by_id.contains_key(&table);
+            let is_read = value(store, table) == 1.0;
+            counted.fetch_add(u64::from(is_refused && is_kept && is_read), Relaxed);
+        }
+        None
+    });
+    store.drop_table("t").unwrap();
+    assert_eq!(looks.load(Relaxed), 1);
+    assert_eq!(store.len(table).unwrap_err().kind, ErrorKind::TableNotFound);
+    assert!(store.engine.catalog.read().leaving.is_none());
+}
+
 /// What can be refused is refused before the change has a place in the order.
 #[test]
 fn a_change_without_room_changes_nothing() {
