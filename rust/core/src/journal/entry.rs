@@ -14,7 +14,8 @@ pub(crate) struct Stamp {
     pub(crate) epoch: Epoch,
 }
 
-/// One mutating call, or what one found. Written from the caller's slices, read into slices of the reader's buffer.
+/// One mutating call, or what one found. Written from the caller's slices, read into slices of the
+/// reader's buffer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Entry<'a> {
     /// `apply_gradients`.

@@ -132,8 +132,8 @@ impl Engine {
         )))
     }
 
-    /// Gives a change of tables its place in the order, lets `apply` make it there, and returns when
-    /// it is durable, in every mode. `manifest` is the catalog with the change.
+    /// Gives a change of tables its place in the order, lets `apply` make it there, and returns
+    /// when it is durable, in every mode. `manifest` is the catalog with the change.
     fn change_tables(
         &self,
         manifest: Manifest,

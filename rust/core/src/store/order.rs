@@ -198,8 +198,8 @@ impl Engine {
         Ok(Ordered { turn, tickets, applies, _underway: self.running.enter(sequence) })
     }
 
-    /// Gives an entry the next place in the order, once the journal has it; `None` in a store without
-    /// a journal, where the place is given all the same.
+    /// Gives an entry the next place in the order, once the journal has it; `None` in a store
+    /// without a journal, where the place is given all the same.
     pub(super) fn order_entry(
         &self,
         sequencer: &mut Sequencer,

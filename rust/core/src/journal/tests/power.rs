@@ -1,6 +1,6 @@
-//! Power cuts of the journal alone: behind any change of its files, with any unsynced sector, length
-//! and name kept or lost, what is read is what was appended up to some entry, no fewer than were
-//! committed by then.
+//! Power cuts of the journal alone: behind any change of its files, with any unsynced sector,
+//! length and name kept or lost, what is read is what was appended up to some entry, no fewer than
+//! were committed by then.
 
 use super::*;
 use crate::vfs::trace::Traced;

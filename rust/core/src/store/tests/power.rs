@@ -1,13 +1,13 @@
 //! Goal: a power cut of the whole store (log, journal, superblock, manifest together) loses nothing
 //! that was promised, doubles nothing, and never keeps the store from opening.
 //!
-//! Method: a scripted run over three tables, with rows evicted, compacted, checkpointed, removed, and
-//! tables made, altered, dropped and made again under the same name with pushes between, while every
-//! change of its files is traced. Then, for cuts behind changes all along the trace, with every
-//! unsynced sector, length and name kept or lost at random: the store that is left opens, and its
-//! tables are bit for bit what they were after some number of calls, no fewer than were promised by
-//! then; so are the last push of the session and the id that the next table gets, and the last
-//! removal that was promised still says what it found. `HYBRIDPS_LONG` tries every cut.
+//! Method: a scripted run over three tables, with rows evicted, compacted, checkpointed, removed,
+//! and tables made, altered, dropped and made again under the same name with pushes between, while
+//! every change of its files is traced. Then, for cuts behind changes all along the trace, with
+//! every unsynced sector, length and name kept or lost at random: the store that is left opens, and
+//! its tables are bit for bit what they were after some number of calls, no fewer than were
+//! promised by then; so are the last push of the session and the id that the next table gets, and
+//! the last removal that was promised still says what it found. `HYBRIDPS_LONG` tries every cut.
 
 use std::collections::BTreeMap;
 

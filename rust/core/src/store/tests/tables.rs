@@ -1,6 +1,6 @@
-//! Goal: a change of tables has one place in the order of calls, whatever stops it, and what a removal
-//! found is known as long as its session. Method: changes of files that fail, and images of the
-//! directory as a killed process leaves it.
+//! Goal: a change of tables has one place in the order of calls, whatever stops it, and what a
+//! removal found is known as long as its session. Method: changes of files that fail, and images of
+//! the directory as a killed process leaves it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
