@@ -9,6 +9,7 @@ HybridPSError
 +-- ConfigError                                a setting or directory cannot be used
 +-- UnavailableError     also ConnectionError  no server answers, or the store is closed
 +-- DeadlineError        also TimeoutError     the call's time is over
++-- AuthError                                  the token does not allow it, or TLS was refused
 
 Texts name the thing, the value seen and what to do. The Rust module raises these classes too.
 """
@@ -58,6 +59,10 @@ class DeadlineError(HybridPSError, TimeoutError):
     """The time given to a call is over; a push may still have been applied."""
 
 
+class AuthError(HybridPSError):
+    """The server asks for a token, or the one given does not allow the call; nothing changed."""
+
+
 BY_NAME: Final[dict[str, type[HybridPSError]]] = {
     cls.__name__: cls
     for cls in (
@@ -69,6 +74,7 @@ BY_NAME: Final[dict[str, type[HybridPSError]]] = {
         ConfigError,
         UnavailableError,
         DeadlineError,
+        AuthError,
     )
 }
 
