@@ -21,7 +21,7 @@ TORCH_FROM ?= $(HYBRIDPS_TORCH_SITE)
 TENSORFLOW_FROM ?= $(HYBRIDPS_TENSORFLOW_SITE)
 
 RUST := $(shell find rust schemas -type f -not -path '*/target/*' 2>/dev/null) Cargo.toml Cargo.lock
-TOOLS := 'maturin>=1.8,<2' 'pytest>=8' 'pytest-asyncio>=0.24' 'hypothesis>=6.100' 'tqdm>=4.66'
+TOOLS := 'maturin>=1.8,<2' 'pytest>=8' 'pytest-asyncio>=0.24' 'hypothesis>=6.100' 'tqdm>=4.66' 'trustme>=1.1'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export CARGO_TERM_PROGRESS_WHEN := never
 export PIP_QUIET := 1

@@ -97,7 +97,7 @@ class Tokens:
 
     def find(self, token: str) -> Token | None:
         """The entry of a token. Takes as long for every token, known or not."""
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         found = None
         for entry in self._entries:
             if hmac.compare_digest(entry.digest, digest):
