@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hybridps import _core
@@ -10,6 +11,11 @@ from hybridps.client.blocking import ParameterServer
 from hybridps.client.local import LocalTransport
 from hybridps.client.retry import check_settings
 from hybridps.client.urls import Address, local_settings, parse_servers, refuse_local_settings
+from hybridps.errors import ConfigError
+from hybridps.security.credentials import NOBODY, Credentials, credentials
+
+# True, a path of a PEM file, or a mapping of ca, cert, key and server_name.
+Tls = bool | str | Path | Mapping[str, str | Path | None] | None
 
 
 def connect(
@@ -22,6 +28,8 @@ def connect(
     cold: str | None = None,
     durability: str | None = None,
     threads: int | None = None,
+    token: str | None = None,
+    tls: Tls = None,
 ) -> ParameterServer:
     """A client of the servers of `url`, or a store in this process.
 
@@ -31,16 +39,21 @@ def connect(
              timeout: seconds for connecting, and for each call that does not say otherwise.
              dram, nvme, cold, durability, threads: of `local:` alone; a quarter of the memory,
              three quarters of the free disk, "none" and one thread per core unless given.
-    Raises:  ConfigError for the URL or a setting, UnavailableError when no server answers.
+             token: what the operator of the servers has issued, if they ask for one.
+             tls: encrypts TCP connections: True trusts the authorities of the system, a path those
+             of that PEM file; or a dict of ca, cert and key (the client's own) and server_name.
+    Raises:  ConfigError for the URL or a setting, UnavailableError when no server answers,
+             AuthError when one refuses the token or the certificate, or shows one not trusted.
     """
     own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
-    addresses = _checked(url, client_id, timeout, own)
+    shown = credentials(token, tls)
+    addresses = _checked(url, client_id, timeout, own, shown)
     if addresses is None:
         return ParameterServer(_open_local(url, client_id, own), url)
     # The wire needs pycapnp, which a store in this process does not.
     from hybridps.client.remote import RemoteTransport  # noqa: PLC0415
 
-    transport = RemoteTransport(addresses, client_id, timeout)
+    transport = RemoteTransport(addresses, client_id, timeout, shown)
     try:
         transport.connect()
     except BaseException:
@@ -59,38 +72,45 @@ def connect_async(
     cold: str | None = None,
     durability: str | None = None,
     threads: int | None = None,
+    token: str | None = None,
+    tls: Tls = None,
 ) -> aio.Connecting:
     """The asyncio client of `url`; see `hybridps.connect`. Await it, or use `async with`."""
     own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
 
     async def opening() -> aio.ParameterServer:
-        return aio.ParameterServer(await _open_async(url, client_id, timeout, own), url)
+        shown = credentials(token, tls)
+        return aio.ParameterServer(await _open_async(url, client_id, timeout, own, shown), url)
 
     return aio.Connecting(opening)
 
 
 async def _open_async(
-    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any]
+    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any], shown: Credentials
 ) -> aio.Transport:
-    addresses = _checked(url, client_id, timeout, own)
+    addresses = _checked(url, client_id, timeout, own, shown)
     if addresses is None:
         leave.handle_signals()  # The thread that opens it may not.
         opened = await asyncio.to_thread(_open_local, url, client_id, own)
         return aio.ThreadedTransport(opened, timeout)
     from hybridps.client.streams import StreamTransport  # noqa: PLC0415 - as above
 
-    transport = StreamTransport(addresses, client_id, timeout)
+    transport = StreamTransport(addresses, client_id, timeout, shown)
     await transport.connect()
     return transport
 
 
 def _checked(
-    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any]
+    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any], shown: Credentials
 ) -> list[Address] | None:
     check_settings(client_id, timeout)
     addresses = parse_servers(url)
     if addresses is not None:
         refuse_local_settings(url, own)
+    elif shown != NOBODY:
+        raise ConfigError(f"token= and tls= belong to servers, url is {url!r}; leave them out")
+    if shown.tls is not None and any(address.port is None for address in addresses or ()):
+        raise ConfigError(f"tls= belongs to hps:// URLs, url is {url!r}; leave it out")
     return addresses
 
 

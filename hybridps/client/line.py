@@ -150,7 +150,8 @@ class Line:
     def opened(self, now_s: float) -> None:
         """A socket is connected: says hello."""
         self.wire = _core.ClientConnection()
-        self._hello, data = self.wire.start(self._identity.session, self._identity.client_id)
+        who = self._identity
+        self._hello, data = self.wire.start(who.session, who.client_id, who.token)
         self._put(data, None)
         self._silent_since_s, self._probed_s = now_s, None
 
@@ -169,6 +170,11 @@ class Line:
         else:
             self._failures += 1
         self._retry_s = now_s + (0.0 if was_up else next(self._delays))
+
+    def refused(self, error: HybridPSError) -> None:
+        """The server does not let us in, and would not the next time either."""
+        self._fail(error)
+        self._down()
 
     def received(self, count: int, now_s: float) -> None:
         """So many bytes came into the buffer of `wire`."""
@@ -281,9 +287,7 @@ class Line:
             info = messages.read_hello(answer)
             messages.check_server(info, str(self.address), *self._place)
         except HybridPSError as error:
-            # It answers, and refuses us: so it would again.
-            self._fail(error)
-            self._down()
+            self.refused(error)
             return
         self._info = info
         self._delays, self._failures = delays(), 0

@@ -13,6 +13,7 @@ import contextlib
 import os
 import select
 import socket
+import ssl
 import threading
 import time
 import weakref
@@ -25,6 +26,7 @@ from hybridps.client.pending import Pending
 from hybridps.client.retry import Deadline, check_timeout
 from hybridps.client.session import Session
 from hybridps.client.urls import Address
+from hybridps.security.credentials import NOBODY, Credentials, refusal
 from hybridps.verbs.calls import Push
 from hybridps.verbs.face import Addressed
 
@@ -35,11 +37,16 @@ _RECEIVE_HINT: Final = 1 << 18
 _TURN_BYTES: Final = 4 << 20
 # How long a thread waits before it looks whether the one that receives is still there.
 _FOLLOW_S: Final = 0.5
+_NOT_NOW: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _READABLE: Final = select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
-def open_socket(address: Address, timeout: float) -> socket.socket:
-    """A connected socket that does not block."""
+def open_socket(
+    address: Address, timeout: float, context: ssl.SSLContext | None = None, name: str = ""
+) -> socket.socket:
+    """A connected socket that does not block; with a context, encrypted, of a server that has a
+    certificate of that name.
+    """
     if address.port is None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -52,6 +59,8 @@ def open_socket(address: Address, timeout: float) -> socket.socket:
         sock = socket.create_connection((address.host, address.port), timeout=timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if context is not None:
+            sock = context.wrap_socket(sock, server_hostname=name)
     sock.setblocking(False)
     return sock
 
@@ -63,8 +72,10 @@ class Channel:
     closes the socket; others may hand it bytes, and wake who polls.
     """
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, credentials: Credentials) -> None:
         self.line = line
+        self._context = credentials.context()
+        self._name = credentials.name_of(line.address.host)
         self._make()
 
     def _make(self) -> None:
@@ -175,17 +186,21 @@ class Channel:
         wire = self._carried
         if wire is None:
             return
-        try:
-            count = sock.recv_into(wire.get_buffer(_RECEIVE_HINT))
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            line.lost(error, now_s)
-            return
-        if count:
+        is_more = True
+        while is_more and line.wire is wire:
+            try:
+                count = sock.recv_into(wire.get_buffer(_RECEIVE_HINT))
+            except _NOT_NOW:
+                return
+            except OSError as error:
+                self._lose(line, error, now_s)
+                return
+            if not count:
+                line.lost("the server closed the connection", now_s)
+                return
             line.received(count, now_s)
-        else:
-            line.lost("the server closed the connection", now_s)
+            # What is decrypted already makes no socket readable.
+            is_more = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _open(self, pending: Pending, now_s: float) -> None:
         line = self.line
@@ -193,11 +208,11 @@ class Channel:
             self._drop()
         within_s = min(line.open_within_s, max(pending.deadline.end_s - now_s, 0.001))
         try:
-            sock = open_socket(line.address, within_s)
+            sock = open_socket(line.address, within_s, self._context, self._name)
         except OSError as error:
             with self._lock, line:
                 now_s = time.monotonic()
-                line.lost(error, now_s)
+                self._lose(line, error, now_s)
                 line.check(now_s)
             return
         with self._lock, line:
@@ -235,14 +250,23 @@ class Channel:
         while line.has_unsent and left > 0:
             views = line.views(_BUFFERS_A_SEND)
             try:
-                count = sock.send(views[0]) if len(views) == 1 else sock.sendmsg(views)
-            except (BlockingIOError, InterruptedError):
+                if len(views) == 1 or isinstance(sock, ssl.SSLSocket):
+                    count = sock.send(views[0])
+                else:
+                    count = sock.sendmsg(views)
+            except _NOT_NOW:
                 return
             except OSError as error:
-                line.lost(error, now_s)
+                self._lose(line, error, now_s)
                 return
             line.sent(count, now_s)
             left -= count
+
+    @staticmethod
+    def _lose(line: Line, error: OSError, now_s: float) -> None:
+        if (refused := refusal(error, str(line.address))) is not None:
+            line.refused(refused)
+        line.lost(error, now_s)
 
     def _wake(self) -> None:
         waker = self._waker
@@ -288,18 +312,25 @@ class RemoteTransport:
     another process.
     """
 
-    def __init__(self, addresses: Sequence[Address], client_id: str | None, timeout: float) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        client_id: str | None,
+        timeout: float,
+        credentials: Credentials = NOBODY,
+    ) -> None:
         self._addresses = list(addresses)
         self._timeout = check_timeout(timeout, timeout)
-        self._session = Session(addresses, client_id)
-        self._channels = [Channel(line) for line in self._session.lines]
+        self._credentials = credentials
+        self._session = Session(addresses, client_id, credentials)
+        self._channels = [Channel(line, credentials) for line in self._session.lines]
         # A push is numbered and put in all its lines before another one is numbered.
         self._numbering = threading.Lock()
         _OPEN.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy connects by itself, at its first call, as a client of its own."""
-        return RemoteTransport, (self._addresses, None, self._timeout)
+        return RemoteTransport, (self._addresses, None, self._timeout, self._credentials)
 
     @property
     def shards(self) -> int:

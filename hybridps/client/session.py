@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from hybridps.client.line import Line
 from hybridps.client.urls import Address
+from hybridps.security.credentials import Credentials
 
 
 class Identity:
     """Who this process is to its servers."""
 
-    def __init__(self, client_id: str | None) -> None:
+    def __init__(self, client_id: str | None, token: str = "") -> None:
         self.client_id = client_id or ""
+        self.token = token
         self.session = secrets.randbits(63) + 1
 
     def renew(self) -> None:
@@ -27,8 +29,10 @@ class Session:
     one call of the client, and each server sees those of its own calls grow.
     """
 
-    def __init__(self, addresses: Sequence[Address], client_id: str | None) -> None:
-        self._identity = Identity(client_id)
+    def __init__(
+        self, addresses: Sequence[Address], client_id: str | None, credentials: Credentials
+    ) -> None:
+        self._identity = Identity(client_id, credentials.token)
         self._last_push = 0
         self.lines = [
             Line(address, shard, len(addresses), self._identity)

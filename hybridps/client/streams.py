@@ -19,6 +19,7 @@ from hybridps.client.pending import Pending
 from hybridps.client.retry import Deadline, check_timeout
 from hybridps.client.session import Session
 from hybridps.client.urls import Address
+from hybridps.security.credentials import NOBODY, Credentials, refusal
 from hybridps.verbs.calls import Call, Push
 from hybridps.verbs.face import Addressed
 
@@ -73,8 +74,10 @@ class Stream(asyncio.BufferedProtocol):
 class Channel:
     """One server: its line, and the connection that carries it."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, credentials: Credentials) -> None:
         self.line = line
+        self._credentials = credentials
+        self._context = credentials.context()
         self._stream: Stream | None = None
         self._opener: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -161,8 +164,13 @@ class Channel:
                 if port is None:
                     await loop.create_unix_connection(lambda: Stream(self), host)
                 else:
-                    await loop.create_connection(lambda: Stream(self), host, port)
+                    name = self._credentials.name_of(host) if self._context else None
+                    await loop.create_connection(
+                        lambda: Stream(self), host, port, ssl=self._context, server_hostname=name
+                    )
         except OSError as error:
+            if (refused := refusal(error, str(line.address))) is not None:
+                line.refused(refused)
             line.lost(error if str(error) else "timed out", time.monotonic())
         finally:
             self._opener = None
@@ -189,15 +197,22 @@ class Channel:
 class StreamTransport:
     """Executes calls on servers, from one event loop."""
 
-    def __init__(self, addresses: Sequence[Address], client_id: str | None, timeout: float) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        client_id: str | None,
+        timeout: float,
+        credentials: Credentials = NOBODY,
+    ) -> None:
         self._addresses = list(addresses)
         self._timeout = check_timeout(timeout, timeout)
-        self._session = Session(addresses, client_id)
-        self._channels = [Channel(line) for line in self._session.lines]
+        self._credentials = credentials
+        self._session = Session(addresses, client_id, credentials)
+        self._channels = [Channel(line, credentials) for line in self._session.lines]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy connects by itself, at its first call, as a client of its own."""
-        return StreamTransport, (self._addresses, None, self._timeout)
+        return StreamTransport, (self._addresses, None, self._timeout, self._credentials)
 
     @property
     def shards(self) -> int:
