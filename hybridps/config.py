@@ -1,7 +1,8 @@
 """Settings of the server: where each may come from, what it means, and its range.
 
 Precedence: defaults < TOML file < HYBRIDPS_* environment < flags. Every setting has one name,
-spelt `name` in TOML, `HYBRIDPS_NAME` in the environment and, if it has one, `--name` as a flag.
+spelt `a_name` in TOML, `HYBRIDPS_A_NAME` in the environment and, if it has one, `--a-name` as a
+flag.
 An unknown name is an error that gives the nearest known one; a value out of range is an error that
 says where the value came from. Nothing here opens a store or a socket.
 """
@@ -27,6 +28,7 @@ from hybridps.budgets import (
     ram_bytes,
 )
 from hybridps.errors import BadInputError, ConfigError
+from hybridps.security.tls import ServerFiles
 from hybridps.sizes import format_size, parse_size
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -41,7 +43,13 @@ SHARDS_MAX = 4096
 DRAIN_MAX_S = 3600
 ENV_PREFIX = "HYBRIDPS_"
 # Of the command line, of the tests and of `make`: ours, but no settings of a server.
-ENV_OTHERS = frozenset({"HYBRIDPS_URL", "HYBRIDPS_SHARED", "HYBRIDPS_LONG", "HYBRIDPS_TORCH_SITE"})
+ENV_OTHERS = frozenset(
+    {
+        *("HYBRIDPS_URL", "HYBRIDPS_TOKEN", "HYBRIDPS_TLS_CA"),
+        *("HYBRIDPS_SHARED", "HYBRIDPS_LONG", "HYBRIDPS_WHEELS"),
+        *("HYBRIDPS_TORCH_SITE", "HYBRIDPS_TENSORFLOW_SITE"),
+    }
+)
 # What Kubernetes puts into the environment of a container for each Service of its namespace, under
 # names that begin with the Service's: addresses, nobody's settings. A Service `hybridps-ops` gives
 # HYBRIDPS_OPS_SERVICE_HOST and so on.
@@ -89,6 +97,8 @@ class ServerConfig:
     shard: tuple[int, int]
     threads: int
     loop: str
+    token_file: Path | None
+    tls: ServerFiles | None
     insecure: bool
     frame_limit_bytes: int
     keys_limit: int
@@ -97,6 +107,11 @@ class ServerConfig:
     log_format: str
     restart_on_failure: bool
     drain_s: float
+
+    @property
+    def is_secured(self) -> bool:
+        """Whether others on the network can neither read the traffic nor call a verb unasked."""
+        return self.tls is not None and self.token_file is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +280,28 @@ SETTINGS = (
         "event loop; auto takes uvloop when it is installed (auto)",
         "auto|uvloop|asyncio",
     ),
-    Setting("insecure", "insecure", _parse_bool, "allow a bind beyond loopback without TLS"),
+    Setting(
+        "token_file",
+        "token_file",
+        _parse_path,
+        "who may call what; none: everybody who reaches the socket (none)",
+        "FILE",
+    ),
+    Setting("tls_cert", "tls_cert", _parse_path, "certificate of the TCP service, PEM", "FILE"),
+    Setting("tls_key", "tls_key", _parse_path, "its key, PEM", "FILE"),
+    Setting(
+        "tls_client_ca",
+        "tls_client_ca",
+        _parse_path,
+        "authorities of clients, PEM: only clients with a certificate of them get in (none)",
+        "FILE",
+    ),
+    Setting(
+        "insecure",
+        "insecure",
+        _parse_bool,
+        "allow a bind beyond loopback without TLS and tokens (false)",
+    ),
     Setting(
         "frame_limit",
         "frame_limit_bytes",
@@ -312,12 +348,17 @@ def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, Any]]:
     for setting in SETTINGS:
         if setting.metavar is not None:
             help_text = setting.help.replace("%", "%%")
-            parser.add_argument(f"--{setting.name}", metavar=setting.metavar, help=help_text)
+            parser.add_argument(flag_of(setting.name), metavar=setting.metavar, help=help_text)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = ["--config", *(f"--{s.name}" for s in SETTINGS if s.metavar is not None)]
+        flags = ["--config", *(flag_of(s.name) for s in SETTINGS if s.metavar is not None)]
         raise ConfigError(f"unknown argument {unknown[0]!r}{_nearest(unknown[0], flags)}")
-    return {k: (f"--{k}", v) for k, v in vars(known).items() if v is not None}
+    return {k: (flag_of(k), v) for k, v in vars(known).items() if v is not None}
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
@@ -377,6 +418,8 @@ def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfi
     values.setdefault("shard", (0, 1))
     values.setdefault("threads", min(cores(), THREADS_MAX))
     values.setdefault("loop", "auto")
+    values.setdefault("token_file", None)
+    values["tls"] = _tls(values, origins)
     values.setdefault("insecure", False)
     # One push of 200,000 rows of 64 columns fits; all calls in flight share the same amount.
     values.setdefault("inflight_max_bytes", 64 * MIB)
@@ -391,6 +434,17 @@ def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfi
     return config
 
 
+def _tls(values: dict[str, Any], origins: Mapping[str, str]) -> ServerFiles | None:
+    files = [values.pop(f"tls_{part}", None) for part in ("cert", "key", "client_ca")]
+    cert, key, client_ca = files
+    if cert is not None and key is not None:
+        return ServerFiles(cert, key, client_ca)
+    if any(files):
+        given = next(origins[name] for name in origins if name.startswith("tls_"))
+        raise ConfigError(f"{given} is given without tls_cert and tls_key; give both")
+    return None
+
+
 def _check_together(config: ServerConfig, origins: Mapping[str, str]) -> None:
     if config.listen is None and config.unix is None:
         raise ConfigError(f"{origins['listen']} is off and there is no unix socket; give --unix")
@@ -401,9 +455,13 @@ def _check_together(config: ServerConfig, origins: Mapping[str, str]) -> None:
             " raise inflight or lower frame_limit"
         )
     for name, address in (("listen", config.listen), ("ops", config.ops)):
-        if address is not None and not address.is_loopback and not config.insecure:
-            raise ConfigError(
-                f"{origins[name]} is {address}, which other machines can reach, and traffic is"
-                " neither encrypted nor authenticated; bind to 127.0.0.1, or accept that with"
-                f" insecure = true in the config file or {ENV_PREFIX}INSECURE=true"
-            )
+        if address is None or address.is_loopback or config.insecure:
+            continue
+        if name == "listen" and config.is_secured:
+            continue
+        remedy = "" if name == "ops" else "give --tls-cert, --tls-key and --token-file, "
+        raise ConfigError(
+            f"{origins[name]} is {address}, which other machines can reach, and traffic is not both"
+            f" encrypted and authenticated; {remedy}bind to 127.0.0.1, or accept that with"
+            f" insecure = true in the config file or {ENV_PREFIX}INSECURE=true"
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from hybridps import _core
 from hybridps.rpc.budget import Budget
 from hybridps.rpc.limits import Limits
+from hybridps.security.tokens import Keyring
 from hybridps.verbs.kinds import Lane
 
 if TYPE_CHECKING:
@@ -80,12 +81,15 @@ class Host:
         workers: Workers,
         metrics: Metrics,
         limits: Limits,
+        keyring: Keyring | None = None,
     ) -> None:
         self.store = store
         self.service = service
         self.workers = workers
         self.metrics = metrics
         self.limits = limits
+        # None: whoever reaches the socket may do everything.
+        self.keyring = keyring
         # Apart, because a call that holds its frame waits for room for its reply.
         self.frames = Budget(limits.inflight_bytes // 2)
         self.replies = Budget(limits.inflight_bytes // 2)

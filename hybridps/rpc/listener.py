@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import time
 
 from hybridps import _core
@@ -9,10 +10,13 @@ from hybridps.rpc.host import Host, Metrics, Service, Workers
 from hybridps.rpc.limits import Limits
 from hybridps.rpc.runner import Runner
 from hybridps.rpc.transport import Transport
+from hybridps.security.tokens import Keyring
 
 __all__ = ["Limits", "Listener"]
 
 BACKLOG = 512
+# What a peer may take to agree on keys, and to end.
+HANDSHAKE_S = 10.0
 _SWEEP_EVERY_S = 0.5
 _POLL_EVERY_S = 0.01
 
@@ -27,8 +31,9 @@ class Listener:
         workers: Workers,
         metrics: Metrics,
         limits: Limits,
+        keyring: Keyring | None = None,
     ) -> None:
-        self._host = Host(store, service, workers, metrics, limits)
+        self._host = Host(store, service, workers, metrics, limits, keyring)
         self._runner = Runner(self._host)
         self._servers: list[asyncio.Server] = []
         self._sweep: asyncio.TimerHandle | None = None
@@ -44,11 +49,19 @@ class Listener:
         host = self._host
         return host.frames.used + host.replies.used + host.pushes.used
 
-    async def listen(self, bound: socket.socket) -> None:
-        """Accepts connections on a bound socket, TCP or unix, until `drain`."""
+    async def listen(self, bound: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Accepts connections on a bound socket, TCP or unix, until `drain`; encrypted if asked."""
         loop = asyncio.get_running_loop()
         listen = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
-        server = await listen(self._connection, sock=bound, backlog=BACKLOG)
+        timeout_s = None if tls is None else HANDSHAKE_S
+        server = await listen(
+            self._connection,
+            sock=bound,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=timeout_s,
+            ssl_shutdown_timeout=timeout_s,
+        )
         self._servers.append(server)
         if self._sweep is None:
             _core.tune_allocator()

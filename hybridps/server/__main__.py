@@ -18,6 +18,7 @@ from hybridps import _core
 from hybridps.config import ServerConfig, load
 from hybridps.errors import ConfigError, HybridPSError
 from hybridps.server import logs
+from hybridps.server.guard import Guard
 from hybridps.server.server import Server
 from hybridps.server.sockets import StartError
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(sys.argv[1:] if argv is None else argv)
         loop_name, loop_factory = choose_loop(config.loop)
+        guard = Guard(config)
     except ConfigError as error:
         return _fail(2, str(error))
     logs.configure(config.log_format)
@@ -38,16 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _raise_file_limit(config.connections_max)
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(serve(config, loop_name))
+            runner.run(serve(config, guard, loop_name))
     except (StartError, HybridPSError) as error:
         return _fail(1, str(error))
     return 0
 
 
-async def serve(config: ServerConfig, loop_name: str) -> None:
+async def serve(config: ServerConfig, guard: Guard, loop_name: str) -> None:
     """One server's life: start, say ready, wait for a signal, drain."""
     stop = _stop_on_signals()
-    server = Server(config, loop_name)
+    server = Server(config, guard, loop_name)
     try:
         await server.start()
         if not stop.is_set():

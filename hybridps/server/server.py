@@ -11,6 +11,7 @@ import socket
 from hybridps import _core
 from hybridps.config import Address, ServerConfig
 from hybridps.rpc.listener import Limits, Listener
+from hybridps.server.guard import Guard
 from hybridps.server.logs import Logger
 from hybridps.server.metrics import Metrics
 from hybridps.server.ops import Ops, Phase
@@ -31,8 +32,9 @@ log = Logger("hybridps.server")
 class Server:
     """Everything that one process serves."""
 
-    def __init__(self, config: ServerConfig, loop_name: str) -> None:
+    def __init__(self, config: ServerConfig, guard: Guard, loop_name: str) -> None:
         self._config = config
+        self._guard = guard
         self._loop_name = loop_name
         self._metrics = Metrics(_core.__version__, config.shard, loop_name)
         self._workers = Workers(config.threads)
@@ -44,7 +46,7 @@ class Server:
         self._store: _core.Store | None = None
         self._listener: Listener | None = None
         self._tables = 0
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         # Set when the store serves no more until it is opened again.
         self.failed = asyncio.Event()
         self._warning: asyncio.TimerHandle | None = None
@@ -76,7 +78,8 @@ class Server:
         await self._sampler.use(self._store)
         service = Service(self._store, self._config, self._workers)
         await self._listen(self._store, service)
-        self._watch = asyncio.create_task(self._watch_health(self._store))
+        watched = (self._watch_health(self._store), self._guard.watch(self._workers))
+        self._watches = [asyncio.create_task(watch) for watch in watched]
         self._ops.facts = self._facts()
         self._ops.phase = Phase.READY
         self._warn_if_open()
@@ -87,8 +90,8 @@ class Server:
         was_ready = self._ops.phase in (Phase.READY, Phase.FAILED)
         if self._warning is not None:
             self._warning.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
+        for watch in self._watches:
+            watch.cancel()
         self._ops.phase = Phase.DRAINING
         try:
             if was_ready:
@@ -154,7 +157,9 @@ class Server:
             inflight_bytes=config.inflight_max_bytes,
             inline_cost_bytes=INLINE_COST_MAX_BYTES,
         )
-        listener = Listener(store, service, self._workers, self._metrics, limits)
+        listener = Listener(
+            store, service, self._workers, self._metrics, limits, self._guard.keyring
+        )
         self._listener = listener  # From here on `stop` drains it.
         self._sampler.count(listener)
         unix = None if self._unix is None else self._unix.socket
@@ -162,7 +167,8 @@ class Server:
             if listening is None:
                 continue
             try:
-                await listener.listen(listening)
+                tls = None if listening is unix else self._guard.tls
+                await listener.listen(listening, tls)
             except OSError as error:
                 # Two servers may bind one port; the second to listen on it is told here.
                 raise StartError(cannot_listen(place, error)) from None
@@ -180,9 +186,10 @@ class Server:
     def _warn_if_open(self) -> None:
         """Says every hour that others can read and write the traffic."""
         config = self._config
+        listen = None if config.is_secured else config.listen
         reachable = {
             name: str(address)
-            for name, address in (("listen", config.listen), ("ops", config.ops))
+            for name, address in (("listen", listen), ("ops", config.ops))
             if address is not None and not address.is_loopback
         }
         if reachable:

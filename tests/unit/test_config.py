@@ -8,6 +8,7 @@ import pytest
 from hybridps import config
 from hybridps.config import MIB, Address, load
 from hybridps.errors import ConfigError
+from hybridps.security.tls import ServerFiles
 
 
 def toml(path: Path, text: str) -> str:
@@ -79,6 +80,10 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         "log_format": "text",
         "drain": "1.5",
         "restart_on_failure": "true",
+        "token_file": "t.toml",
+        "tls_cert": "c.pem",
+        "tls_key": "k.pem",
+        "tls_client_ca": "a.pem",
     }
     assert sorted(values) == sorted(setting.name for setting in config.SETTINGS)
     file = toml(tmp_path, "".join(f'{name} = "{value}"\n' for name, value in values.items()))
@@ -88,6 +93,8 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
     assert settings.ops is None
     assert (settings.shard, settings.threads, settings.drain_s) == ((1, 2), 5, 1.5)
     assert settings.frame_limit_bytes == MIB
+    assert settings.tls == ServerFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))
+    assert settings.token_file == Path("t.toml")
 
 
 @pytest.mark.parametrize(
@@ -113,6 +120,9 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         (["--listen", "0.0.0.0:7440"], ["--listen is 0.0.0.0:7440", "insecure = true"]),
         (["--ops", "[::]:7441"], ["--ops is [::]:7441", "insecure = true"]),
         (["--listen", "example.org:1"], ["example.org:1", "insecure"]),
+        (["--tls-cert", "c.pem"], ["--tls-cert is given without tls_cert and tls_key"]),
+        (["--tls-client-ca", "c.pem"], ["--tls-client-ca is given without"]),
+        (["--token_file", "t"], ["'--token_file'", "--token-file"]),
         (["--config", "/nonexistent.toml"], ["/nonexistent.toml", "No such file"]),
         (["--data", ""], ["--data is ''", "path"]),
     ],
@@ -184,6 +194,21 @@ def test_names_of_limits_are_no_flags() -> None:
     assert "'--insecure'" in refused(["--insecure"])
 
 
+TLS = ("--tls-cert", "c.pem", "--tls-key", "k.pem")
+
+
+def test_a_bind_beyond_loopback_takes_tls_and_tokens() -> None:
+    wide = ("--listen", "0.0.0.0:7440")
+    for half in (TLS, ("--token-file", "t.toml")):
+        assert "give --tls-cert, --tls-key and --token-file" in refused([*wide, *half])
+    secured = load([*wide, *TLS, "--token-file", "t.toml"], {})
+    assert secured.is_secured
+    assert not secured.insecure
+    # The ops port has neither.
+    text = refused([*TLS, "--token-file", "t.toml", "--ops", "0.0.0.0:7441"])
+    assert "--ops is 0.0.0.0:7441" in text
+
+
 def test_insecure_allows_a_bind_beyond_loopback(tmp_path: Path) -> None:
     file = toml(tmp_path, "insecure = true\n")
     settings = load(["--config", file, "--listen", "0.0.0.0:0", "--ops", "[::]:0"], {})
@@ -212,4 +237,5 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     for setting in config.SETTINGS:
-        assert setting.name in text
+        spelt = config.flag_of(setting.name) if setting.metavar else setting.name
+        assert spelt in text
