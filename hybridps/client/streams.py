@@ -46,7 +46,7 @@ class Stream(asyncio.BufferedProtocol):
         """Where the next bytes go."""
         if self.wire is None:  # Nobody looks at them.
             return bytearray(max(sizehint, 1))
-        return self.wire.get_buffer(sizehint)
+        return memoryview(self.wire.get_buffer(sizehint))  # TLS slices it.
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came."""

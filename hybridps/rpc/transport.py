@@ -50,7 +50,7 @@ class Transport(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> Any:
         """Where the socket's next bytes go."""
-        return self.connection.wire.get_buffer(sizehint)
+        return memoryview(self.connection.wire.get_buffer(sizehint))  # TLS slices it.
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came."""
