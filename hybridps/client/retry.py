@@ -60,8 +60,10 @@ def _remedy(address: Address, cause: object) -> str:
         return "let this user write to the socket, or correct the URL"
     if isinstance(cause, socket.gaierror):
         return "no such host is known: correct the URL"
-    return "something is there that does not answer as a server: see its log, or correct the URL; if it"
-        " speaks TLS, give connect(tls=)"
+    return (
+        "something is there that does not answer as a server: see its log, or correct the URL; if"
+        " it speaks TLS, give connect(tls=)"
+    )
 
 
 def check_timeout(timeout: float | None, default: float) -> float:

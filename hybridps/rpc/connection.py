@@ -10,17 +10,20 @@ a bound the socket is not read, which pushes back to the peer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridps import _core
+from hybridps.errors import AuthError, HybridPSError
 from hybridps.rpc.booking import Booking
 from hybridps.rpc.budget import Grant
 from hybridps.rpc.host import Host
 from hybridps.rpc.limits import CALLS_MAX, SMALL_REPLY_BYTES
 from hybridps.rpc.outbox import Outbox
 from hybridps.rpc.sequencer import Place, Sequencer
+from hybridps.security.rights import Right
+from hybridps.security.tokens import Access
 from hybridps.verbs import VERBS
 from hybridps.verbs.kinds import Order
 
@@ -58,7 +61,9 @@ class Connection:
     `chunk_bytes`: what the socket is handed at once.
     """
 
-    def __init__(self, host: Host, port: Port, now_s: float, chunk_bytes: int = 1 << 62) -> None:
+    def __init__(
+        self, host: Host, port: Port, now_s: float, chunk_bytes: int = 1 << 62, peer: str = ""
+    ) -> None:
         limits = host.limits
         self.wire = _core.Connection(
             host.store, frame_limit=limits.frame_bytes, keys_limit=limits.keys
@@ -78,6 +83,9 @@ class Connection:
         # Since when its next part is due; None: from the next look at the clock on.
         self._part_s: float | None = None
         self._is_logged_in = False
+        # What its token allows; None: everything, if the server asks for none.
+        self._access: Access | None = None
+        self.peer = peer
         # The name it speaks for, if any, and whether another session does by now.
         self._client_id = ""
         self._is_taken_over = False
@@ -105,6 +113,19 @@ class Connection:
         if client_id:
             self._client_id = client_id
             self._host.clients.enter(self, client_id)
+
+    @property
+    def caller(self) -> str:
+        """Name of its token, for the log; empty where the server asks for none."""
+        return "" if self._access is None else self._access.name
+
+    def permit(self, verb: str, right: Right, tables: Iterable[int | str]) -> None:
+        """Raises AuthError when its token does not allow the verb on these tables."""
+        access = self._access
+        if access is None:
+            return
+        is_free = access.entry.is_of_all_tables
+        access.check(verb, right, () if is_free else map(self._host.name_of, tables))
 
     def take_over(self) -> None:
         """A newer session speaks for this one's name: calls from now on are refused."""
@@ -246,7 +267,7 @@ class Connection:
         """What a lookup may cost to be answered where it is decoded: nothing may be before it."""
         if self._sequencer.calls or self.outbox or self._is_full or self._is_ending:
             return 0
-        if self._is_taken_over or self._host.untried_lookups:
+        if self._is_taken_over or self._host.untried_lookups or self._access is not None:
             return 0
         return self._limits.inline_cost_bytes
 
@@ -287,10 +308,8 @@ class Connection:
     def _take(self, events: Sequence[Any], whole: Grant | None, now_s: float) -> None:
         for event in events:
             if isinstance(event, _core.Login):
-                # Every peer that reaches the socket may enter; tokens are not checked yet. A
-                # login is always the last event: what came behind it is decoded now.
-                self._is_logged_in = True
-                self._take(self.wire.accept(event.question), whole, now_s)
+                # Always the last event: what came behind it is decoded now.
+                self._take(self._log_in(event), whole, now_s)
                 return
             frame = whole or self._host.frames.hold(event.frame_bytes)
             whole = None
@@ -303,6 +322,17 @@ class Connection:
             self._is_ending = True
             self._check_reading()
             self._end_if_done()
+
+    def _log_in(self, login: _core.Login) -> Sequence[Any]:
+        try:
+            if self._host.keyring is not None:
+                self._access = self._host.keyring.login(login.token)
+        except AuthError as error:
+            self._host.metrics.reject("token")
+            log.warning("login refused: peer=%s: %s", self.peer, error)
+            return self.wire.reject(login.question, f"AuthError: {error}")
+        self._is_logged_in = True
+        return self.wire.accept(login.question)
 
     def _enter(self, booking: Booking) -> None:
         self._bookings.add(booking)
@@ -323,6 +353,8 @@ class Connection:
             self.answered(booking, self.wire.fails(call.question, "failed", reason))
         elif isinstance(call, _core.ColdCall):
             self._start(booking)
+        elif (refusal := self._refusal(call)) is not None:
+            self.answered(booking, self.wire.fails(call.question, "failed", refusal))
         elif VERBS[call.verb].ORDER is Order.READ and self.wire.cancelled(call.question):
             self.answered(booking, self.wire.fails(call.question, "failed", "canceled"))
         elif call.announced_bytes:
@@ -333,6 +365,16 @@ class Connection:
         else:
             booking.reply = Grant(self._host.replies, call.reply_bytes)
             booking.reply.take(partial(self._start, booking))
+
+    def _refusal(self, call: _core.HotCall) -> str | None:
+        """Why a call is not for the bearer of this token, as a reason of the wire."""
+        if self._access is None:
+            return None
+        try:
+            self.permit(call.verb, VERBS[call.verb].RIGHT, call.tables)
+        except HybridPSError as error:
+            return f"{type(error).__name__}: {error}"
+        return None
 
     def _start(self, booking: Booking) -> None:
         booking.is_started = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -90,6 +91,7 @@ class Host:
         self.limits = limits
         # None: whoever reaches the socket may do everything.
         self.keyring = keyring
+        self._names: dict[int, str] = {}
         # Apart, because a call that holds its frame waits for room for its reply.
         self.frames = Budget(limits.inflight_bytes // 2)
         self.replies = Budget(limits.inflight_bytes // 2)
@@ -99,3 +101,14 @@ class Host:
         # Lookups to come that are not tried on the loop: others had to wait for a device.
         self.untried_lookups = 0
         self.is_draining = False
+
+    def name_of(self, table: int | str) -> str:
+        """Name of a table given by id or name. An id is never used again, so names are kept.
+
+        Raises: TableNotFoundError for an id that no table has.
+        """
+        if isinstance(table, str):
+            return table
+        if table not in self._names:
+            self._names[table] = json.loads(self.store.spec(table))["name"]
+        return self._names[table]

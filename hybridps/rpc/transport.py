@@ -37,9 +37,11 @@ class Transport(asyncio.BufferedProtocol):
         host, self._socket = self._host, cast("asyncio.Transport", transport)
         self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         # uvloop keeps a reference to what the socket does not take, and copies nothing.
-        is_kept = type(transport).__module__.startswith("uvloop")
+        is_tls = transport.get_extra_info("sslcontext") is not None
+        is_kept = type(transport).__module__.startswith("uvloop") and not is_tls
         chunk_bytes = 1 << 62 if is_kept else WRITE_HIGH_BYTES
-        self.connection = Connection(host, self, time.monotonic(), chunk_bytes)
+        peer = _name_of(transport.get_extra_info("peername"))
+        self.connection = Connection(host, self, time.monotonic(), chunk_bytes, peer)
         self._streams = Streams(self.connection, self._socket, host.workers)
         _tune(transport.get_extra_info("socket"))
         if host.is_draining or len(host.transports) >= host.limits.connections:
@@ -124,6 +126,11 @@ class Transport(asyncio.BufferedProtocol):
         """Lets the connection see how time goes by."""
         unsent_bytes = self._socket.get_write_buffer_size() + self._streams.unsent_bytes
         self.connection.check(now_s, unsent_bytes)
+
+
+def _name_of(peer: Any) -> str:
+    """Where a connection comes from, for the log."""
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
 
 
 def _tune(own: socket.socket | None) -> None:

@@ -13,7 +13,6 @@ file is looked at again while the server runs: what was removed from it is refus
 in connections that are open too. Never here: sockets, verbs.
 """
 
-import enum
 import fnmatch
 import hashlib
 import hmac
@@ -28,23 +27,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from hybridps.errors import AuthError, ConfigError
+from hybridps.security.rights import Right
 
 FILE_MAX_BYTES: Final = 1 << 20
 _TOKEN_BYTES: Final = 32
 _KEYS: Final = frozenset({"name", "sha256", "verbs", "tables", "expires"})
-
-
-class Right(enum.IntEnum):
-    """What a token allows; each includes those below it."""
-
-    READ = 1
-    TRAIN = 2
-    ADMIN = 3
-
-    @property
-    def word(self) -> str:
-        """As the file spells it."""
-        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ REPEATS_MAX = 10
 WINDOW_S = 10.0
 # Events are constants of this program; foreign ones (asyncio, aiohttp) could vary without end.
 EVENTS_REMEMBERED_MAX = 1024
+# Who did what: every line of it is written.
+AUDIT = "hybridps.audit"
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "fields"}
 
 
@@ -58,6 +60,8 @@ class RepeatFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is written; the first of a new window tells what the last left out."""
+        if record.name == AUDIT:
+            return True
         event = (record.name, record.levelno, record.getMessage())
         now = self._clock()
         window = self._windows.get(event)

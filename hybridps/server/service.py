@@ -7,27 +7,36 @@ traceback and told to the client in one line without it. Never here: sockets, or
 connection keeps it).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from hybridps import _core
 from hybridps.config import ServerConfig
 from hybridps.errors import BadInputError, HybridPSError
 from hybridps.rpc import schemas
-from hybridps.server.logs import Logger
+from hybridps.security.rights import Right
+from hybridps.server.logs import AUDIT, Logger
 from hybridps.server.workers import Workers
 from hybridps.verbs import VERBS
 from hybridps.verbs.calls import Cold, ServerInfo, Site
 from hybridps.verbs.hello import Hello
 
 log = Logger("hybridps.server")
+audit = Logger(AUDIT)
 
 
 class Caller(Protocol):
     """The connection that a call came by."""
 
+    # Where it comes from, and the name of its token.
+    peer: str
+    caller: str
+
     def enter(self, session: int, client_id: str) -> None:
         """Names the session of its pushes, and whom it speaks for."""
+
+    def permit(self, verb: str, right: Right, tables: Iterable[int | str]) -> None:
+        """Raises AuthError when its token does not allow the verb on these tables."""
 
 
 class Service:
@@ -71,6 +80,29 @@ class Service:
     ) -> bytes:
         with schemas.read_params(kind.method(), params) as reader:
             call = kind.read(reader)
+        if kind.RIGHT is not Right.READ:
+            return await self._audited(caller, call, begin)
+        caller.permit(kind.method(), kind.RIGHT, call.touches())
+        return await self._run(caller, call, begin)
+
+    async def _audited(self, caller: Caller, call: Cold[Any], begin: Callable[[], None]) -> bytes:
+        """What is not only a look leaves a line in the log, refused or not."""
+        verb, tables = call.method(), ", ".join(map(str, call.touches()))
+        who = {"token": caller.caller, "peer": caller.peer}
+        outcome = "failed"
+        try:
+            caller.permit(verb, call.RIGHT, call.touches())
+            results = await self._run(caller, call, begin)
+            outcome = "ok"
+        except HybridPSError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            audit.info("audit", verb=verb, table=tables, outcome=outcome, **who)
+        return results
+
+    async def _run(self, caller: Caller, call: Cold[Any], begin: Callable[[], None]) -> bytes:
+        kind = type(call)
 
         def work() -> Any:
             begin()

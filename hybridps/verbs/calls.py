@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridps import _core
+from hybridps.security.rights import Right
 from hybridps.verbs.kinds import Cut, Lane, Order
 from hybridps.verbs.names import camel_case
 
@@ -63,6 +64,12 @@ class Call(abc.ABC, Generic[T]):
     VERB: ClassVar[str]
     ORDER: ClassVar[Order]
     LANE: ClassVar[Lane]
+    RIGHT: ClassVar[Right]
+
+    def touches(self) -> Sequence[int | str]:
+        """The tables that it is about, by id or by name; a token may be for some only."""
+        table: int | str | None = getattr(self, "table", getattr(self, "name", None))
+        return () if table is None else (table,)
 
     @classmethod
     def spoken(cls) -> str:
@@ -144,4 +151,5 @@ class Push(Hot[T]):
 
     ORDER = Order.PUSH
     LANE = Lane.PUSHES
+    RIGHT = Right.TRAIN
     CUT = Cut.PARTS

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from hybridps.security.rights import Right
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.catalog import (
     Catalog,
@@ -25,6 +26,7 @@ class _Counted(Cold[Counters]):
 
     ORDER = Order.READ
     LANE = Lane.LOOKS
+    RIGHT = Right.READ
 
     @classmethod
     def answer(cls, results: Any, value: Counters) -> None:

@@ -1,10 +1,12 @@
 """`create_table`: a table of a spec, on every server; an equal one that exists is opened."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hybridps.errors import BadInputError
+from hybridps.security.rights import Right
 from hybridps.types import TableSpec
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.catalog import Catalog, Handle, StoreFace, TableT, ref_of
@@ -22,6 +24,7 @@ class CreateTable(Cold[Opened]):
     VERB = "create_table"
     ORDER = Order.PUSH
     LANE = Lane.ORDERS
+    RIGHT = Right.TRAIN
 
     spec: str
 
@@ -33,6 +36,10 @@ class CreateTable(Cold[Opened]):
     def read(cls, params: Any) -> "CreateTable":
         """As above."""
         return cls(spec_json(params.spec))
+
+    def touches(self) -> Sequence[str]:
+        """The table that is to be."""
+        return (str(json.loads(self.spec)["name"]),)
 
     def run(self, site: Site) -> Opened:
         """Writes the manifest."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hybridps.security.rights import Right
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.catalog import Catalog, StoreFace, TableT
 from hybridps.verbs.face import Run, Steps, verb
@@ -15,6 +16,7 @@ class Flush(Cold[None]):
     VERB = "flush"
     ORDER = Order.FREE
     LANE = Lane.ORDERS
+    RIGHT = Right.TRAIN
 
     def run(self, site: Site) -> None:
         """Syncs."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridps.errors import BadInputError
+from hybridps.security.rights import Right
 from hybridps.verbs.calls import Cold, ServerInfo, Site
 from hybridps.verbs.kinds import Lane, Order
 
@@ -18,6 +19,7 @@ class Hello(Cold[ServerInfo]):
     # The pushes behind it are of this session.
     ORDER = Order.PUSH
     LANE = Lane.LOOKS
+    RIGHT = Right.READ
 
     session: int
     client_id: str

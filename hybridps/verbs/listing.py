@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hybridps.placement import BUCKETS
+from hybridps.security.rights import Right
 from hybridps.verbs.calls import Cold, Keys, Site
 from hybridps.verbs.catalog import Catalog, Handle, TableFace, on_each, resolve
 from hybridps.verbs.face import Run, Steps, verb, walk
@@ -20,6 +21,7 @@ class Size(Cold[int]):
     VERB = "size"
     ORDER = Order.READ
     LANE = Lane.LOOKS
+    RIGHT = Right.READ
 
     table: int
 
@@ -45,6 +47,7 @@ class KeysOf(Cold[tuple[Keys, int]]):
     VERB = "keys"
     ORDER = Order.READ
     LANE = Lane.ORDERS
+    RIGHT = Right.READ
 
     table: int
     bucket: int

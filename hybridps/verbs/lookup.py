@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 
 from hybridps import _core
 from hybridps.keys import KeysLike
+from hybridps.security.rights import Right
 from hybridps.verbs.calls import Begun, Found, Hot, Keys, Rows, Site
 from hybridps.verbs.catalog import Catalog, Handle, StoreFace, TableFace, TableT, check_mapping
 from hybridps.verbs.face import Run, Steps, Verb, typed_verb, verb
@@ -22,6 +23,7 @@ class Lookup(Hot[list[Reply]]):
     VERB = "lookup"
     ORDER = Order.READ
     LANE = Lane.READS
+    RIGHT = Right.READ
 
     tables: Sequence[tuple[int, Keys]]
     want_found: bool

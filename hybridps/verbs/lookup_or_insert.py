@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from hybridps import _core
 from hybridps.errors import BadInputError
 from hybridps.keys import KeysLike
+from hybridps.security.rights import Right
 from hybridps.verbs.batches import as_counts
 from hybridps.verbs.calls import Begun, Counts, Hot, Keys, Rows, Site
 from hybridps.verbs.catalog import Catalog, Handle, StoreFace, TableFace, TableT, check_mapping
@@ -23,6 +24,7 @@ class LookupOrInsert(Hot[list[Rows]]):
     VERB = "lookup_or_insert"
     ORDER = Order.READ
     LANE = Lane.PUSHES
+    RIGHT = Right.TRAIN
 
     tables: Sequence[tuple[int, Keys, Counts | None]]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from hybridps.security.rights import Right
 from hybridps.types import TableSpec
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.kinds import Lane, Order
@@ -45,6 +46,7 @@ class OpenTable(Cold[Opened]):
     VERB = "table"
     ORDER = Order.READ
     LANE = Lane.LOOKS
+    RIGHT = Right.READ
 
     name: str
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hybridps import _core
 from hybridps.keys import KeysLike
+from hybridps.security.rights import Right
 from hybridps.verbs.calls import Begun, Hot, Keys, Site
 from hybridps.verbs.catalog import Catalog, Handle, StoreFace, TableT, check_mapping
 from hybridps.verbs.face import Run, Steps, verb
@@ -19,6 +20,7 @@ class Prefetch(Hot[None]):
     VERB = "prefetch"
     ORDER = Order.READ
     LANE = Lane.LOOKS
+    RIGHT = Right.READ
     CUT = Cut.CALLS
     IS_INSTANT = True
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from hybridps.errors import BadInputError, TableNotFoundError
 from hybridps.optimizers import at_least_zero
+from hybridps.security.rights import Right
 from hybridps.sizes import parse_size
 from hybridps.types import TableSpec, check_dram, check_none
 from hybridps.verbs.calls import Cold, Site
@@ -34,6 +35,7 @@ class SetLearningRate(Cold[None]):
     VERB = "set_learning_rate"
     ORDER = Order.PUSH
     LANE = Lane.ORDERS
+    RIGHT = Right.TRAIN
 
     table: int
     learning_rate: float
@@ -50,6 +52,7 @@ class Alter(Cold[None]):
     VERB = "alter"
     ORDER = Order.PUSH
     LANE = Lane.ORDERS
+    RIGHT = Right.ADMIN
 
     table: int
     change: Change

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridps.errors import TableNotFoundError
+from hybridps.security.rights import Right
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.catalog import Catalog, Handle, StoreFace, TableT, resolve
 from hybridps.verbs.face import Run, Steps, verb
@@ -17,6 +18,7 @@ class ListTables(Cold[list[str]]):
     VERB = "tables"
     ORDER = Order.READ
     LANE = Lane.LOOKS
+    RIGHT = Right.READ
 
     def run(self, site: Site) -> list[str]:
         """From the catalog."""
@@ -40,6 +42,7 @@ class DropTable(Cold[None]):
     VERB = "drop_table"
     ORDER = Order.PUSH
     LANE = Lane.ORDERS
+    RIGHT = Right.ADMIN
 
     name: str
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hybridps.errors import AuthError, ConfigError
-from hybridps.security.tokens import Keyring, Right, create, read
+from hybridps.security.rights import Right
+from hybridps.security.tokens import Keyring, create, read
 
 
 def entry(token: str, name: str = "t", **more: str) -> str:
