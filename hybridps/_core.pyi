@@ -148,7 +148,8 @@ class HotCall:
     code: str  # once run: "ok", or the class name of the error
     cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
 
-    is_streamed: bool  # a large reply: `send` it; any other: `run` it
+    tables: list[int]  # ids of those that it names; before it is run
+    is_streamed: bool  # a large reply: `send` it, or `run` it where nothing can be sent past you
     unsent_bytes: int  # of a streamed reply; 0 once nothing is left to send
 
     def run(self) -> Buffer:

@@ -50,7 +50,7 @@ class Runner:
         elif (reply := self._try(booking, call)) is not None:
             self._observe(booking, call.code)
             connection.answered(booking, connection.wire.answer(call.question) or reply)
-        elif call.is_streamed:
+        elif call.is_streamed and streams.are_possible:
             self._spawn(self._stream(connection, streams, booking, call))
         else:
             self._spawn(self._run_away(connection, booking, call))

@@ -30,6 +30,8 @@ class Streams:
         self._connection = connection
         self._socket = socket
         self._workers = workers
+        # Past the loop only what needs not be encrypted can leave.
+        self.are_possible = socket.get_extra_info("sslcontext") is None
         # Made by the first.
         self._outlet: _core.Outlet | None = None
         # What waits for the socket to take more, and the call that does.

@@ -67,6 +67,11 @@ impl From<Call> for HotCall {
 #[pymethods]
 impl HotCall {
     #[getter]
+    fn tables(&self) -> Vec<u32> {
+        self.call.tables()
+    }
+
+    #[getter]
     fn code(&self) -> &str {
         self.call.code()
     }

@@ -1,7 +1,7 @@
 //! A hot verb between frame and store: keys and gradients are read where they were received, rows
 //! are written where they are sent from (`reads`, `stream`).
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hybridps_wire::{self as wire, ExceptionKind, LOOKUP, LOOKUP_OR_INSERT, PREFETCH, VERBS};
 
@@ -24,15 +24,12 @@ pub struct Call {
     frame_bytes: usize,
     reply_bytes: usize,
     announced_bytes: u64,
-    work: Work,
+    /// Frame and plan, until the call is run or begun to be sent.
+    work: Mutex<Option<(Words, Result<Plan, Failure>)>>,
+    /// Once it is begun to be sent.
+    stream: OnceLock<Box<Stream>>,
     /// Class of the error that was answered.
     failure: OnceLock<String>,
-}
-
-enum Work {
-    /// Done once.
-    Whole(Mutex<Option<(Words, Result<Plan, Failure>)>>),
-    Stream(Box<Stream>),
 }
 
 impl Call {
@@ -41,27 +38,32 @@ impl Call {
         let reply_bytes = plan.as_ref().map_or(0, Plan::reply_bytes);
         let announced_bytes = plan.as_ref().map_or(0, |plan| plan.announced);
         let frame_bytes = frame.len() * 8;
-        let work = match plan {
-            Ok(plan) if reply_bytes > WHOLE_MAX => {
-                Work::Stream(Stream::new(question, frame, &plan.sizes, &plan.keys).into())
-            }
-            plan => Work::Whole(Mutex::new(Some((frame, plan)))),
-        };
-        let (shared, failure) = (Arc::clone(shared), OnceLock::new());
-        Self { shared, question, verb, frame_bytes, reply_bytes, announced_bytes, work, failure }
+        Self {
+            shared: Arc::clone(shared),
+            question,
+            verb,
+            frame_bytes,
+            reply_bytes,
+            announced_bytes,
+            work: Mutex::new(Some((frame, plan))),
+            stream: OnceLock::new(),
+            failure: OnceLock::new(),
+        }
     }
 
-    /// The reply: results, or an exception for anything that is wrong.
+    fn work(&self) -> MutexGuard<'_, Option<(Words, Result<Plan, Failure>)>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reply: results, or an exception for anything that is wrong. Whole, also where it could
+    /// be sent while it is gathered: for a socket that has to see all bytes (TLS).
     ///
     /// # Errors
-    /// It was run before, or is to be sent.
+    /// It was run before, or is being sent.
     pub fn run(&self) -> Result<Words, Misuse> {
-        let Work::Whole(work) = &self.work else {
-            return Err(Misuse("this call is streamed: send() it".to_owned()));
-        };
-        let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let work = self.work().take();
         let (frame, plan) =
-            work.ok_or_else(|| Misuse("this call was run before: run() it once".to_owned()))?;
+            work.ok_or_else(|| Misuse("this call was run or sent before: run() it once".into()))?;
         let reply = plan.and_then(|plan| guarded(|| self.execute(&frame, &plan.sizes)));
         Ok(reply.unwrap_or_else(|failure| self.exception(&failure)))
     }
@@ -69,8 +71,10 @@ impl Call {
     /// The reply, if nothing has to be waited for; what is wrong with the call is told at once.
     /// None for a verb that may always have to wait, and for what is run, or to be sent.
     pub fn try_run(&self) -> Option<Words> {
-        let Work::Whole(work) = &self.work else { return None };
-        let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_streamed() {
+            return None;
+        }
+        let mut work = self.work();
         let reply = match work.as_ref()? {
             (_, Err(_)) => Err(work.take()?.1.err()?),
             (frame, Ok(plan)) if self.verb == LOOKUP => {
@@ -87,14 +91,34 @@ impl Call {
     /// # Errors
     /// The call is not streamed.
     pub fn send(&self, outlet: &dyn Outlet) -> Result<std::io::Result<bool>, Misuse> {
-        let Work::Stream(stream) = &self.work else {
-            return Err(Misuse("this call is not streamed: run() it".to_owned()));
-        };
+        let stream = self.stream()?;
         let is_full = stream.send(outlet, self.verb, &self.shared);
         if let Some(failure) = stream.failure() {
             self.note(failure);
         }
         Ok(is_full)
+    }
+
+    fn stream(&self) -> Result<&Stream, Misuse> {
+        // Two threads may begin at the same time: the first makes it.
+        let mut work = self.work();
+        if self.is_streamed() && self.stream.get().is_none() {
+            if let Some((frame, Ok(plan))) = work.take() {
+                let stream = Stream::new(self.question, frame, &plan.sizes, &plan.keys);
+                return Ok(self.stream.get_or_init(|| stream.into()));
+            }
+        }
+        drop(work);
+        let misuse = || Misuse("this call is not streamed, or was run: run() it once".into());
+        self.stream.get().map(Box::as_ref).ok_or_else(misuse)
+    }
+
+    /// Ids of the tables that it names, before it is run; none for a call that cannot be read.
+    pub fn tables(&self) -> Vec<u32> {
+        let work = self.work();
+        let Some((frame, _)) = work.as_ref() else { return Vec::new() };
+        let batches = wire::decode_batches(self.verb, frame, self.shared.keys_limit);
+        batches.map_or_else(|_| Vec::new(), |all| all.iter().map(|batch| batch.table).collect())
     }
 
     /// Names the call in its answer.
@@ -127,17 +151,14 @@ impl Call {
         self.frame_bytes + self.reply_bytes
     }
 
-    /// Whether it is to be sent, not run.
+    /// Whether it can be sent while it is gathered.
     pub fn is_streamed(&self) -> bool {
-        matches!(self.work, Work::Stream(_))
+        self.reply_bytes > WHOLE_MAX
     }
 
     /// Bytes of a streamed reply that have not left; 0 once nothing is left to send.
     pub fn unsent_bytes(&self) -> usize {
-        match &self.work {
-            Work::Whole(_) => 0,
-            Work::Stream(stream) => stream.unsent_bytes(),
-        }
+        self.stream().map_or(0, Stream::unsent_bytes)
     }
 
     /// Once run: "ok", or the class of the error.

@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Result};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Mutex;
 
-use hybridps_serve::{Call, Outlet};
+use hybridps_serve::{as_numbers, Call, Outlet};
 use hybridps_wire::{Ask, Outcome};
 
 mod kit;
@@ -202,6 +202,26 @@ fn a_peer_that_does_not_read_holds_a_few_pieces() {
     let taken = outlet.bytes().capacity() * 2;
     let held = LIVE.load(Ordering::Relaxed).saturating_sub(base + taken);
     assert!(held < 5 * PIECE, "{held} bytes are held");
+}
+
+#[test]
+fn it_may_be_had_whole_instead() {
+    let _alone = ALONE.lock();
+    let served = Served::new();
+    let keys: Vec<u64> = (0..KEYS).collect();
+    let mut peer = served.peer();
+    let call = lookup(&mut peer, served.table, &keys);
+    assert_eq!(call.tables(), [served.table]);
+    let reply = call.run().unwrap();
+    let outlet = Fake::new(usize::MAX, usize::MAX, usize::MAX);
+    assert!(call.send(&outlet).is_err() && call.run().is_err(), "once, one way or the other");
+    assert!(peer.server.answer(call.question()).is_none());
+    let (outcome, frame) = peer.outcome(as_numbers(&reply));
+    assert_eq!(outcome, Outcome::Rows);
+    assert!(rows_of(&frame)[0] == expected(&keys));
+    let begun = lookup(&mut peer, served.table, &keys);
+    assert!(begun.send(&Fake::new(usize::MAX, 1 << 18, usize::MAX)).unwrap().unwrap());
+    assert!(begun.run().is_err(), "part of it has left");
 }
 
 #[test]
