@@ -20,6 +20,7 @@ from hybridps import aio
 from hybridps.client.blocking import ParameterServer, Table
 from hybridps.client.connect import connect
 from hybridps.errors import (
+    AuthError,
     BadInputError,
     ConfigError,
     CorruptionError,
@@ -65,6 +66,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AuthError",
     "BadInputError",
     "ConfigError",
     "Constant",

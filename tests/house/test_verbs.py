@@ -12,10 +12,11 @@ hps = pytest.importorskip("hybridps")
 verbs = pytest.importorskip("hybridps.verbs")
 calls = pytest.importorskip("hybridps.verbs.calls")
 kinds = pytest.importorskip("hybridps.verbs.kinds")
+rights = pytest.importorskip("hybridps.security.rights")
 
 PROTOCOL = house.ROOT / "docs" / "protocol.md"
 PACKAGE = list(house.files(".py", under=("hybridps",)))
-ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (\w+) \|", re.MULTILINE)
+ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (\w+) \| (\w+) \|", re.MULTILINE)
 
 
 def test_the_table_of_verbs_is_the_schema() -> None:
@@ -27,6 +28,7 @@ def test_every_verb_says_how_it_is_run() -> None:
     for verb in verbs.VERBS.values():
         assert isinstance(verb.ORDER, kinds.Order), verb
         assert isinstance(verb.LANE, kinds.Lane), verb
+        assert isinstance(verb.RIGHT, rights.Right), verb
         assert verb.LANE is not kinds.Lane.SAMPLES, verb
         assert not inspect.isabstract(verb), verb
         assert inspect.getdoc(verb), verb
@@ -46,9 +48,9 @@ def test_no_call_is_left_out_of_the_table() -> None:
     assert {kind for kind in found if kind[0].startswith("hybridps.")} == told
 
 
-def test_the_protocol_lists_every_verb_with_its_order_and_lane() -> None:
+def test_the_protocol_lists_every_verb_with_its_order_lane_and_right() -> None:
     told = {row[0]: row[1:] for row in ROW.findall(PROTOCOL.read_text(encoding="utf-8"))}
-    real = {n: (v.ORDER.name.lower(), v.LANE.value) for n, v in verbs.VERBS.items()}
+    real = {n: (v.ORDER.name.lower(), v.LANE.value, v.RIGHT.word) for n, v in verbs.VERBS.items()}
     assert told == real
 
 

@@ -74,16 +74,18 @@ def pack(keys: Sequence[int]) -> bytes:
 
 
 @asynccontextmanager
-async def stock_session(address: tuple[str, int] | str) -> AsyncIterator[StockSession]:
+async def stock_session(
+    address: tuple[str, int] | str, token: str = "", **tls: Any
+) -> AsyncIterator[StockSession]:
     """Connects and logs in; must run inside `capnp.kj_loop()`."""
     if isinstance(address, str):
         stream = await capnp.AsyncIoStream.create_unix_connection(address)
     else:
-        stream = await capnp.AsyncIoStream.create_connection(*address)
+        stream = await capnp.AsyncIoStream.create_connection(*address, **tls)
     client = capnp.TwoPartyClient(stream)
     try:
         gate = client.bootstrap().cast_as(SCHEMA.Gate)
-        yield StockSession((await gate.login(token="")).session)
+        yield StockSession((await gate.login(token=token)).session)
     finally:
         client.close()
         stream.close()

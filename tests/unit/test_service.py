@@ -1,8 +1,8 @@
 """Goal: every verb of the service reads the schema's params and fills its results, and refuses
 what is wrong by class. Method: whole params and results messages, a real store, no socket."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest_asyncio
 from hybridps import _core, errors
 from hybridps.config import load
 from hybridps.rpc import schemas
+from hybridps.security.rights import Right
 from hybridps.server.server import _open
 from hybridps.server.service import Service
 from hybridps.server.workers import Workers
@@ -28,6 +29,12 @@ class Peer:
     store: _core.Store
     session: int = 0
     client_id: str = ""
+    peer: str = "here"
+    caller: str = ""
+    permitted: list[tuple[str, Right, list[int | str]]] = field(default_factory=list)
+
+    def permit(self, verb: str, right: Right, tables: Iterable[int | str]) -> None:
+        self.permitted.append((verb, right, list(tables)))
 
     def enter(self, session: int, client_id: str) -> None:
         self.session, self.client_id = session, client_id
