@@ -126,6 +126,9 @@ struct ServerInfo {
   lastPush @3 :UInt64;           # highest push number of this session that was applied; 0: none
   frameLimit @4 :UInt64;         # bytes, the largest message this server reads
   keysLimit @5 :UInt64;          # keys, the most one call may name
+  # What this server understands: verbs in snake case, and fields that older servers would not see,
+  # by name. None: it is older than this list, and knows the verbs up to `flush`.
+  features @6 :List(Text);
 }
 
 interface Gate {

@@ -319,6 +319,7 @@ class Line:
             pending.end()
             return
         if not pending.sent:
+            messages.check_known(info, pending.call, str(self.address))
             pending.restart(parts_of(info, pending.call, str(self.address)))
             pending.sends += 1
         part = pending.parts[pending.sent]

@@ -33,6 +33,18 @@ def check_server(info: ServerInfo, where: str, shard: int, shards: int) -> None:
         )
 
 
+def check_known(info: ServerInfo, call: Call[Any], where: str) -> None:
+    """Refuses a call of which the server would not understand all."""
+    missing = [name for name in call.needs() if name not in info.features]
+    if missing:
+        names = ", ".join(map(repr, missing))
+        raise ConfigError(
+            f"server {where} is hybridps {info.version or 'of no version'} and does not know"
+            f" {names}, which this client, hybridps {_core.__version__}, asks for; use a newer"
+            " server"
+        )
+
+
 def begin(wire: _core.ClientConnection, call: Call[Any], number: int, total: int = 0) -> Begun:
     """The question and the buffers to send. `number` is that of a push, else 0; `total` the bytes
     of all its parts, if the call is one of several.

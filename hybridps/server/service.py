@@ -17,7 +17,7 @@ from hybridps.rpc import schemas
 from hybridps.security.rights import Right
 from hybridps.server.logs import AUDIT, Logger
 from hybridps.server.workers import Workers
-from hybridps.verbs import VERBS
+from hybridps.verbs import FEATURES, VERBS
 from hybridps.verbs.calls import Cold, ServerInfo, Site
 from hybridps.verbs.hello import Hello
 
@@ -51,6 +51,7 @@ class Service:
             shards=shards,
             frame_limit=config.frame_limit_bytes,
             keys_limit=config.keys_limit,
+            features=FEATURES,
         )
         self._site = Site(store, info)
 

@@ -41,6 +41,8 @@ _CALLS: Final[tuple[type[Call[Any]], ...]] = (
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
+# What a server of this version tells in hello.
+FEATURES: Final = frozenset(call.VERB for call in _CALLS)
 
 
 class TableVerbs(

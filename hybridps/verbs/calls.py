@@ -44,6 +44,8 @@ class ServerInfo:
     keys_limit: int
     # The highest push number of the session that was applied; 0: none.
     last_push: int = 0
+    # Verbs that it knows, and fields that older servers do not, by name.
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,12 @@ class Call(abc.ABC, Generic[T]):
     def method(cls) -> str:
         """The verb by its name in the schema."""
         return camel_case(cls.VERB)
+
+    def needs(self) -> tuple[str, ...]:
+        """What a server's features have to hold, lest it pass over part of the question in silence:
+        the verb, and names of fields that servers of that verb did not always have.
+        """
+        return (self.VERB,)
 
     @abc.abstractmethod
     def run(self, site: Site, /) -> T:

@@ -3,12 +3,21 @@ begins with it, and the compiled side of a client writes it.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from hybridps.errors import BadInputError
 from hybridps.security.rights import Right
 from hybridps.verbs.calls import Cold, ServerInfo, Site
 from hybridps.verbs.kinds import Lane, Order
+
+# What a server knows that tells no features: it is older than the list of them.
+FIRST_FEATURES: Final = frozenset(
+    (
+        *("lookup", "lookup_or_insert", "apply_gradients", "hello", "prefetch", "assign", "remove"),
+        *("create_table", "table", "tables", "drop_table", "set_learning_rate", "alter"),
+        *("size", "keys", "table_stats", "stats", "flush"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +43,13 @@ class Hello(Cold[ServerInfo]):
 
     @classmethod
     def answer(cls, results: Any, value: ServerInfo) -> None:
-        """The server's limits, and the last push that it knows."""
+        """The server's limits, what it knows, and the last push."""
         server = results.init("server")
         server.version = value.version
         server.shard, server.shards = value.shard, value.shards
         server.lastPush = value.last_push
         server.frameLimit, server.keysLimit = value.frame_limit, value.keys_limit
+        server.features = sorted(value.features)
 
     @classmethod
     def result(cls, results: Any) -> ServerInfo:
@@ -51,5 +61,6 @@ class Hello(Cold[ServerInfo]):
             shards=told.shards,
             frame_limit=told.frameLimit,
             keys_limit=told.keysLimit,
+            features=frozenset(told.features) or FIRST_FEATURES,
             last_push=told.lastPush,
         )

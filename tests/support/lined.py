@@ -31,6 +31,8 @@ class Store:
         )
         self.table = self.engine.create_table(SPEC)[0]
         self.refusal = ""
+        # What a server of version 0.0 lists; nothing: it is older than the list.
+        self.features: list[str] = []
 
 
 class Far:
@@ -66,7 +68,9 @@ class Far:
         with schemas.read_params("hello", event.params) as params:
             self.wire.session = params.session
             self.store.engine.attach(params.session, params.clientId)
+        results.server.version = "0.0"
         results.server.shards = 1
+        results.server.features = self.store.features
         results.server.frameLimit = self.store.limits["frame_limit"]
         results.server.keysLimit = self.store.limits["keys_limit"]
         return self.wire.returns(event.question, results.to_bytes())

@@ -4,6 +4,7 @@ the test turns, against a real store in this process: by hand, and with random s
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,47 @@ def test_any_steps_apply_pushes_once_and_in_order(near: Near, seed: int) -> None
         near.settle()
     assert all(pending.is_over for _, pending, _ in model.order)
     model.check()
+
+
+def test_what_a_server_does_not_know_is_not_sent_to_it(near: Near) -> None:
+    """Of an older server, by its list of features, or without one."""
+    near.store.features = ["lookup"]
+    refused = near.submit(verbs.Size(near.store.table))
+    seen = near.lookup()
+    near.settle()
+    with pytest.raises(hps.ConfigError, match=r"hybridps 0\.0 .*'size'.*hybridps \d.*newer server"):
+        refused.reply()
+    assert read(seen) == 0.0
+    assert near.fars[0].asked == ["hello", "lookup"]
+
+
+@dataclass(frozen=True, slots=True)
+class Later(verbs.Size):
+    """A verb that servers once did not have."""
+
+    VERB = "later"
+
+
+def test_a_server_without_a_list_knows_the_first_verbs(near: Near) -> None:
+    near.store.features = []
+    refused, seen = near.submit(Later(near.store.table)), near.lookup()
+    near.settle()
+    with pytest.raises(hps.ConfigError, match="'later'"):
+        refused.reply()
+    assert read(seen) == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Optioned(verbs.Flush):
+    """A verb that has learnt something."""
+
+    def needs(self) -> tuple[str, ...]:
+        return (*super(Optioned, self).needs(), "thoroughly")
+
+
+def test_a_field_that_a_server_does_not_know_is_a_reason_too(near: Near) -> None:
+    refused = near.submit(Optioned())
+    near.settle()
+    with pytest.raises(hps.ConfigError, match="does not know 'thoroughly', which"):
+        refused.reply()
+    assert near.fars[0].asked == ["hello"]

@@ -18,6 +18,7 @@ from hybridps.server.server import _open
 from hybridps.server.service import Service
 from hybridps.server.workers import Workers
 from hybridps.verbs.calls import Site
+from hybridps.verbs.names import camel_case
 from hybridps.verbs.specs import spec_json
 
 
@@ -81,6 +82,7 @@ async def test_hello_names_the_session_and_tells_the_limits(peer: Peer) -> None:
     assert server["version"] == _core.__version__
     assert (server["shard"], server["shards"], server["lastPush"]) == (0, 1, 0)
     assert (server["frameLimit"], server["keysLimit"]) == (64 << 20, 1 << 20)
+    assert {camel_case(feature) for feature in server["features"]} >= schemas.VERBS
 
 
 async def test_hello_refuses_session_zero(peer: Peer) -> None:
