@@ -32,6 +32,7 @@ from hybridps import (
     Uniform,
     Zeros,
     __version__,
+    cli_token,
     connect,
     plan,
 )
@@ -78,12 +79,10 @@ _BENCHMARKS: Final = Path(__file__).resolve().parent.parent / "benchmarks"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["demo"]:
-        return _demo(given[1:])
-    if given[:1] == ["bench"]:
-        return _bench(given[1:])
-    if given[:1] == ["serve"]:
-        return _serve(given[1:])
+    # These read their arguments themselves.
+    programs = {"demo": _demo, "bench": _bench, "serve": _serve, "token": cli_token.main}
+    if given and given[0] in programs:
+        return programs[given[0]](given[1:])
     flags = _parser().parse_args(given)
     try:
         if flags.command == "plan":
@@ -92,7 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print(json.dumps(told) if flags.json else _show_plan(told))
         if not flags.may_make_store:
             _check_store(flags.url)
-        with connect(flags.url, timeout=flags.timeout) as ps, warnings.catch_warnings():
+        token, ca = os.environ.get("HYBRIDPS_TOKEN"), os.environ.get("HYBRIDPS_TLS_CA")
+        if not flags.url.startswith("hps"):
+            token = ca = None
+        tls = ca if flags.url.startswith("hps://") else None
+        with (
+            connect(flags.url, timeout=flags.timeout, token=token, tls=tls) as ps,
+            warnings.catch_warnings(),
+        ):
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", UserWarning)
             result = flags.run(ps, flags)
@@ -115,12 +121,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="hybridps",
         description="A hybridps server, its tables, the demonstration, and benchmarks.",
         epilog="exit codes: 0 done, 1 failed, 2 usage or bad input, 3 no such table,"
-        " 4 table of another shape, 5 no server or not in time",
+        " 4 table of another shape, 5 no server or not in time. Servers that ask for a token"
+        " are shown that of HYBRIDPS_TOKEN; HYBRIDPS_TLS_CA names the authorities of those with"
+        " TLS.",
     )
     parser.add_argument("--version", action="version", version=f"hybridps {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     table = commands.add_parser("table", help="list, create, inspect and drop tables")
     commands.add_parser("serve", help="run a server; as python -m hybridps.server", add_help=False)
+    commands.add_parser("token", help="make a token for a server's token file", add_help=False)
     commands.add_parser("demo", help="train a real click model through a server", add_help=False)
     commands.add_parser("bench", help="run a script of benchmarks/", add_help=False)
     actions = table.add_subparsers(dest="action", required=True, metavar="ACTION")
