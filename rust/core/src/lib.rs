@@ -13,6 +13,7 @@ mod device;
 mod directory;
 mod error;
 mod failure;
+mod image;
 mod index;
 mod init;
 mod journal;

@@ -10,6 +10,7 @@
 //! Bucket and fingerprint together are 36 bits of the hash; the key itself is verified in the row,
 //! so a false match costs a visit, never a wrong row.
 
+mod entry;
 mod line;
 mod regions;
 mod ring;
@@ -17,9 +18,10 @@ mod ring;
 use std::sync::Arc;
 
 use crate::arena::Arena;
-use crate::types::{bucket, Place};
+use crate::types::{bucket, Place, BUCKETS};
 use line::{Line, Region, LANES};
 
+pub(crate) use entry::Entry;
 pub(crate) use ring::LocationRing;
 
 /// Where a row lies: a tier and an offset in units of 16 bytes. Never zero.
@@ -203,11 +205,17 @@ impl Index {
 
     /// Locations of all keys of one of its buckets.
     pub(crate) fn bucket_locations(&self, bucket: u32) -> impl Iterator<Item = Location> + '_ {
+        self.bucket_entries(bucket).map(|(_, location)| location)
+    }
+
+    /// Of every key of one of its buckets a hash that the index cannot tell from the key's, and the
+    /// location.
+    pub(crate) fn bucket_entries(&self, bucket: u32) -> impl Iterator<Item = (u64, Location)> + '_ {
         let own = bucket & (self.buckets - 1);
         let region = self.regions[own as usize & (self.regions.len() - 1)];
         let is_shared = self.is_shared();
-        let entries = self.entries(region);
-        entries.filter(move |e| !is_shared || e.0 == own).map(|e| Location(e.1 & LOCATION_MASK))
+        let entries = self.entries(region).filter(move |e| !is_shared || e.0 == own);
+        entries.map(move |(_, bits)| (hash_of(bucket, bits), Location(bits & LOCATION_MASK)))
     }
 
     /// Locations of all keys.
@@ -215,6 +223,12 @@ impl Index {
         let entries = self.regions.iter().flat_map(|&region| self.entries(region));
         entries.map(|entry| Location(entry.1 & LOCATION_MASK))
     }
+}
+
+/// What bucket and fingerprint say of a hash; its other bits are zero.
+fn hash_of(bucket: u32, entry: u64) -> u64 {
+    let known = u64::from(bucket) << FINGERPRINT_BITS | entry >> LOCATION_BITS;
+    known << (64 - BUCKETS.trailing_zeros() - FINGERPRINT_BITS)
 }
 
 /// Line and lane for a new entry. `None` if every line is full.

@@ -52,14 +52,28 @@ impl Index {
         bytes
     }
 
-    /// Bytes that the next growth for a key of this hash takes, before it gives the old ones back.
-    pub(crate) fn growth_bytes(&self, hash: u64) -> u64 {
-        let bytes = if self.is_split_due() {
+    /// Bytes that the next growth for so many keys, of the bucket of this hash, takes, before it
+    /// gives the old ones back.
+    pub(crate) fn growth_bytes(&self, hash: u64, keys: usize) -> u64 {
+        let bytes = if self.is_split_due(keys) {
             self.split_bytes(&self.keys_by_bucket())
         } else {
-            next_bytes(self.regions[self.region(hash)].bytes())
+            self.grown_for(self.region(hash), keys)
         };
         bytes as u64
+    }
+
+    /// Whether so many keys of the bucket of this hash find lanes.
+    pub(crate) fn has_room(&self, hash: u64, keys: usize) -> bool {
+        let region = self.region(hash);
+        let most = self.keys_max(region, self.regions[region].count());
+        self.counts[region] as usize + keys <= most
+    }
+
+    /// The next size of a region that holds so many keys more.
+    fn grown_for(&self, region: usize, keys: usize) -> usize {
+        let next = next_bytes(self.regions[region].bytes());
+        self.bytes_for(region, next, self.counts[region] as usize + keys)
     }
 
     /// Bytes that all of it takes once new keys of these hashes are in, and while it grows for
@@ -108,8 +122,8 @@ impl Index {
         SPLIT * self.buckets as usize
     }
 
-    fn is_split_due(&self) -> bool {
-        self.is_shared() && self.keys >= self.split_keys()
+    fn is_split_due(&self, keys: usize) -> bool {
+        self.is_shared() && self.keys + keys > self.split_keys()
     }
 
     fn split_bytes(&self, counts: &[usize]) -> usize {
@@ -124,13 +138,14 @@ impl Index {
         counts
     }
 
-    /// Makes room for a key of this hash. False if no address space is left; nothing has changed.
-    pub(crate) fn grow(&mut self, hash: u64) -> bool {
-        if self.is_split_due() {
+    /// One step towards room for so many keys of the bucket of this hash. False if no address space
+    /// is left; nothing has changed.
+    pub(crate) fn grow(&mut self, hash: u64, keys: usize) -> bool {
+        if self.is_split_due(keys) {
             return self.split();
         }
         let region = self.region(hash);
-        self.resize(region, next_bytes(self.regions[region].bytes()))
+        self.resize(region, self.grown_for(region, keys))
     }
 
     /// Moves a region to `bytes` of its own.

@@ -12,7 +12,7 @@ fn insert(index: &mut Index, key: u64, units: u64) {
     let slot = loop {
         match index.vacancy(hash(key)) {
             Some(slot) => break slot,
-            None => assert!(index.grow(hash(key))),
+            None => assert!(index.grow(hash(key), 1)),
         }
     };
     index.insert(slot, hash(key), Location::dram(units));
@@ -142,7 +142,7 @@ fn memory_follows_the_keys_up_and_down() {
     let (mut sum, mut longest) = (0.0, 0);
     for (n, &key) in keys.iter().enumerate() {
         let before = index.bytes();
-        let growth = index.growth_bytes(hash(key));
+        let growth = index.growth_bytes(hash(key), 1);
         insert(&mut index, key, key);
         assert!(index.bytes() <= before + growth, "{before} + {growth} at {n} keys");
         longest = longest.max(growth);
@@ -205,7 +205,7 @@ fn a_shared_region_tells_buckets_apart() {
         let slot = loop {
             match index.vacancy(hash) {
                 Some(slot) => break slot,
-                None => assert!(index.grow(hash)),
+                None => assert!(index.grow(hash, 1)),
             }
         };
         index.insert(slot, hash, Location::dram(n as u64 + 1));

@@ -9,6 +9,7 @@
 //! order: stream > file header > state > slot > segment buffer, the cold volume's before that of
 //! the other. No lock is held over a callback.
 
+mod account;
 mod append;
 mod bytes;
 mod cold;
@@ -33,10 +34,11 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+pub(crate) use account::Account;
 pub(crate) use footer::FooterEntry;
 pub(crate) use pins::Pin;
 pub(crate) use reader::{Read, ReadCounts};
-pub(crate) use record::{footprint, Record, RecordView, ROW_FLOATS_MAX};
+pub(crate) use record::{charge, footprint, Record, RecordView, ROW_FLOATS_MAX};
 pub(crate) use scan::{Verified, SCAN_BYTES};
 pub(crate) use slots::SegmentId;
 pub(crate) use victim::Elders;

@@ -95,7 +95,7 @@ pub(super) const fn record_pages(row_floats: usize) -> usize {
 }
 
 /// Bytes that a record costs in a segment.
-pub(super) const fn charge(row_floats: usize) -> u64 {
+pub(crate) const fn charge(row_floats: usize) -> u64 {
     let pages = record_pages(row_floats);
     (if pages > 1 { pages * PAGE } else { record_bytes(row_floats) }) as u64
 }

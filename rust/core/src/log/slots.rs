@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use super::account::Account;
 use super::header::SegmentHeader;
 use super::record::charge;
 use super::segment::SegmentBuffer;
@@ -510,6 +511,20 @@ impl Slots {
 
     pub(super) fn live_bytes(&self) -> u64 {
         self.live.load(Relaxed)
+    }
+
+    /// Opening: what is known of a written segment; of another filling of its slot nothing is.
+    pub(super) fn adopt_account(&self, account: &Account) {
+        let Some(slot) = self.slots.get(account.segment.slot as usize) else { return };
+        if slot.info.read().header.incarnation != account.segment.incarnation {
+            return;
+        }
+        slot.live.store(account.live_bytes, Relaxed);
+        slot.tombstones.store(account.tombstone_bytes, Relaxed);
+        slot.horizon.store(account.horizon, Relaxed);
+        slot.removed_from.store(account.removed_from, Relaxed);
+        self.live.fetch_add(account.live_bytes, Relaxed);
+        self.tombstones.fetch_add(account.tombstone_bytes, Relaxed);
     }
 
     /// Tables of the rows of a slot, as a set of `table_bit`.

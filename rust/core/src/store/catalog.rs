@@ -68,6 +68,8 @@ impl Engine {
     }
 
     pub(super) fn drop_table(&self, name: &str) -> Result<()> {
+        // What is released must be known.
+        self.load_rest()?;
         let table = {
             let directory = self.define()?;
             let id = self.find_table(name)?.id;
@@ -191,6 +193,7 @@ impl Engine {
                 known.set_spec(spec);
             }
             Entry::DropTable { table } => {
+                self.load_rest()?;
                 let name = self.find_replayed(table)?.map(|table| table.name());
                 dropped = name.and_then(|name| self.catalog.write().forget(&name));
             }
@@ -227,6 +230,7 @@ impl Engine {
     pub(super) fn keys(&self, id: TableId, at: u32, keys: &mut Vec<u64>) -> Result<u32> {
         let table = self.table(id)?;
         let next = (at.min(BUCKETS) + BUCKETS_PER_WALK).min(BUCKETS);
+        self.load_buckets(at.min(BUCKETS)..next)?;
         let start = keys.len();
         // Rows that move between the two looks are not found: look again.
         while !self.list(&table, at..next, keys)? {

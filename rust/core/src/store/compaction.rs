@@ -88,6 +88,8 @@ impl Engine {
     /// Copies the live records of a segment to the compaction stream, and frees it. Returns what
     /// is damaged of it. The caller holds `compacting`.
     pub(super) fn compact_segment(&self, segment: SegmentId) -> Result<Vec<Damaged>> {
+        // Of keys that are not in the index it would take the records for dead.
+        self.load_rest()?;
         let log = &self.tier.log;
         let _buffer = self.ledger.hold(Kind::Buffers, SCAN_BYTES as u64);
         let copying = Copying { engine: self, segment, elders: log.elders() };

@@ -10,6 +10,8 @@ use super::ahead::Ahead;
 use super::config::StoreConfig;
 use super::damaged::Untold;
 use super::flights::Flights;
+use super::image::ImageFile;
+use super::loading::Loading;
 use super::order::Sequencer;
 use super::running::Running;
 use super::scrub::Scrub;
@@ -53,6 +55,10 @@ pub(super) struct Engine {
     /// What was found damaged, until it is told.
     pub(super) untold: Mutex<Untold>,
     pub(super) holds: Mutex<Holds>,
+    /// What is missing of the index.
+    pub(super) loading: Loading,
+    /// The image of the index, if there is one.
+    pub(super) image: Mutex<Option<ImageFile>>,
     /// Held by every verb while it runs, so that `close` waits for those that are on their way.
     pub(super) is_open: RwLock<bool>,
     /// Calls that wait for the file system are given up.

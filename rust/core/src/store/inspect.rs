@@ -80,6 +80,7 @@ impl Engine {
             )));
         }
         let table = self.table(table)?;
+        self.load_for(keys.iter().copied())?;
         let _memory = self.ledger.hold(Kind::Buffers, (WINDOW_KEYS * 4 * table.floats) as u64);
         let mut rows = Vec::with_capacity(keys.len());
         for keys in keys.chunks(WINDOW_KEYS) {

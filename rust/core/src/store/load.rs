@@ -14,7 +14,7 @@ use super::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ledger::Kind;
 use crate::log::{FooterEntry, SegmentId};
-use crate::table::{stripe_of, State, Table};
+use crate::table::{stripe_of, Table};
 use crate::types::{hash, Sequence, TableId};
 
 /// Share of the memory for rows that entries may take: no row is there yet.
@@ -25,12 +25,18 @@ const BYTES_MAX: u64 = 1 << 30;
 const THREADS_MAX: usize = 4;
 
 /// An entry, and the rank of its segment: of two records the one written later.
-struct Entry {
-    entry: FooterEntry,
-    segment: u32,
+pub(super) struct Dated {
+    pub(super) entry: FooterEntry,
+    pub(super) segment: u32,
 }
 
-impl Entry {
+/// The records of each key, the one that counts last. Sorts them by table.
+pub(super) fn by_key(entries: &mut [Dated]) -> impl Iterator<Item = &[Dated]> {
+    entries.sort_unstable_by_key(|e| (e.entry.table, e.entry.key, e.age()));
+    entries.chunk_by(|a, b| (a.entry.table, a.entry.key) == (b.entry.table, b.entry.key))
+}
+
+impl Dated {
     /// Greater for the record that counts. Of equal sequences a row rather than a tombstone: it is
     /// as of the removal, and came after it, whatever place compaction gave the mark.
     fn age(&self) -> (Sequence, bool, u32, u64) {
@@ -47,7 +53,7 @@ impl Engine {
         let bytes = bytes.clamp(BYTES_MIN, BYTES_MAX);
         #[cfg(test)]
         let bytes = tests::BYTES.get().unwrap_or(bytes);
-        let all = entries * size_of::<Entry>() as u64;
+        let all = entries * size_of::<Dated>() as u64;
         let _held = self.ledger.hold(Kind::Calls, bytes.min(all));
         let passes = all.div_ceil(bytes).clamp(1, self.stripes.len() as u64) as usize;
         let step = self.stripes.len().div_ceil(passes);
@@ -84,7 +90,7 @@ impl Engine {
         &self,
         segments: &[(SegmentId, u32)],
         stripes: &Range<usize>,
-    ) -> Result<Vec<Mutex<Vec<Entry>>>> {
+    ) -> Result<Vec<Mutex<Vec<Dated>>>> {
         let per_stripe = self.tier.buckets_per_stripe;
         let buckets = stripes.start as u32 * per_stripe..stripes.end as u32 * per_stripe;
         // Lists that grew by doubling would take twice what was booked.
@@ -94,13 +100,13 @@ impl Engine {
         let lists: Vec<_> = stripes.clone().map(list).collect();
         let next = AtomicUsize::new(0);
         side_by_side(segments.len(), || {
-            let mut own: Vec<Vec<Entry>> = stripes.clone().map(|_| Vec::new()).collect();
+            let mut own: Vec<Vec<Dated>> = stripes.clone().map(|_| Vec::new()).collect();
             loop {
                 let rank = next.fetch_add(1, Relaxed);
                 let Some(&(segment, _)) = segments.get(rank) else { return Ok(()) };
                 self.tier.log.entries_of(segment, buckets.clone(), &mut |entry| {
                     let stripe = stripe_of(hash(entry.key), self.stripes.len());
-                    own[stripe - stripes.start].push(Entry { entry, segment: rank as u32 });
+                    own[stripe - stripes.start].push(Dated { entry, segment: rank as u32 });
                 })?;
                 for (list, own) in lists.iter().zip(&mut own) {
                     list.lock().append(own);
@@ -111,43 +117,39 @@ impl Engine {
     }
 
     /// Adopts what counts of one stripe's entries. Returns their highest sequence.
-    fn load_stripe(&self, stripe: usize, entries: &mut [Entry]) -> Result<Sequence> {
+    fn load_stripe(&self, stripe: usize, entries: &mut [Dated]) -> Result<Sequence> {
         let tables: HashMap<TableId, Arc<Table>> = self.catalog.read().by_id.clone();
-        entries.sort_unstable_by_key(|e| (e.entry.table, e.entry.key, e.age()));
         let newest = entries.iter().map(|e| e.entry.sequence).max().unwrap_or(0);
         let mut state = self.stripes[stripe].lock();
         state.progress.lift(newest);
-        for records in entries.chunk_by(|a, b| a.entry.table == b.entry.table) {
-            let Some(table) = tables.get(&records[0].entry.table) else { continue };
-            let mut rows = 0;
-            for of_key in records.chunk_by(|a, b| a.entry.key == b.entry.key) {
-                for Entry { entry, .. } in of_key.iter().filter(|e| e.entry.tombstone) {
-                    self.tier.log.adopt_tombstone(entry.place, entry.table);
-                }
-                let Some(Entry { entry, .. }) = of_key.last() else { continue };
-                if !entry.tombstone {
-                    self.adopt(&mut state, table, entry)?;
-                    rows += 1;
-                }
+        for of_key in by_key(entries) {
+            let Some(Dated { entry, .. }) = of_key.last() else { continue };
+            let Some(table) = tables.get(&entry.table) else { continue };
+            for Dated { entry, .. } in of_key.iter().filter(|e| e.entry.tombstone) {
+                self.tier.log.adopt_tombstone(entry.place, entry.table);
             }
-            self.charge_records(table, rows);
+            if !entry.tombstone {
+                self.check_length_of(table, entry)?;
+                state.adopt(&self.tier, table, entry.key, entry.place)?;
+                self.tier.log.adopt(entry.place, table.floats);
+                self.charge_records(table, 1);
+            }
         }
         Ok(newest)
     }
 
-    fn adopt(&self, state: &mut State, table: &Arc<Table>, entry: &FooterEntry) -> Result<()> {
-        if entry.row_floats != table.floats {
-            return Err(Error::corruption(format!(
-                "{}: a footer says that rows of table {:?} hold {} numbers, the manifest says {}",
-                self.config.path.display(),
-                table.name(),
-                entry.row_floats,
-                table.floats
-            )));
+    /// A row has the length that its table says.
+    pub(super) fn check_length_of(&self, table: &Table, entry: &FooterEntry) -> Result<()> {
+        if entry.tombstone || entry.row_floats == table.floats {
+            return Ok(());
         }
-        state.adopt(&self.tier, table, entry.key, entry.place)?;
-        self.tier.log.adopt(entry.place, table.floats);
-        Ok(())
+        Err(Error::corruption(format!(
+            "{}: a footer says that rows of table {:?} hold {} numbers, the manifest says {}",
+            self.config.path.display(),
+            table.name(),
+            entry.row_floats,
+            table.floats
+        )))
     }
 }
 

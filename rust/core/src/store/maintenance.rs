@@ -71,6 +71,7 @@ impl Engine {
         if self.tier.log.no_space().is_some() {
             return Ok(());
         }
+        self.fit_image()?;
         self.compact()?;
         if self.is_journaled() && is_checkpoint_due(&self.tail(), self.config.journal_bytes()) {
             self.checkpoint(false)?;

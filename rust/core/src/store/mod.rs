@@ -14,8 +14,10 @@ mod damaged;
 mod engine;
 mod fetch;
 mod flights;
+mod image;
 mod inspect;
 mod load;
+mod loading;
 mod maintenance;
 mod mutate;
 mod order;
@@ -30,6 +32,7 @@ mod running;
 mod scrub;
 mod session;
 mod sizing;
+mod source;
 mod stage;
 mod stats;
 mod tail;
@@ -144,6 +147,7 @@ impl Store {
     pub fn open(config: StoreConfig) -> Result<Self> {
         let engine = Arc::new(Engine::open(config)?);
         let maintenance = Mutex::new(Some(maintenance::start(engine.clone())?));
+        engine.start_loading()?;
         Ok(Self { engine, maintenance })
     }
 
@@ -307,7 +311,7 @@ impl Store {
     /// `TableNotFound`.
     pub fn len(&self, table: TableId) -> Result<u64> {
         let _call = self.engine.enter_reading()?;
-        Ok(self.engine.rows(&*self.engine.table(table)?).keys)
+        self.engine.len(table)
     }
 
     /// Appends the keys of buckets [bucket, next) to `keys` and returns next; 4096 ends the walk.
@@ -408,6 +412,7 @@ impl Store {
         let Some(thread) = maintenance.take() else { return Ok(()) };
         self.engine.ahead.stop();
         self.engine.scrub.stop();
+        self.engine.loading.stop();
         // Calls may wait for room in the log: the maintenance thread goes last.
         self.engine.is_closing.store(true, Ordering::Relaxed);
         *self.engine.is_open.write() = false;

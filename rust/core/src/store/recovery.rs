@@ -1,7 +1,8 @@
 //! Opening and closing: what is on the devices becomes a store again, and the other way round.
 //!
-//! First directory, superblock and manifest; then the index, from the footers of all segments
-//! (`load`); then the journal (`replay`): entries that a row has not seen yet are applied again.
+//! First directory, superblock and manifest; then the index, on demand from its image (`loading`),
+//! or without one from the footers of all segments (`load`); then the journal (`replay`): entries
+//! that a row has not seen yet are applied again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -12,6 +13,7 @@ use super::ahead::Ahead;
 use super::config::SEGMENT_BUFFERS;
 use super::engine::{Catalog, Engine, Wake};
 use super::flights::Flights;
+use super::loading::Loading;
 use super::order::Sequencer;
 use super::running::Running;
 use super::scrub::Scrub;
@@ -54,7 +56,7 @@ impl Engine {
             known.journal,
         )?;
         let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
-        let newest = engine.load_index()?;
+        let newest = engine.open_index(&known)?;
         let last = newest.max(known.next_sequence.saturating_sub(1));
         engine.sequencer.lock().last = last.max(engine.catalog.read().as_of);
         engine.replay(&mut pending)?;
@@ -119,6 +121,8 @@ impl Engine {
             ahead: Ahead::default(),
             flights: Flights::default(),
             holds: Mutex::new(holds),
+            loading: Loading::default(),
+            image: Mutex::default(),
         })
     }
 
@@ -143,8 +147,11 @@ impl Engine {
 
     /// After this the log alone holds every row.
     fn write_all(&self) -> Result<()> {
-        self.compact()?;
+        if self.loading.is_done() {
+            self.compact()?;
+        }
         self.checkpoint(true)?;
+        self.write_image();
         self.write_superblock(true)
     }
 }

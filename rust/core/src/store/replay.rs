@@ -183,6 +183,7 @@ type Placed = (Option<Place>, u32);
 impl Engine {
     /// Brings the rows of a window up to date in the log and the index.
     fn merge(&self, window: &Window) -> Result<()> {
+        self.load_for((0..window.rows() as u32).map(|n| window.key(n)))?;
         // What the index names stays until it was read.
         let pin = self.tier.log.pin();
         let mut order = self.find_rows(window);

@@ -167,6 +167,7 @@ impl Drop for Call<'_> {
 impl Engine {
     /// Probes all windows, and stages the first. Returns how many keys are new, too.
     fn probe_target(&self, target: &Target<'_>, window: usize) -> Result<(Probed, usize)> {
+        self.load_for(target.keys.iter().copied())?;
         let stripes = self.stripes.len();
         let windows = Plan::windows(&target.keys, window);
         let mut touched = vec![false; stripes];

@@ -81,8 +81,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Rows of a table, exactly: waits for the index.
+    pub(super) fn len(&self, table: TableId) -> Result<u64> {
+        let table = self.table(table)?;
+        self.load_rest()?;
+        Ok(self.rows(&table).keys)
+    }
+
+    /// While the index is loaded, what is missing of it is counted by its image.
     pub(super) fn rows(&self, table: &Table) -> Rows {
-        let mut rows = Rows::default();
+        let mut rows = Rows { keys: self.loading.pending(table.id), ..Rows::default() };
         for stripe in &self.stripes {
             if let Some(part) = stripe.lock().parts.get(&table.id) {
                 rows.add(part);
@@ -128,7 +136,8 @@ impl Engine {
         let tables: Vec<_> = self.catalog.read().by_id.values().cloned().collect();
         let rows = self.all_rows();
         let count = |table: Arc<Table>| {
-            let rows = rows.get(&table.id).copied().unwrap_or_default();
+            let mut rows = rows.get(&table.id).copied().unwrap_or_default();
+            rows.keys += self.loading.pending(table.id);
             let counters = Self::describe(&rows, Self::record_bytes_of(&table), &table.counters);
             (table.name(), counters)
         };
@@ -168,7 +177,7 @@ impl Engine {
         for (name, value) in sums {
             match *name {
                 "dram_bytes" => *value = self.ledger.total(),
-                "nvme_bytes" => *value = log.allocated_bytes() + journal.bytes(),
+                "nvme_bytes" => *value = self.files_bytes(),
                 "journal_bytes" => *value = journal.bytes_written(),
                 "device_bytes_read" => *value = log.bytes_read(),
                 "device_bytes_written" => *value = log.bytes_written() + journal.bytes_written(),

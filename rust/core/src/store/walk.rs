@@ -203,6 +203,7 @@ impl Engine {
     }
 
     pub(super) fn read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<()> {
+        self.load_for(walks.iter().flat_map(|walk| walk.keys.iter().copied()))?;
         let mut position = Position::default();
         loop {
             let left = position.left(walks);
@@ -271,6 +272,9 @@ impl Engine {
     /// As `read`, if nothing has to be waited for: no row is on NVMe, and no other call holds a
     /// stripe. Else false, with nothing counted.
     pub(super) fn try_read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<bool> {
+        if !self.is_loaded_for(walks.iter().flat_map(|walk| walk.keys.iter().copied())) {
+            return Ok(false);
+        }
         let mut position = Position::default();
         let bytes = self.window_bytes(walks, position.left(walks));
         let Some(_memory) = self.ledger.try_hold_for_call(bytes) else { return Ok(false) };

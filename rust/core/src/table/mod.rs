@@ -5,6 +5,7 @@
 //! waits for it only when all segment buffers are on their way there, or the log is full.
 
 mod heat;
+mod image;
 mod part;
 mod plan;
 mod policy;

@@ -105,13 +105,20 @@ impl State {
         Ok(())
     }
 
-    /// Rows make room for the index; where there are none left to leave, one growth may pass the
-    /// share: `check_room` stops new keys before it adds up.
-    pub(super) fn grow_index(&mut self, tier: &Tier, id: TableId, hash: u64) -> Result<()> {
+    /// Rows make room for so many keys more in the index, of the bucket of this hash. Where there
+    /// are none left to leave, one growth may pass the share: `check_room` stops new keys before it
+    /// adds up.
+    pub(super) fn grow_index(
+        &mut self,
+        tier: &Tier,
+        id: TableId,
+        hash: u64,
+        keys: usize,
+    ) -> Result<()> {
         self.advance_pulse();
         loop {
             let Some(part) = self.parts.get(&id) else { return Ok(()) };
-            let growth = part.index.growth_bytes(hash);
+            let growth = part.index.growth_bytes(hash, keys);
             let is_capped = part.bytes() + growth > part.table.stripe_cap();
             let gave = match (is_capped, self.memory.has_room(growth)) {
                 (false, true) => break,
@@ -124,7 +131,7 @@ impl State {
         }
         let Self { parts, memory, .. } = self;
         let Some(part) = parts.get_mut(&id) else { return Ok(()) };
-        if !accounted(memory, part, |part| part.index.grow(hash)) {
+        if !accounted(memory, part, |part| part.index.grow(hash, keys)) {
             return Err(no_space("an index"));
         }
         self.watch_when_short(id);

@@ -12,6 +12,8 @@ pub(crate) struct Share {
     rows: Hold,
     index: Hold,
     statistics: Hold,
+    /// Bytes that the index will take when all of it is loaded.
+    awaited: Hold,
 }
 
 impl Share {
@@ -23,6 +25,7 @@ impl Share {
             rows: ledger.hold(Kind::Rows, 0),
             index: ledger.hold(Kind::Index, 0),
             statistics: ledger.hold(Kind::Statistics, 0),
+            awaited: ledger.hold(Kind::Index, 0),
         }
     }
 
@@ -33,12 +36,23 @@ impl Share {
 
     /// Bytes that it holds.
     pub(super) fn used(&self) -> u64 {
-        self.rows.bytes() + self.index.bytes() + self.statistics.bytes()
+        let own = self.rows.bytes() + self.index.bytes() + self.statistics.bytes();
+        own + self.awaited.bytes()
     }
 
     /// Bytes of all indexes.
     pub(super) fn index_bytes(&self) -> u64 {
         self.index.bytes()
+    }
+
+    /// Sets memory aside for what is still to be loaded of the index.
+    pub(super) fn await_index(&mut self, bytes: u64) {
+        self.awaited.resize(self.awaited.bytes() + bytes);
+    }
+
+    /// So much of it comes now.
+    pub(super) fn index_arrives(&mut self, bytes: u64) {
+        self.awaited.resize(self.awaited.bytes().saturating_sub(bytes));
     }
 
     /// Whether so many bytes more can be held.

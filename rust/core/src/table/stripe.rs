@@ -266,12 +266,12 @@ impl State {
     }
 
     /// A lane for a new entry; the index grows until there is one.
-    fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Result<Slot> {
+    pub(super) fn vacancy(&mut self, tier: &Tier, id: TableId, hash: u64) -> Result<Slot> {
         loop {
             if let Some(slot) = self.parts.get(&id).and_then(|part| part.index.vacancy(hash)) {
                 return Ok(slot);
             }
-            self.grow_index(tier, id, hash)?;
+            self.grow_index(tier, id, hash, 1)?;
         }
     }
 

@@ -159,6 +159,8 @@ pub fn copy(from: &Path, to: &Path) {
 
 fn files(of: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = ["MANIFEST", "superblock", "rows.log"].map(PathBuf::from).to_vec();
+    let image = PathBuf::from("index.image");
+    files.extend(of.join(&image).exists().then_some(image));
     for file in std::fs::read_dir(of.join("journal"))? {
         files.push(Path::new("journal").join(file?.file_name()));
     }

@@ -99,8 +99,8 @@ fn spec(name: &str) -> TableSpec {
 }
 
 /// Calls on the store, and on the model of it.
-struct Script<'a> {
-    store: &'a Store,
+struct Script {
+    store: Store,
     now: Moment,
     /// Moment n is that after call n; 0 is the empty store.
     moments: Vec<Moment>,
@@ -109,7 +109,7 @@ struct Script<'a> {
     durability: Durability,
 }
 
-impl Script<'_> {
+impl Script {
     /// The next call; true if all up to it is durable once it returned.
     fn step(&mut self, call: u64) -> bool {
         let name = ["rare", "other", "often", "often"][self.random.next(4) as usize];
@@ -241,9 +241,9 @@ fn run(durability: Durability, seed: u64) -> Run {
     let scratch = Scratch::in_memory();
     let traced = Traced::new(scratch.path());
     let mut promised = vec![0];
-    let store = Store::open(config(scratch.path(), durability)).unwrap();
+    let open = || Store::open(config(scratch.path(), durability)).unwrap();
     let mut script = Script {
-        store: &store,
+        store: open(),
         now: Moment::default(),
         moments: vec![Moment::default()],
         ids: BTreeMap::new(),
@@ -258,9 +258,15 @@ fn run(durability: Durability, seed: u64) -> Run {
         if script.step(call) {
             promise(script.moments.len());
         }
+        // An image of the index is written, and what comes after is younger than it.
+        if call % (CALLS / 3) == CALLS / 6 {
+            script.store.close().unwrap();
+            promise(script.moments.len());
+            script.store = open();
+        }
     }
+    script.store.close().unwrap();
     let moments = script.moments;
-    store.close().unwrap();
     promise(moments.len());
     Run { scratch, traced, durability, moments, promised }
 }
