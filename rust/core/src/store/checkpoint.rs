@@ -48,10 +48,10 @@ impl Engine {
             _ => self.rotate()?,
         };
         *unfinished = Some(generation);
+        let last = self.sequencer.lock().last;
         self.write_back((!all).then_some(generation))?;
         self.write_superblock(false)?;
-        // A removal that was ordered before the new file began has told it what it found.
-        let last = self.sequencer.lock().last;
+        // They have passed all stripes; a removal has told the new file what it found, too.
         self.running.wait_before(last + 1);
         self.journal().drop_through(generation)?;
         *unfinished = None;

@@ -219,7 +219,7 @@ impl Sessions {
         };
         let mut records: Vec<SessionRecord> =
             self.clients.iter().filter_map(|(id, client)| self.past(id, client)).collect();
-        let of_past: Vec<u64> = records.iter().map(|record| record.session).collect();
+        let of_past: HashSet<u64> = records.iter().map(|record| record.session).collect();
         let mut owners = Vec::new();
         for (&session, known) in &self.sessions {
             let list = if is_owner(session, known) { &mut owners } else { &mut records };
