@@ -14,6 +14,8 @@ mod rows;
 mod tables;
 mod waits;
 
+use std::path::Path;
+
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableSpec};
 use crate::store::{Store, StoreConfig};
@@ -73,4 +75,23 @@ pub(super) fn hold(store: &'static Store, first: usize) -> Tickets<'static> {
     let drawn = (first..sequencer.tickets.len()).map(|s| (s, sequencer.tickets[s])).collect();
     sequencer.tickets[first..].iter_mut().for_each(|next| *next += 1);
     Tickets::new(&store.engine.stripes, sequencer.last, drawn)
+}
+
+/// What a killed process leaves of a store that stands still.
+pub(super) fn copy(from: &Path) -> Scratch {
+    let to = Scratch::in_memory();
+    copy_files(from, to.path());
+    to
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = to.join(entry.file_name().unwrap());
+        if entry.is_dir() {
+            copy_files(&entry, &name);
+        } else {
+            std::fs::copy(&entry, &name).unwrap();
+        }
+    }
 }

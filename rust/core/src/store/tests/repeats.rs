@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{channel, Receiver};
 use std::time::Duration;
 
-use super::{hold, open, push, spec};
+use super::{copy, hold, open, push, spec};
 use crate::error::Result;
 use crate::scratch::Scratch;
 use crate::store::{GradientBatch, LookupBatch, PushOutcome, Store};
@@ -148,23 +148,10 @@ fn a_repeated_removal_returns_what_the_first_found() {
     }
     assert_eq!(store.remove(push(2), id, &KEYS[..7]).unwrap(), 7);
     // A killed process: the journal has what was removed.
-    let image = Scratch::new();
-    copy(scratch.path(), image.path());
+    let image = copy(scratch.path());
     let again = open(&image, Durability::Process);
     assert_eq!(again.remove(push(3), id, &KEYS[..20]).unwrap(), 13);
     again.close().unwrap();
-}
-
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
-        let name = to.join(entry.file_name().unwrap());
-        if entry.is_dir() {
-            copy(&entry, &name);
-        } else {
-            std::fs::copy(&entry, &name).unwrap();
-        }
-    }
 }
 
 /// Once a corrected clock made sessions old, and steps that were replayed then were applied twice.

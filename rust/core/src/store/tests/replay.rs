@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use crate::error::{Error, Result};
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableSpec};
+use crate::store::tests::copy;
 use crate::store::{Assign, GradientBatch, InsertBatch, LookupBatch, Store, StoreConfig};
 use crate::types::{Durability, Push, TableId};
 
@@ -136,19 +137,6 @@ fn removals(store: &Store, table: TableId, calls: &[Call]) -> Vec<u64> {
     let removals = (1..).zip(calls).filter(|(_, call)| matches!(call, Call::Remove(_)));
     let again = |(number, _)| Push { session: 1, number, step: None };
     removals.map(again).map(|push| store.remove(push, table, &[]).unwrap()).collect()
-}
-
-fn copy(from: &Path) -> Scratch {
-    let to = Scratch::in_memory();
-    std::fs::create_dir_all(to.path().join("journal")).unwrap();
-    let mut files: Vec<_> = ["MANIFEST", "superblock", "rows.log"].map(Into::into).to_vec();
-    for file in std::fs::read_dir(from.join("journal")).unwrap() {
-        files.push(Path::new("journal").join(file.unwrap().file_name()));
-    }
-    for file in files {
-        std::fs::copy(from.join(&file), to.path().join(&file)).unwrap();
-    }
-    to
 }
 
 fn open_within(path: &Path, bytes: u64, windows: u64) -> Result<Store> {
