@@ -37,8 +37,8 @@ fn push(store: &Store, session: u64, stop: &AtomicBool) -> HashMap<TableId, usiz
     while !stop.load(Relaxed) {
         number += 1;
         let name = NAMES[(number as usize + session as usize) / 3 % 2];
-        let handle = handles.get(name).copied().map_or_else(|| Ok(store.table(name)?.id), Ok);
-        let outcome = handle.and_then(|table| {
+        let known = handles.get(name).copied().map_or_else(|| store.table(name).map(|t| t.id), Ok);
+        let outcome = known.and_then(|table| {
             handles.insert(name, table);
             let batch = GradientBatch { table, keys: &KEYS, gradients: &[-1.0; KEYS.len()] };
             store.apply_gradients(Push { session, number, step: None }, &[batch])?;
@@ -90,7 +90,11 @@ fn pushes_count_where_they_were_made_while_tables_come_and_go() {
         NAMES.iter().for_each(|name| drop(store.create_table(&counter(name)).unwrap()));
         let stop = AtomicBool::new(false);
         let (acknowledged, gone) = std::thread::scope(|scope| {
-            let pushers: Vec<_> = (1..=3).map(|n| scope.spawn(|| push(&store, n, &stop))).collect();
+            let pusher = |session| {
+                let (store, stop) = (&store, &stop);
+                scope.spawn(move || push(store, session, stop))
+            };
+            let pushers: Vec<_> = (1..=3).map(pusher).collect();
             let gone = redefine(&store);
             stop.store(true, Relaxed);
             let mut all = HashMap::new();

@@ -54,15 +54,16 @@ pub(crate) fn replay(
     }
     let Some(file) = chain.next.take() else { return Ok(reached) };
     let path = files.next_path(file.generation);
-    let source = Source { path, file, is_newest: true, known: None, epoch };
+    let mut source = Source { path, file, is_newest: true, known: None, epoch };
     if !follows(files, source.clone(), reached)? {
         files.delete_next(file.generation)?;
         return Ok(reached);
     }
-    let reached = read(files, source, reached, visit, &mut body)?;
+    // Before any of it is replayed: what comes of its entries must not outlive them.
     files.publish(file.generation)?;
     chain.listed.push(file);
-    Ok(reached)
+    source.path = files.path(file.generation);
+    read(files, source, reached, visit, &mut body)
 }
 
 /// Reads one file, which goes on from `reached`, and cuts its torn tail.

@@ -73,6 +73,22 @@ fn a_switch_without_a_sync_keeps_every_entry() {
     }
 }
 
+/// Rows that come of its entries may reach the log at once: its name must not be lost behind them.
+#[test]
+fn a_second_file_has_its_name_before_it_is_replayed() {
+    let scratch = crash::restore(&Switched::new().after);
+    let mut journal = Journal::open(config(scratch.path(), Durability::Process), NEW).unwrap();
+    let mut seen = 0;
+    let replayed = journal.replay(&mut |stamp, _| {
+        let is_named = log(scratch.path(), 2).exists() && !next_path(scratch.path(), 2).exists();
+        assert_eq!(is_named, stamp.generation == 2);
+        seen += 1;
+        Ok(())
+    });
+    replayed.unwrap();
+    assert_eq!(seen, 6);
+}
+
 /// The device may have had bytes of the second file and not the end of the first.
 #[test]
 fn a_second_file_counts_only_behind_all_of_the_first() {
