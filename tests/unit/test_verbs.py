@@ -15,6 +15,8 @@ import hybridps as hps
 from hybridps import verbs
 from hybridps.config import load
 from hybridps.rpc import schemas
+from hybridps.security.rights import Right
+from hybridps.server.guard import Guard
 from hybridps.server.server import Server
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.catalog import TableFace, on_each
@@ -29,6 +31,7 @@ class Doubled(Cold[int]):
     VERB = "size"
     ORDER = Order.READ
     LANE = Lane.LOOKS
+    RIGHT = Right.READ
 
     table: int
 
@@ -106,7 +109,8 @@ async def test_a_verb_of_a_class_and_a_face_is_called_in_every_way(
     monkeypatch.setitem(verbs.VERBS, "size", Doubled)  # type: ignore[misc, arg-type]
     flags = ["--data", str(tmp_path / "d"), "--dram", "64MiB", "--nvme", "64MiB"]
     flags += ["--listen", "127.0.0.1:0", "--ops", "127.0.0.1:0"]
-    server = Server(load(flags, {}), "asyncio")
+    config = load(flags, {})
+    server = Server(config, Guard(config), "asyncio")
     try:
         await server.start()
         await awaited(server.url)
