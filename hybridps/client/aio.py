@@ -12,6 +12,7 @@ from hybridps.errors import DeadlineError, UnavailableError
 from hybridps.verbs import StoreVerbs, TableVerbs
 from hybridps.verbs.catalog import Catalog, Handle
 from hybridps.verbs.face import Addressed, Awaited, Run
+from hybridps.verbs.router import ReadLimits
 
 T = TypeVar("T")
 
@@ -22,6 +23,9 @@ class Transport(Protocol):
     @property
     def shards(self) -> int:
         """How many servers share the keys."""
+
+    def limits(self) -> ReadLimits:
+        """Of one read, as far as the servers were met."""
 
     async def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order; raises the first error when all have ended."""
@@ -41,6 +45,7 @@ class ThreadedTransport:
         self._timeout = timeout
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hybridps")
         self.shards = transport.shards
+        self.limits = transport.limits
         self._is_closed = False
 
     async def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
@@ -70,7 +75,7 @@ class Driver:
 
     def __init__(self, transport: Transport, url: str) -> None:
         self.transport = transport
-        self.catalog = Catalog(transport.shards)
+        self.catalog = Catalog(transport.shards, transport.limits)
         self.url = url
 
     async def finish(self, run: Run[T]) -> T:

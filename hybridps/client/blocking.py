@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, TypeVar
 from hybridps.verbs import StoreVerbs, TableVerbs
 from hybridps.verbs.catalog import Catalog, Handle
 from hybridps.verbs.face import Addressed, Blocking, Run
+from hybridps.verbs.router import ReadLimits
 from hybridps.verbs.tables import contains, open_table
 
 T = TypeVar("T")
@@ -20,6 +21,9 @@ class Transport(Protocol):
     @property
     def shards(self) -> int:
         """How many servers share the keys."""
+
+    def limits(self) -> ReadLimits:
+        """Of one read, as far as the servers were met."""
 
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order; raises the first error when all have ended."""
@@ -33,7 +37,7 @@ class Driver:
 
     def __init__(self, transport: Transport, url: str) -> None:
         self.transport = transport
-        self.catalog = Catalog(transport.shards)
+        self.catalog = Catalog(transport.shards, transport.limits)
         self.url = url
 
     def finish(self, run: Run[T]) -> T:

@@ -22,6 +22,7 @@ from hybridps.client.retry import delays
 from hybridps.client.urls import Address
 from hybridps.errors import HybridPSError, UnavailableError
 from hybridps.verbs.calls import ServerInfo
+from hybridps.verbs.router import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from hybridps.client.session import Identity
@@ -46,6 +47,8 @@ class Line:
         # Of the present connection; None: there is none.
         self.wire: _core.ClientConnection | None = None
         self.is_closed = False
+        # Of one read, as the server said when it was last met.
+        self.read_limits = DEFAULT_LIMITS
         self._place = (shard, shards)
         self._identity = identity
         self._is_torn = False
@@ -290,6 +293,7 @@ class Line:
             self.refused(error)
             return
         self._info = info
+        self.read_limits = DEFAULT_LIMITS.within(info.keys_limit, info.frame_limit)
         self._delays, self._failures = delays(), 0
         self._encode()
 

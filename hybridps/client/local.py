@@ -19,6 +19,7 @@ from hybridps.client.retry import check_timeout
 from hybridps.errors import UnavailableError
 from hybridps.verbs.calls import Call, Push, ServerInfo, Site
 from hybridps.verbs.face import Addressed
+from hybridps.verbs.router import DEFAULT_LIMITS, ReadLimits
 
 
 class LocalTransport:
@@ -38,6 +39,10 @@ class LocalTransport:
         self._numbers = itertools.count(1)
         self._is_closed = False
         leave.watch(store)
+
+    def limits(self) -> ReadLimits:
+        """A read is cut as it would be for a server: so it holds no more memory."""
+        return DEFAULT_LIMITS
 
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order. `timeout` does not apply, but must be one."""

@@ -29,6 +29,7 @@ from hybridps.client.urls import Address
 from hybridps.security.credentials import NOBODY, Credentials, refusal
 from hybridps.verbs.calls import Push
 from hybridps.verbs.face import Addressed
+from hybridps.verbs.router import ReadLimits
 
 # Below IOV_MAX of every system.
 _BUFFERS_A_SEND: Final = 512
@@ -336,6 +337,10 @@ class RemoteTransport:
     def shards(self) -> int:
         """How many servers share the keys."""
         return len(self._channels)
+
+    def limits(self) -> ReadLimits:
+        """Of one read, as far as the servers were met."""
+        return self._session.limits()
 
     def connect(self) -> None:
         """Meets every server, so that a wrong URL shows at once."""

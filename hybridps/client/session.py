@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hybridps.client.line import Line
 from hybridps.client.urls import Address
 from hybridps.security.credentials import Credentials
+from hybridps.verbs.router import ReadLimits
 
 
 class Identity:
@@ -43,6 +44,13 @@ class Session:
         """The number of a new push. Who asks must submit it before anyone asks again."""
         self._last_push += 1
         return self._last_push
+
+    def limits(self) -> ReadLimits:
+        """Of one read: what every server takes that was met."""
+        limits = self.lines[0].read_limits
+        for line in self.lines[1:]:
+            limits = limits.within(line.read_limits.keys, line.read_limits.frame_bytes)
+        return limits
 
     def renew(self) -> None:
         """In a forked child: a session of its own, without a connection."""

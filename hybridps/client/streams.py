@@ -22,6 +22,7 @@ from hybridps.client.urls import Address
 from hybridps.security.credentials import NOBODY, Credentials, refusal
 from hybridps.verbs.calls import Call, Push
 from hybridps.verbs.face import Addressed
+from hybridps.verbs.router import ReadLimits
 
 # What a socket is handed at once. Its own copy: a call that is given up has its arrays back.
 _CHUNK_BYTES: Final = 256 << 10
@@ -218,6 +219,10 @@ class StreamTransport:
     def shards(self) -> int:
         """How many servers share the keys."""
         return len(self._channels)
+
+    def limits(self) -> ReadLimits:
+        """Of one read, as far as the servers were met."""
+        return self._session.limits()
 
     async def connect(self) -> None:
         """Meets every server, so that a wrong URL shows at once."""

@@ -12,6 +12,7 @@ from hybridps.verbs.batches import TableRef
 from hybridps.verbs.calls import Call
 from hybridps.verbs.face import Addressed, Run, Steps
 from hybridps.verbs.open_table import Opened, OpenTable
+from hybridps.verbs.router import DEFAULT_LIMITS, ReadLimits
 
 T = TypeVar("T")
 TableT = TypeVar("TableT")
@@ -28,8 +29,12 @@ class Handle:
 class Catalog:
     """Tables that a client has met, by name. Shared by its threads: single dict operations only."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(
+        self, shards: int, limits: Callable[[], ReadLimits] = lambda: DEFAULT_LIMITS
+    ) -> None:
         self.shards = shards
+        # Of one read; servers tell them when they are met.
+        self.limits = limits
         self._handles: dict[str, Handle] = {}
         self.has_warned_of_replay = False
 

@@ -30,7 +30,7 @@ def splits_of(
     splits = []
     for handle, table_keys in zip(handles, keys, strict=True):
         ref = yield from resolve(catalog, handle)
-        splits.append(router.split(batch(ref, table_keys), catalog.shards))
+        splits.append(router.split(batch(ref, table_keys), catalog.shards, catalog.limits()))
     return splits
 
 

@@ -16,9 +16,31 @@ from hybridps.errors import HybridPSError
 from hybridps.verbs.batches import Batch
 from hybridps.verbs.calls import Counts, Found, Keys, Rows
 
-# A server's default limits on keys and bytes of one message, less room for what is not rows.
-READ_KEYS_MAX: Final = 1 << 20
-READ_BYTES_MAX: Final = 60 << 20
+# A key and a count on the way there; the flag of a found key beside its row on the way back.
+_ASKED_BYTES: Final = 8 + 4
+_FLAG_BYTES: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """What one read may ask of every server: a server's defaults, or less if one of them takes
+    less. Not more: larger messages would only hold more memory.
+    """
+
+    keys: int = 1 << 20
+    frame_bytes: int = 64 << 20
+
+    def within(self, keys: int, frame_bytes: int) -> "ReadLimits":
+        """These, and those of one more server."""
+        return ReadLimits(min(self.keys, keys), min(self.frame_bytes, frame_bytes))
+
+    def keys_max(self, dim: int) -> int:
+        """The most keys whose rows fit one reply; some room is left for what is not rows."""
+        room_bytes = self.frame_bytes - self.frame_bytes // 16
+        return max(1, min(self.keys, room_bytes // max(4 * dim + _FLAG_BYTES, _ASKED_BYTES)))
+
+
+DEFAULT_LIMITS: Final = ReadLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +51,7 @@ class Split:
     keys: Keys
     offsets: Sequence[int]
     inverse: NDArray[np.uint32]
+    limits: ReadLimits = DEFAULT_LIMITS
 
     @property
     def servers(self) -> int:
@@ -48,7 +71,7 @@ class Split:
     @property
     def read_keys_max(self) -> int:
         """The most keys whose rows fit one reply."""
-        return max(1, min(READ_KEYS_MAX, READ_BYTES_MAX // (4 * self.batch.table.dim)))
+        return self.limits.keys_max(self.batch.table.dim)
 
     @property
     def fits_one_read(self) -> bool:
@@ -124,7 +147,7 @@ class Split:
         return found.reshape(self.batch.shape)
 
 
-def split(batch: Batch, shards: int) -> Split:
-    """The unique keys of a batch for `shards` servers."""
+def split(batch: Batch, shards: int, limits: ReadLimits = DEFAULT_LIMITS) -> Split:
+    """The unique keys of a batch for `shards` servers of those limits."""
     keys, offsets, inverse = _core.unique(batch.keys, shards)
-    return Split(batch, keys, offsets, inverse)
+    return Split(batch, keys, offsets, inverse, limits)

@@ -13,6 +13,8 @@ from support.server import ServerProcess
 from support.stock import stock_session
 from support.system import rss_bytes
 
+import hybridps as hps
+
 MIB = 1 << 20
 TOO_MANY = "BadInputError: the call names 101 keys and this server takes 100 .* raise keys_limit"
 
@@ -36,6 +38,37 @@ async def test_keys_a_call(tmp_path: Path) -> None:
                 with pytest.raises(capnp.KjException, match=TOO_MANY):
                     await ps.apply_gradients(table, range(101), zeros)
                 assert (await ps.counters(table))["keys"] == 0
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"HYBRIDPS_KEYS_LIMIT": "100"}, {"HYBRIDPS_FRAME_LIMIT": "64KiB"}],
+    ids=["keys", "frame"],
+)
+async def test_our_clients_cut_reads_to_what_the_servers_take(
+    tmp_path: Path, limits: dict[str, str]
+) -> None:
+    """The smallest limit of all servers holds; batches are of any size, both ways."""
+    rows = np.arange(3000 * 16, dtype=np.float32).reshape(3000, 16)
+    keys = np.arange(3000)
+    with (
+        ServerProcess(tmp_path / "a", "--shard", "0/2") as first,
+        ServerProcess(tmp_path / "b", "--shard", "1/2", **limits) as second,
+    ):
+        url = f"{first.url},{second.url.removeprefix('hps://')}"
+        with hps.connect(url, timeout=60.0) as ps:
+            for name in ("item", "user"):
+                table = ps.create_table(hps.TableSpec(name, 16, hps.SGD(0.5), hps.Zeros()))
+                assert not table.lookup_or_insert(keys).any()
+                table.assign(keys, rows)
+            got, found = table.lookup(keys, return_found=True)
+            np.testing.assert_array_equal(got, rows)
+            assert found.all()
+            both = ps.lookup({"item": keys[::-1], "user": keys})
+            np.testing.assert_array_equal(both["item"], rows[::-1])
+            np.testing.assert_array_equal(both["user"], rows)
+        async with hps.aio.connect(url, timeout=60.0) as aps:
+            np.testing.assert_array_equal(await aps.table("item").lookup(keys), rows)
 
 
 async def test_a_frame_above_the_limit_ends_its_connection_only(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hybridps import placement
 from hybridps.verbs.batches import TableRef, batch
-from hybridps.verbs.router import split
+from hybridps.verbs.router import ReadLimits, split
 
 REF = TableRef("item", (1, 1, 1, 1, 1), 2)
 IDS = st.lists(st.integers(0, 30), max_size=40)
@@ -77,3 +77,17 @@ def test_placement_is_the_engines() -> None:
     assert set(placement.buckets(keys).tolist()) <= set(range(placement.BUCKETS))
     assert placement.shards(keys, 1).max() == 0
     assert np.bincount(placement.shards(keys, 4)).min() > 2000
+
+
+@given(st.integers(1, 1 << 20), st.integers(2048, 64 << 20), st.integers(1, 4096))
+def test_a_read_of_the_most_keys_fits_both_ways(keys: int, frame_bytes: int, dim: int) -> None:
+    most = ReadLimits().within(keys, frame_bytes).keys_max(dim)
+    assert 1 <= most <= keys
+    header = 128
+    assert most == 1 or header + most * (4 * dim + 1) <= frame_bytes
+    assert header + most * (8 + 4) <= frame_bytes
+
+
+def test_limits_are_never_above_the_defaults() -> None:
+    assert ReadLimits().within(1 << 40, 1 << 40) == ReadLimits()
+    assert split(batch(REF, [1]), 1).read_keys_max == ReadLimits().keys_max(2) == 1 << 20
