@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # These read their arguments themselves.
-    programs = {"demo": _demo, "bench": _bench, "serve": _serve, "token": cli_token.main}
+    programs = {"demo": _demo, "bench": _bench, "serve": _serve, "top": _top}
+    programs["token"] = cli_token.main
     if given and given[0] in programs:
         return programs[given[0]](given[1:])
     flags = _parser().parse_args(given)
@@ -130,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="list, create, inspect and drop tables")
     commands.add_parser("serve", help="run a server; as python -m hybridps.server", add_help=False)
     commands.add_parser("token", help="make a token for a server's token file", add_help=False)
+    commands.add_parser("top", help="what servers do now, from their ops ports", add_help=False)
     commands.add_parser("demo", help="train a real click model through a server", add_help=False)
     commands.add_parser("bench", help="run a script of benchmarks/", add_help=False)
     actions = table.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -310,6 +312,13 @@ def _serve(arguments: Sequence[str]) -> int:
     from hybridps.server.__main__ import main as serve  # noqa: PLC0415
 
     return serve(arguments)
+
+
+def _top(arguments: Sequence[str]) -> int:
+    # It reads what the server's own page reads.
+    from hybridps.cli_top import main as top  # noqa: PLC0415
+
+    return top(arguments)
 
 
 def _demo(arguments: Sequence[str]) -> int:

@@ -98,21 +98,23 @@ class History:
         ]
 
 
-def quantile(share: float, counts: Sequence[int]) -> float | None:
+def quantile(
+    share: float, counts: Sequence[int], bounds: Sequence[float] = SECONDS_BUCKETS
+) -> float | None:
     """Seconds within which that share of the calls was answered; None without a call.
 
-    `counts` holds the calls in each of `SECONDS_BUCKETS` and, last, those above. Linear within a
+    `counts` holds the calls up to each of `bounds` and, last, those above. Linear within a
     bucket, as Prometheus' `histogram_quantile` is; calls above all buckets count as the last bound.
     """
     wanted = share * sum(counts)
     if not sum(counts):
         return None
     below = 0.0
-    for low, high, count in zip((0.0, *SECONDS_BUCKETS), SECONDS_BUCKETS, counts, strict=False):
+    for low, high, count in zip((0.0, *bounds), bounds, counts, strict=False):
         if count and below + count >= wanted:
             return low + (high - low) * (wanted - below) / count
         below += count
-    return SECONDS_BUCKETS[-1]
+    return bounds[-1]
 
 
 def _between(points: Sequence[_Point], value: Callable[[_Point, _Point], float | None]) -> Series:

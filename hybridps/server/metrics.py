@@ -24,7 +24,7 @@ SECONDS_BUCKETS = (
 )
 
 # Calls whose latency people ask about; the others are an operator's, come once, or never wait.
-_ROWS_METHODS = frozenset(
+ROWS_METHODS = frozenset(
     name for name, verb in VERBS.items() if issubclass(verb, Hot) and not verb.IS_INSTANT
 )
 
@@ -112,7 +112,7 @@ class Metrics:
         within = dict.fromkeys([*SECONDS_BUCKETS, float("inf")], 0.0)
         for metric in self._seconds.collect():
             for sample in metric.samples:
-                if sample.name.endswith("_bucket") and sample.labels["method"] in _ROWS_METHODS:
+                if sample.name.endswith("_bucket") and sample.labels["method"] in ROWS_METHODS:
                     within[float(sample.labels["le"])] += sample.value
         up_to = [0, *(int(within[bound]) for bound in sorted(within))]
         return tuple(b - a for a, b in pairwise(up_to))
