@@ -31,8 +31,8 @@ def unique(ids: Keys, shards: int) -> tuple[Keys, list[int], NDArray[np.uint32]]
 def gather(rows: Rows, inverse: NDArray[np.uint32], out: Rows) -> None:
     """out[i] = rows[inverse[i]]."""
 
-def sum_rows(rows: Rows, inverse: NDArray[np.uint32], unique: int) -> Rows:
-    """float32[unique, dim]: rows summed per key in order of occurrence."""
+def sum_rows(rows: Rows, inverse: NDArray[np.uint32], unique: int) -> tuple[Rows, bool]:
+    """float32[unique, dim]: rows summed per key in order of occurrence; and if all are finite."""
 
 def sum_counts(
     counts: NDArray[np.uint32], inverse: NDArray[np.uint32], unique: int

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from hybridps import _core
 from hybridps.client import leave
@@ -19,7 +19,10 @@ from hybridps.client.retry import check_timeout
 from hybridps.errors import UnavailableError
 from hybridps.verbs.calls import Call, Push, ServerInfo, Site
 from hybridps.verbs.face import Addressed
-from hybridps.verbs.router import DEFAULT_LIMITS, ReadLimits
+from hybridps.verbs.router import ReadLimits
+
+
+_LIMITS: Final = ReadLimits(merges=True)
 
 
 class LocalTransport:
@@ -41,8 +44,10 @@ class LocalTransport:
         leave.watch(store)
 
     def limits(self) -> ReadLimits:
-        """A read is cut as it would be for a server: so it holds no more memory."""
-        return DEFAULT_LIMITS
+        """A read is cut as it would be for a server: so it holds no more memory. The engine looks
+        up a key that repeats once, and sums what is given for it.
+        """
+        return _LIMITS
 
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order. `timeout` does not apply, but must be one."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hybridps import _core
 from hybridps.keys import KeysLike
-from hybridps.verbs.batches import RowsLike, as_rows
+from hybridps.verbs.batches import RowsLike, as_rows, check_finite
 from hybridps.verbs.calls import Begun, Keys, Push, Rows, Site
 from hybridps.verbs.catalog import Catalog, Handle, TableFace
 from hybridps.verbs.face import Run, Steps, verb
@@ -37,7 +37,7 @@ class Assign(Push[None]):
 def assign(catalog: Catalog, handle: Handle, keys: KeysLike, rows: RowsLike) -> Steps[None]:
     """Sets values; of repeated keys the last."""
     (split,) = yield from splits_of(catalog, [handle], [keys])
-    last = split.last(as_rows(split.batch, rows, "rows"))
+    last = split.last(check_finite(split.batch, as_rows(split.batch, rows, "rows"), "rows"))
     ids = split.batch.table.ids
     parts = [(shard, split.part(shard)) for shard in split.shards()]
     yield [(shard, Assign([(ids[shard], split.keys[part], last[part])])) for shard, part in parts]

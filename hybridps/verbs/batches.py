@@ -49,21 +49,25 @@ def batch(table: TableRef, keys: KeysLike) -> Batch:
 
 
 def as_rows(of: Batch, rows: RowsLike, what: str) -> Rows:
-    """float32[n, dim] of `rows`: float32, float16 or bfloat16, of the right shape, all finite."""
+    """float32[n, dim] of `rows`: float32, float16 or bfloat16, of the right shape."""
     array = _to_float32(of, rows, what)
     if array.shape != of.rows_shape:
         raise BadInputError(
             f"table {of.table.name!r}: {what} have shape {array.shape}, keys have {of.shape}"
             f" and dim is {of.table.dim}; give {what} of shape {of.rows_shape}"
         )
-    flat = np.ascontiguousarray(array).reshape(-1, of.table.dim)
-    if not _core.is_finite(flat):
-        row, column = np.argwhere(~np.isfinite(flat))[0]
+    return np.ascontiguousarray(array).reshape(-1, of.table.dim)
+
+
+def check_finite(of: Batch, rows: Rows, what: str) -> Rows:
+    """The rows, all finite."""
+    if not _core.is_finite(rows):
+        row, column = np.argwhere(~np.isfinite(rows))[0]
         raise BadInputError(
-            f"table {of.table.name!r}: {what} of key {of.keys[row]} hold {flat[row, column]} at"
+            f"table {of.table.name!r}: {what} of key {of.keys[row]} hold {rows[row, column]} at"
             f" column {column}; only finite {what} are applied: find its source, clip or skip it"
         )
-    return flat
+    return rows
 
 
 def as_counts(of: Batch, counts: ArrayLike | None) -> Counts | None:

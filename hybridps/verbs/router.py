@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hybridps import _core
 from hybridps.errors import HybridPSError
-from hybridps.verbs.batches import Batch
+from hybridps.verbs.batches import Batch, check_finite
 from hybridps.verbs.calls import Counts, Found, Keys, Rows
 
 # A key and a count on the way there; the flag of a found key beside its row on the way back.
@@ -29,6 +29,8 @@ class ReadLimits:
 
     keys: int = 1 << 20
     frame_bytes: int = 64 << 20
+    # Not a server: repeated keys are merged there, and gradients checked.
+    merges: bool = False
 
     def within(self, keys: int, frame_bytes: int) -> "ReadLimits":
         """These, and those of one more server."""
@@ -41,11 +43,14 @@ class ReadLimits:
 
 
 DEFAULT_LIMITS: Final = ReadLimits()
+_NONE: Final = np.zeros(0, np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The unique keys of a batch, server after server."""
+    """The unique keys of a batch, server after server; or, for a store that merges repeated keys
+    and checks numbers itself, the batch as it is.
+    """
 
     batch: Batch
     keys: Keys
@@ -65,7 +70,7 @@ class Split:
 
     @property
     def has_repeats(self) -> bool:
-        """True if some key occurs twice."""
+        """True if some key occurs twice, of a batch that is merged here."""
         return len(self.keys) != len(self.batch.keys)
 
     @property
@@ -111,10 +116,13 @@ class Split:
         Where finite gradients sum to infinity the occurrences are sent as they are: the engine
         sums them the same way and keeps the old row, whereas an infinite gradient is refused.
         """
-        if self.is_same:
+        if self.limits.merges:
             return {0: (self.keys, gradients)}
-        sums = _core.sum_rows(gradients, self.inverse, len(self.keys))
-        if self.has_repeats and not _core.is_finite(sums):
+        if self.is_same:
+            return {0: (self.keys, check_finite(self.batch, gradients, "gradients"))}
+        sums, are_finite = _core.sum_rows(gradients, self.inverse, len(self.keys))
+        if not are_finite:
+            check_finite(self.batch, gradients, "gradients")
             return self._unsummed(gradients)
         return {s: (self.keys[self.part(s)], sums[self.part(s)]) for s in self.shards()}
 
@@ -148,6 +156,8 @@ class Split:
 
 
 def split(batch: Batch, shards: int, limits: ReadLimits = DEFAULT_LIMITS) -> Split:
-    """The unique keys of a batch for `shards` servers of those limits."""
+    """The unique keys of a batch for `shards` servers of those limits; all, if they merge."""
+    if limits.merges:
+        return Split(batch, batch.keys, (0, len(batch.keys)), _NONE, limits)
     keys, offsets, inverse = _core.unique(batch.keys, shards)
     return Split(batch, keys, offsets, inverse, limits)

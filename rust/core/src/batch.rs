@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 
+use crate::optimizer::{magnitude, INFINITY_BITS};
 use crate::prefetch::vectorized;
 use crate::types::{bucket, hash, shard_of_bucket};
 
@@ -17,20 +18,22 @@ pub struct Unique {
     pub offsets: Vec<usize>,
     /// uint32[n]: id i of the batch is `keys[inverse[i]]`.
     pub inverse: Vec<u32>,
+    /// uint32[u], growing: where in the batch its keys first occur, whatever their shard.
+    pub firsts: Vec<u32>,
 }
 
 impl Unique {
     /// Finds the unique keys of `ids` (below 2^32 of them) for `shards` servers.
     pub fn new(ids: &[u64], shards: u32) -> Self {
-        let (keys, inverse) = deduplicate(ids);
-        if shards <= 1 {
-            let offsets = vec![0, keys.len()];
-            return Self { keys, offsets, inverse };
+        let unique = deduplicate(ids);
+        match shards {
+            0 | 1 => unique,
+            _ => unique.grouped(shards),
         }
-        Self::group(keys, inverse, shards)
     }
 
-    fn group(keys: Vec<u64>, mut inverse: Vec<u32>, shards: u32) -> Self {
+    fn grouped(self, shards: u32) -> Self {
+        let Self { keys, mut inverse, firsts, .. } = self;
         let shard = |key: u64| shard_of_bucket(bucket(hash(key)), shards) as usize;
         let mut offsets = vec![0; shards as usize + 1];
         for &key in &keys {
@@ -51,7 +54,7 @@ impl Unique {
         for index in &mut inverse {
             *index = moved[*index as usize];
         }
-        Self { keys: grouped, offsets, inverse }
+        Self { keys: grouped, offsets, inverse, firsts }
     }
 }
 
@@ -157,11 +160,12 @@ fn mix(id: u64) -> u64 {
     high ^ high >> 32
 }
 
-fn deduplicate(ids: &[u64]) -> (Vec<u64>, Vec<u32>) {
+fn deduplicate(ids: &[u64]) -> Unique {
     assert!(ids.len() < FREE as usize, "a batch holds fewer than 2^32 - 1 ids");
     let mut slots = Slots::new(ids.len());
     let mut keys = Vec::with_capacity(ids.len());
     let mut inverse = Vec::with_capacity(ids.len());
+    let mut firsts = Vec::new();
     for (n, &id) in ids.iter().enumerate() {
         if let Some(&next) = ids.get(n + AHEAD) {
             slots.prefetch(next);
@@ -169,9 +173,13 @@ fn deduplicate(ids: &[u64]) -> (Vec<u64>, Vec<u32>) {
         if keys.len() > slots.limit {
             slots.review(&keys, n, ids.len());
         }
-        inverse.push(slots.index(&mut keys, id));
+        let index = slots.index(&mut keys, id);
+        if keys.len() > firsts.len() {
+            firsts.push(n as u32);
+        }
+        inverse.push(index);
     }
-    (keys, inverse)
+    Unique { offsets: vec![0, keys.len()], keys, inverse, firsts }
 }
 
 /// Runs `$run::<N>` where `$dim` is a common width N, known to the compiler: rows become plain
@@ -217,29 +225,49 @@ fn gather_rows<const N: usize>(rows: &[f32], dim: usize, inverse: &[u32], out: &
 }
 
 vectorized! {
-    /// `out[inverse[i]] += rows[i]` in order of i, from zero; the first of each is copied, not
-    /// added, so that -0.0 and bits of single occurrences survive.
-    pub fn sum_rows(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
-        by_width!(dim, sum_each(rows, dim, inverse, out));
+    /// `out[inverse[i]]` of a batch whose keys first occur at `firsts`: where each key first occurs
+    /// its row is already, from there it is copied to the key's other places.
+    pub(crate) fn spread(rows: &mut [f32], dim: usize, inverse: &[u32], firsts: &[u32]) {
+        by_width!(dim, spread_rows(rows, dim, inverse, firsts));
     }
 }
 
 #[inline(always)]
-fn sum_each<const N: usize>(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) {
-    let mut seen = vec![false; out.len() / dim];
+fn spread_rows<const N: usize>(rows: &mut [f32], dim: usize, inverse: &[u32], firsts: &[u32]) {
+    let dim = if N > 0 { N } else { dim };
+    for (at, &index) in inverse.iter().enumerate() {
+        let first = firsts[index as usize] as usize;
+        if first < at {
+            let (before, own) = rows.split_at_mut(at * dim);
+            copy_row::<N>(&before[first * dim..(first + 1) * dim], &mut own[..dim]);
+        }
+    }
+}
+
+vectorized! {
+    /// `out[inverse[i]] += rows[i]` in order of i; a key without rows gets -0.0. Returns whether all
+    /// sums are finite, as they cannot be if a row is not.
+    pub fn sum_rows(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) -> bool {
+        by_width!(dim, sum_each(rows, dim, inverse, out))
+    }
+}
+
+#[inline(always)]
+fn sum_each<const N: usize>(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) -> bool {
+    // Minus zero changes no bit of what is added to it, so no first occurrence is a special case:
+    // a branch on that would be guessed wrong every other time.
+    out.fill(-0.0);
+    let dim = if N > 0 { N } else { dim };
+    let mut worst = 0;
     for (row, &index) in rows.chunks_exact(dim).zip(inverse) {
         let start = index as usize * dim;
         let sum = &mut out[start..start + dim];
-        if !std::mem::replace(&mut seen[index as usize], true) {
-            copy_row::<N>(row, sum);
-        } else if let (Some(sum), Some(row), true) =
-            (sum.first_chunk_mut::<N>(), row.first_chunk::<N>(), N > 0)
-        {
-            sum.iter_mut().zip(row).for_each(|(s, x)| *s += x);
-        } else {
-            sum.iter_mut().zip(row).for_each(|(s, x)| *s += x);
+        for i in 0..dim {
+            sum[i] += row[i];
+            worst = magnitude(sum[i]).max(worst);
         }
     }
+    worst < INFINITY_BITS
 }
 
 /// Counts summed per key, saturating.
@@ -288,8 +316,8 @@ mod tests {
         ) {
             let rows: Vec<f32> = (0..inverse.len() * dim).map(|i| (i as f32).sin()).collect();
             let mut sums = vec![0.0; 9 * dim];
-            sum_rows(&rows, dim, &inverse, &mut sums);
-            let mut expected = vec![0.0; 9 * dim];
+            prop_assert!(sum_rows(&rows, dim, &inverse, &mut sums));
+            let mut expected = vec![-0.0; 9 * dim];
             for (row, &index) in rows.chunks(dim).zip(&inverse) {
                 for (s, x) in expected[index as usize * dim..].iter_mut().zip(row) {
                     *s += x;

@@ -94,7 +94,7 @@ pub(crate) fn sum_rows<'py>(
     rows: RowsIn<'py>,
     inverse: NumbersIn<'py>,
     unique: usize,
-) -> PyResult<RowsOut<'py>> {
+) -> PyResult<(RowsOut<'py>, bool)> {
     let (n, dim) = rows.as_array().dim();
     let (rows, inverse) = (slice(&rows)?, slice(&inverse)?);
     if inverse.len() != n {
@@ -103,9 +103,9 @@ pub(crate) fn sum_rows<'py>(
     let array = PyArray2::zeros(py, [unique, dim], false);
     let mut sums = array.readwrite();
     let out = sums.as_slice_mut()?;
-    py.detach(|| core::sum_rows(rows, dim, inverse, out));
+    let are_finite = py.detach(|| core::sum_rows(rows, dim, inverse, out));
     drop(sums);
-    Ok(array)
+    Ok((array, are_finite))
 }
 
 #[pyfunction]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hybridps_core::{
     Assign, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Snapshot, Store,
-    StoreConfig,
+    StoreConfig, Unique,
 };
 use hybridps_serve::texts;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
@@ -147,7 +147,7 @@ impl PyStore {
             let (keys, rows) = (slice(keys)?, rows.as_slice_mut()?);
             calls.push(LookupBatch { table: *table, keys, rows, found });
         }
-        self.run(py, |store| store.lookup(&mut calls))?;
+        self.run(py, |store| store.lookup_merged(&mut calls))?;
         drop(borrowed);
         let replies = arrays.into_iter().zip(found).map(|(rows, found)| {
             let found = want_found.then(|| found.into_pyarray(py).call_method1("view", ("?",)));
@@ -173,7 +173,7 @@ impl PyStore {
             }
             calls.push(InsertBatch { table: *table, keys, counts, rows });
         }
-        self.run(py, |store| store.lookup_or_insert(&mut calls))?;
+        self.run(py, |store| store.lookup_or_insert_merged(&mut calls))?;
         drop(borrowed);
         Ok(arrays)
     }
@@ -225,7 +225,7 @@ impl PyStore {
     fn prefetch(&self, py: Python<'_>, batches: Vec<(u32, KeysIn<'_>)>) -> PyResult<()> {
         for (table, keys) in &batches {
             let keys = slice(keys)?;
-            self.run(py, |store| store.look_ahead(*table, keys))?;
+            self.run(py, |store| store.look_ahead(*table, &Unique::new(keys, 1).keys))?;
         }
         Ok(())
     }

@@ -261,11 +261,11 @@ fn lanes<const K: usize, const N: usize>(
     worst < INFINITY_BITS
 }
 
-const INFINITY_BITS: u32 = 0x7f80_0000;
+pub(crate) const INFINITY_BITS: u32 = 0x7f80_0000;
 
 /// Grows with the distance from 0; infinity and NaN are at or above `INFINITY_BITS`.
 #[inline(always)]
-fn magnitude(x: f32) -> u32 {
+pub(crate) fn magnitude(x: f32) -> u32 {
     x.to_bits() & 0x7fff_ffff
 }
 

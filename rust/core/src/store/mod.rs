@@ -19,6 +19,7 @@ mod inspect;
 mod load;
 mod loading;
 mod maintenance;
+mod merged;
 mod mutate;
 mod order;
 mod pass;
@@ -250,6 +251,26 @@ impl Store {
     pub fn lookup_or_insert(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
         let _call = self.engine.enter()?;
         self.engine.lookup_or_insert(batches)
+    }
+
+    /// As `lookup`, of keys of which many repeat: each is looked up once. Costs a few nanoseconds a
+    /// key and 12 bytes.
+    ///
+    /// # Errors
+    /// As `lookup`.
+    pub fn lookup_merged(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.lookup_merged(batches)
+    }
+
+    /// As `lookup_or_insert`, of keys of which many repeat: their counts are summed. Costs as
+    /// `lookup_merged`.
+    ///
+    /// # Errors
+    /// As `lookup_or_insert`.
+    pub fn lookup_or_insert_merged(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
+        let _call = self.engine.enter()?;
+        self.engine.lookup_or_insert_merged(batches)
     }
 
     /// Runs the optimizer once per unique key. All or nothing.

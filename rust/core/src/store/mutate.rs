@@ -2,8 +2,8 @@
 //! every row under its stripe's lock, in that order. After the journal nothing may fail.
 //!
 //! 1. Probe: each key once, index lines only; room for new keys is checked (`stage`).
-//! 2. Read: records of rows on NVMe are staged in memory of this call, without a lock; of a call
-//!    of more keys than it has memory for, the first.
+//! 2. Read: records of rows on NVMe are staged in memory of this call, without a lock; the first
+//!    ones, where it has no memory for all.
 //! 3. Order: the call gets its sequence, its journal entry and a ticket for each stripe that it
 //!    touches (`order`). A push that was made before is acknowledged, once that one is applied.
 //! 4. Change: stripe by stripe, in turn (`change`). Rows that stayed in DRAM are found where the
@@ -80,7 +80,6 @@ impl Engine {
         for (n, batch) in batches.iter().enumerate() {
             let table = self.table(batch.table)?;
             check_length(&table, batch.keys, batch.gradients.len())?;
-            check_finite(&table, "gradients", batch.gradients)?;
             if batches[..n].iter().any(|other| other.table == batch.table) {
                 return Err(Error::bad_input(format!(
                     "table {:?} is named twice in one push; join its keys and gradients",
@@ -96,11 +95,20 @@ impl Engine {
                 return self.acknowledge(push, &tables, before).map(|(outcome, _)| outcome)
             }
         };
-        let window = admitted.memory.window;
-        let merge = |batch: &super::GradientBatch<'_>| {
-            self.merged(batch.keys, batch.gradients, window, sum_rows)
-        };
-        let merged: Vec<Option<Merged>> = batches.iter().map(merge).collect();
+        let mut merged = Vec::with_capacity(batches.len());
+        for (batch, table) in batches.iter().zip(&tables) {
+            let mut are_finite = true;
+            let sum = |rows: &[f32], dim, inverse: &[u32], out: &mut [f32]| {
+                are_finite = sum_rows(rows, dim, inverse, out);
+            };
+            let window = admitted.memory.window;
+            let summed = self.merged(batch.keys, batch.gradients, window, sum);
+            if summed.is_none() || !are_finite {
+                // Finite gradients whose sum is not are no error: their rows stay as they are.
+                check_finite(table, "gradients", batch.keys, batch.gradients)?;
+            }
+            merged.push(summed);
+        }
         let mut targets = Vec::with_capacity(batches.len());
         for ((batch, merged), table) in batches.iter().zip(&merged).zip(tables) {
             let (keys, gradients) = either(merged, batch.keys, batch.gradients);
@@ -113,7 +121,7 @@ impl Engine {
     pub(super) fn assign(&self, push: Push, assign: &super::Assign<'_>) -> Result<PushOutcome> {
         let table = self.table(assign.table)?;
         check_length(&table, assign.keys, assign.rows.len())?;
-        check_finite(&table, "rows", assign.rows)?;
+        check_finite(&table, "rows", assign.keys, assign.rows)?;
         let tables = [table.clone()];
         let admitted = match self.admit(push, &tables, assign.keys.len())? {
             Decision::Apply(admitted) => admitted,
@@ -166,7 +174,7 @@ impl Engine {
         keys: &[u64],
         rows: &[f32],
         window: usize,
-        merge: impl Fn(&[f32], usize, &[u32], &mut [f32]),
+        merge: impl FnOnce(&[f32], usize, &[u32], &mut [f32]),
     ) -> Option<Merged> {
         let unique = repeated(keys, window)?;
         let dim = rows.len() / keys.len();
@@ -186,7 +194,7 @@ impl Engine {
     ) -> Result<(PushOutcome, u64)> {
         let _watch = self.failure.watch();
         let Admitted { applies, memory } = admitted;
-        let call = Call::probe(self, targets, memory.window)?;
+        let call = Call::probe(self, targets, (memory.window, memory.records))?;
         call.check_gradients()?;
         let repair = self.repair(&call)?;
         let first = repair.as_ref().map(|call| Ready::before(self, push, call)).transpose()?;
@@ -238,7 +246,9 @@ impl Engine {
             }
         }
         // Of the keys of a window: they were booked with the call.
-        (!targets.is_empty()).then(|| Call::probe(self, targets, usize::MAX)).transpose()
+        (!targets.is_empty())
+            .then(|| Call::probe(self, targets, (usize::MAX, usize::MAX)))
+            .transpose()
     }
 
     /// Step 4. A failure from here on fails the store: the journal has what the rows have not.
@@ -334,16 +344,17 @@ impl Effect {
     }
 }
 
-fn check_finite(table: &Table, what: &str, numbers: &[f32]) -> Result<()> {
+fn check_finite(table: &Table, what: &str, keys: &[u64], numbers: &[f32]) -> Result<()> {
     if is_finite(numbers) {
         return Ok(());
     }
     let at = numbers.iter().position(|x| !x.is_finite()).unwrap_or(0);
     Err(Error::bad_input(format!(
-        "table {:?}: {what} hold {} at row {}, column {}; only finite numbers are applied",
+        "table {:?}: {what} of key {} hold {} at column {}; only finite {what} are applied: find \
+         its source, clip or skip it",
         table.name(),
-        numbers[at],
-        at / table.dim,
+        keys[at / table.dim],
+        numbers[at].to_string().to_lowercase(),
         at % table.dim
     )))
 }

@@ -14,8 +14,12 @@ use crate::types::TableId;
 impl Engine {
     pub(super) fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
         let walks = self.lookup_walks(batches)?;
-        let dims = dims(&walks);
-        self.read(&walks, &mut Lookup { batches, dims })
+        self.answer(&walks, batches)
+    }
+
+    pub(super) fn answer(&self, walks: &[Walk<'_>], batches: &mut [LookupBatch<'_>]) -> Result<()> {
+        let dims = dims(walks);
+        self.read(walks, &mut Lookup { batches, dims })
     }
 
     pub(super) fn try_lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<bool> {
@@ -24,7 +28,7 @@ impl Engine {
         self.try_read(&walks, &mut Lookup { batches, dims })
     }
 
-    fn lookup_walks<'a>(&self, batches: &[LookupBatch<'a>]) -> Result<Vec<Walk<'a>>> {
+    pub(super) fn lookup_walks<'a>(&self, batches: &[LookupBatch<'a>]) -> Result<Vec<Walk<'a>>> {
         let mut walks = Vec::with_capacity(batches.len());
         for batch in batches.iter() {
             let walk = self.walk(batch.table, batch.keys)?;
@@ -43,6 +47,11 @@ impl Engine {
     }
 
     pub(super) fn lookup_or_insert(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
+        let walks = self.insert_walks(batches)?;
+        self.insert(&walks, batches)
+    }
+
+    pub(super) fn insert_walks<'a>(&self, batches: &[InsertBatch<'a>]) -> Result<Vec<Walk<'a>>> {
         let mut walks = Vec::with_capacity(batches.len());
         for batch in batches.iter() {
             let walk = self.walk(batch.table, batch.keys)?;
@@ -57,10 +66,14 @@ impl Engine {
             }
             walks.push(walk);
         }
+        Ok(walks)
+    }
+
+    pub(super) fn insert(&self, walks: &[Walk<'_>], batches: &mut [InsertBatch<'_>]) -> Result<()> {
         self.wait_for_space()?;
-        let dims = dims(&walks);
+        let dims = dims(walks);
         let now = self.clock.date() as u32;
-        self.read(&walks, &mut Insert { batches, dims, now })
+        self.read(walks, &mut Insert { batches, dims, now })
     }
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {

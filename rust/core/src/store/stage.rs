@@ -1,8 +1,9 @@
 //! The first two steps of a mutating call: each key is probed once, and records on NVMe are read
 //! into memory of the call. Nothing is changed, and a damaged record is told from a sound one.
 //!
-//! A call has memory for a window of keys, however many it names. What of its first window is on
-//! NVMe is read here, ahead of its turn; what of later ones is, when their turn has come.
+//! A call has memory for a window of keys, however many it names, and for some records. What of its
+//! first window is on NVMe is read here, ahead of its turn, as far as that reaches; all else, when
+//! its turn has come.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -17,14 +18,17 @@ use crate::log::{Pin, RecordView};
 use crate::table::{Counters, Found, Item, Plan, State, Table};
 use crate::types::{Place, Sequence};
 
-/// Memory of a running call, enough for a window of keys.
+/// Memory of a running call, enough for a window of keys and some records read ahead.
 pub(super) struct Memory {
     pub(super) window: usize,
+    pub(super) records: usize,
     _hold: Hold,
 }
 
-/// Bytes of a key in a window beside its row: what is planned, found, missed and staged of it.
-const KEY_BYTES: u64 = 192;
+/// Bytes of a key in a window: what is planned and found of it, and what seeks repeats before.
+const KEY_BYTES: u64 = 64;
+/// Bytes of a record that is read ahead, beside its numbers.
+const RECORD_BYTES: u64 = 128;
 /// Most of the memory of all calls that one may have: 1 / this.
 const SHARE: u64 = 4;
 
@@ -35,11 +39,15 @@ impl Memory {
     /// `StoreFull` when none has become free for long.
     pub(super) fn book(engine: &Engine, keys: usize, floats: usize) -> Result<Self> {
         let ledger = &engine.ledger;
-        let each = KEY_BYTES + 4 * floats as u64;
-        let window = (ledger.calls_max() / SHARE / each).max(1).min(keys.max(1) as u64);
+        let (keys, record) = (keys.max(1) as u64, RECORD_BYTES + 4 * floats as u64);
+        let bytes =
+            (keys * (KEY_BYTES + record)).min(ledger.calls_max() / SHARE).max(KEY_BYTES + record);
+        // Keys come first: one that lies in DRAM needs no more. At most half is theirs.
+        let window = (bytes / 2 / KEY_BYTES).clamp(1, keys);
+        let records = (bytes - window * KEY_BYTES) / record;
         let deadline = std::time::Instant::now() + super::pressure::PATIENCE;
-        let hold = ledger.hold_for_call(window * each, deadline)?;
-        Ok(Self { window: window as usize, _hold: hold })
+        let hold = ledger.hold_for_call(bytes, deadline)?;
+        Ok(Self { window: window as usize, records: records as usize, _hold: hold })
     }
 }
 
@@ -97,17 +105,17 @@ struct Staged {
 
 impl<'a> Call<'a> {
     /// Probes, reads what is on NVMe, and reserves record bytes for new keys. `window`: most keys
-    /// that there is memory for at a time.
+    /// that there is memory for at a time; `records`: as many of their records.
     pub(super) fn probe(
         engine: &'a Engine,
         targets: Vec<Target<'a>>,
-        window: usize,
+        (window, mut records): (usize, usize),
     ) -> Result<Self> {
         let keys: usize = targets.iter().map(|target| target.keys.len()).sum();
         let window = if keys <= window { window } else { (window / targets.len()).max(1) };
         let mut call = Self { engine, targets, probed: Vec::new(), reserved: Vec::new() };
         for target in &call.targets {
-            let (probed, new) = engine.probe_target(target, window)?;
+            let (probed, new) = engine.probe_target(target, window, &mut records)?;
             engine.reserve_records(&target.table, new)?;
             call.reserved.push(Cell::new(new));
             call.probed.push(probed);
@@ -165,8 +173,14 @@ impl Drop for Call<'_> {
 }
 
 impl Engine {
-    /// Probes all windows, and stages the first. Returns how many keys are new, too.
-    fn probe_target(&self, target: &Target<'_>, window: usize) -> Result<(Probed, usize)> {
+    /// Probes all windows, and stages of the first what `records` are left. Returns how many keys
+    /// are new, too.
+    fn probe_target(
+        &self,
+        target: &Target<'_>,
+        window: usize,
+        records: &mut usize,
+    ) -> Result<(Probed, usize)> {
         self.load_for(target.keys.iter().copied())?;
         let stripes = self.stripes.len();
         let windows = Plan::windows(&target.keys, window);
@@ -180,7 +194,8 @@ impl Engine {
             let pin = self.tier.log.pin();
             let mut ahead = self.probe_window(target, plan)?;
             if first.is_none() {
-                self.stage(&pin, target, &mut ahead)?;
+                self.stage(&pin, target, &mut ahead, *records)?;
+                *records = records.saturating_sub(ahead.staged.len());
             }
             new += ahead.found.iter().filter(|&&found| found == Found::Absent).count();
             first.get_or_insert(ahead);
@@ -224,14 +239,20 @@ impl Engine {
         Ok(ahead)
     }
 
-    /// Reads the records of rows on NVMe.
-    fn stage(&self, pin: &Pin<'_>, target: &Target<'_>, ahead: &mut Ahead) -> Result<()> {
+    /// Reads the records of rows on NVMe, of the first `most`.
+    fn stage(
+        &self,
+        pin: &Pin<'_>,
+        target: &Target<'_>,
+        ahead: &mut Ahead,
+        most: usize,
+    ) -> Result<()> {
         let items = ahead.plan.items.iter().zip(&ahead.found);
         let miss = |(item, found): (&Item, &Found)| match *found {
             Found::Nvme(place) => Some(Miss { source: 0, index: item.index, place }),
             _ => None,
         };
-        let mut misses: Vec<Miss> = items.filter_map(miss).collect();
+        let mut misses: Vec<Miss> = items.filter_map(miss).take(most).collect();
         ahead.staged.reserve_exact(misses.len());
         ahead.numbers.reserve_exact(misses.len() * target.table.floats);
         let sources = [Source { table: &target.table, keys: &target.keys }];

@@ -35,9 +35,25 @@ const KEY_BYTES: u64 = 110;
 pub(super) struct Walk<'a> {
     pub(super) table: Arc<Table>,
     keys: &'a [u64],
+    /// Where in `keys` those are that it is about, if not all are.
+    pub(super) only: Option<&'a [u32]>,
 }
 
 impl Walk<'_> {
+    /// Keys that are passed over.
+    fn len(&self) -> usize {
+        self.only.map_or(self.keys.len(), <[u32]>::len)
+    }
+
+    /// The plan of `most` keys, from the `first`-th on.
+    fn plan(&self, first: usize, most: usize, stripes: usize) -> Plan {
+        let range = first..self.len().min(first + most);
+        match self.only {
+            Some(only) => Plan::of_some(self.keys, &only[range], stripes),
+            None => Plan::window(&self.keys[range], first, stripes),
+        }
+    }
+
     fn source(&self) -> Source<'_> {
         Source { table: &self.table, keys: self.keys }
     }
@@ -53,21 +69,19 @@ struct Position {
 impl Position {
     /// The plan of the next window, of at most `most` keys, and the number of its walk.
     fn next(&mut self, walks: &[Walk<'_>], most: usize, stripes: usize) -> Option<(usize, Plan)> {
-        while walks.get(self.walk)?.keys.len() == self.key {
+        while walks.get(self.walk)?.len() == self.key {
             *self = Self { walk: self.walk + 1, key: 0 };
         }
         let walk = &walks[self.walk];
         let width = (WINDOW_BYTES / (4 * walk.table.dim)).clamp(1, most);
-        let keys = &walk.keys[self.key..];
-        let keys = &keys[..width.min(keys.len())];
-        let plan = Plan::window(keys, self.key, stripes);
-        self.key += keys.len();
+        let plan = walk.plan(self.key, width, stripes);
+        self.key += plan.items.len();
         Some((self.walk, plan))
     }
 
     /// Keys that are still to come.
     fn left(&self, walks: &[Walk<'_>]) -> usize {
-        walks.iter().skip(self.walk).map(|walk| walk.keys.len()).sum::<usize>() - self.key
+        walks.iter().skip(self.walk).map(Walk::len).sum::<usize>() - self.key
     }
 }
 
@@ -199,7 +213,7 @@ impl Engine {
                 keys.len()
             )));
         }
-        Ok(Walk { table, keys })
+        Ok(Walk { table, keys, only: None })
     }
 
     pub(super) fn read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<()> {

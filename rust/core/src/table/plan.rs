@@ -51,35 +51,36 @@ impl Plan {
         if buckets == (0..BUCKETS) {
             return Self::new(keys, stripes);
         }
-        let hashed = keys.iter().map(|&key| (key, hash(key))).zip(0..);
-        let own = hashed.filter(|((_, hash), _)| buckets.contains(&bucket(*hash)));
-        let mut items: Vec<Item> =
-            own.map(|((key, hash), index)| Item { key, hash, index }).collect();
-        items.sort_unstable_by_key(|item| (stripe_of(item.hash, stripes), item.index));
-        let mut starts = vec![0_u32; stripes + 1];
-        items.iter().for_each(|item| starts[stripe_of(item.hash, stripes) + 1] += 1);
-        for s in 0..stripes {
-            starts[s + 1] += starts[s];
-        }
-        Self { items, starts }
+        let placed = keys.iter().copied().zip(0..);
+        Self::grouped(placed.filter(|(key, _)| buckets.contains(&bucket(hash(*key)))), stripes)
     }
 
     /// As `new`, of keys that lie from `first` on in the caller's arrays.
     pub(crate) fn window(keys: &[u64], first: usize, stripes: usize) -> Self {
+        Self::grouped(keys.iter().copied().zip(first as u32..), stripes)
+    }
+
+    /// As `new`, of the keys at these positions of `keys`.
+    pub(crate) fn of_some(keys: &[u64], positions: &[u32], stripes: usize) -> Self {
+        Self::grouped(positions.iter().map(|&at| (keys[at as usize], at)), stripes)
+    }
+
+    /// Groups keys, each with its position in the caller's arrays.
+    fn grouped(keys: impl Iterator<Item = (u64, u32)> + Clone, stripes: usize) -> Self {
         let mut starts = vec![0_u32; stripes + 1];
         let stripe = |hash: u64| stripe_of(hash, stripes);
-        for &key in keys {
+        for (key, _) in keys.clone() {
             starts[stripe(hash(key)) + 1] += 1;
         }
         for s in 0..stripes {
             starts[s + 1] += starts[s];
         }
         let mut next = starts.clone();
-        let mut items = vec![Item::default(); keys.len()];
-        for (index, &key) in keys.iter().enumerate() {
+        let mut items = vec![Item::default(); starts[stripes] as usize];
+        for (key, index) in keys {
             let hash = hash(key);
             let place = &mut next[stripe(hash)];
-            items[*place as usize] = Item { key, hash, index: (first + index) as u32 };
+            items[*place as usize] = Item { key, hash, index };
             *place += 1;
         }
         Self { items, starts }

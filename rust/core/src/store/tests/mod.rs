@@ -6,6 +6,7 @@ mod faults;
 mod fetch;
 mod full;
 mod memory;
+mod merged;
 mod panic;
 mod pass;
 mod power;

@@ -18,7 +18,7 @@ fn count(store: &Store, table: TableId, dim: usize, keys: &[u64], counts: &[u32]
 }
 
 /// Frequency and last use of a row: where it is in DRAM, or `None`.
-fn counts(engine: &Engine, table: TableId, key: u64) -> Option<(u32, u32)> {
+pub(super) fn counts(engine: &Engine, table: TableId, key: u64) -> Option<(u32, u32)> {
     let item = item(key);
     let state = engine.stripes[stripe_of(item.hash, engine.stripes.len())].lock();
     let part = state.parts.get(&table)?;
