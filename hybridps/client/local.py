@@ -21,7 +21,6 @@ from hybridps.verbs.calls import Call, Push, ServerInfo, Site
 from hybridps.verbs.face import Addressed
 from hybridps.verbs.router import ReadLimits
 
-
 _LIMITS: Final = ReadLimits(merges=True)
 
 

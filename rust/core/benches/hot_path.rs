@@ -64,7 +64,43 @@ fn time(label: &str, dim: u32, mut work: impl FnMut(&[u64])) {
     eprintln!("{label:<20} dim {dim:>3}: {:>6.1} ns per unique key", median(times));
 }
 
+/// Batches that DRAM cannot hold: most rows are read, and most of DRAM is evicted, each time.
+fn turnover() {
+    let (dim, keys) = (16_usize, 150_000_u64);
+    let path = std::env::temp_dir().join(format!("hps-bench-turnover-{}", std::process::id()));
+    let store = Store::open(StoreConfig {
+        path: path.clone(),
+        dram_bytes: 12 << 20,
+        nvme_bytes: 4 << 30,
+        durability: Durability::None,
+        threads: 1,
+        shard: (0, 1),
+    })
+    .expect("the temporary directory can be used");
+    let table = store.create_table(&spec(dim as u32)).expect("the table is new").id;
+    let (mut rows, gradients) = (vec![0.0; BATCH * dim], vec![0.01; BATCH * dim]);
+    let mut number = 0;
+    time("turnover", dim as u32, |drawn| {
+        number += 1;
+        let mut own: Vec<u64> = drawn.iter().map(|key| key / 0x9e37_79b9 % keys).collect();
+        own.sort_unstable();
+        own.dedup();
+        let rows = &mut rows[..own.len() * dim];
+        store
+            .lookup_or_insert(&mut [InsertBatch { table, keys: &own, counts: &[], rows }])
+            .expect("lookup_or_insert");
+        let push = Push { session: 1, number, step: None };
+        let gradients = &gradients[..own.len() * dim];
+        store
+            .apply_gradients(push, &[GradientBatch { table, keys: &own, gradients }])
+            .expect("apply_gradients");
+    });
+    drop(store);
+    drop(std::fs::remove_dir_all(path));
+}
+
 fn main() {
+    turnover();
     let path = std::env::temp_dir().join(format!("hps-bench-{}", std::process::id()));
     let store = Store::open(StoreConfig {
         path: path.clone(),

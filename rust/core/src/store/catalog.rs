@@ -81,6 +81,7 @@ impl Engine {
             // Only now nothing can bring it back: compaction passes over its rows from here on.
             self.catalog.write().forget(name).ok_or_else(|| not_found(name))?
         };
+        self.recent.forget(table.id);
         // Calls ordered before the drop end first; later ones were refused.
         self.for_each_stripe_in_turn(|state| {
             self.drop_part(state, &table);

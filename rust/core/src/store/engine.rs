@@ -13,6 +13,7 @@ use super::flights::Flights;
 use super::image::ImageFile;
 use super::loading::Loading;
 use super::order::Sequencer;
+use super::recent::Recent;
 use super::running::Running;
 use super::scrub::Scrub;
 use super::session::Known;
@@ -39,6 +40,7 @@ pub(super) struct Engine {
     /// Of the sequencer's sessions.
     pub(super) known_sessions: Known,
     pub(super) running: Running,
+    pub(super) recent: Recent,
     pub(super) clock: Clock,
     /// Set once recovery has replayed it.
     pub(super) journal: Arc<OnceLock<Journal>>,

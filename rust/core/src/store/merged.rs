@@ -5,62 +5,46 @@ use super::engine::Engine;
 use super::{InsertBatch, LookupBatch};
 use crate::batch::{spread, Unique};
 use crate::error::Result;
-use crate::ledger::{Hold, Kind};
 
-/// Where the keys of a batch first occur, of one that repeats some.
-struct Repeats {
-    firsts: Vec<u32>,
-    inverse: Vec<u32>,
-    _hold: Hold,
+/// Counts of all occurrences where a key first occurs, saturating; empty `counts`: one each.
+fn sum(unique: &Unique, counts: &[u32]) -> Vec<u32> {
+    let mut sums = vec![0_u32; unique.inverse.len()];
+    for (at, &index) in unique.inverse.iter().enumerate() {
+        let sum = &mut sums[unique.firsts[index as usize] as usize];
+        *sum = sum.saturating_add(counts.get(at).copied().unwrap_or(1));
+    }
+    sums
 }
 
-impl Repeats {
-    /// `None` if every key occurs once.
-    fn of(engine: &Engine, keys: &[u64]) -> Option<Self> {
-        let hold = engine.ledger.hold(Kind::Calls, 12 * keys.len() as u64);
-        let Unique { firsts, inverse, .. } = Unique::new(keys, 1);
-        (firsts.len() < keys.len()).then_some(Self { firsts, inverse, _hold: hold })
-    }
-
-    /// Counts of all occurrences where a key first occurs, saturating; empty `counts`: one each.
-    fn sum(&self, counts: &[u32]) -> Vec<u32> {
-        let mut sums = vec![0_u32; self.inverse.len()];
-        for (at, &index) in self.inverse.iter().enumerate() {
-            let sum = &mut sums[self.firsts[index as usize] as usize];
-            *sum = sum.saturating_add(counts.get(at).copied().unwrap_or(1));
-        }
-        sums
-    }
-
-    fn spread_rows(&self, rows: &mut [f32], dim: usize) {
-        spread(rows, dim, &self.inverse, &self.firsts);
-    }
-
-    fn spread_found(&self, found: &mut [u8]) {
-        if !found.is_empty() {
-            for (at, &index) in self.inverse.iter().enumerate() {
-                found[at] = found[self.firsts[index as usize] as usize];
-            }
+fn spread_found(unique: &Unique, found: &mut [u8]) {
+    if !found.is_empty() {
+        for (at, &index) in unique.inverse.iter().enumerate() {
+            found[at] = found[unique.firsts[index as usize] as usize];
         }
     }
 }
 
-fn firsts(repeats: &Option<Repeats>) -> Option<&[u32]> {
-    repeats.as_ref().map(|repeats| &repeats.firsts[..])
+/// Of a batch that repeats some keys.
+fn repeated(keys: &[u64]) -> Option<Unique> {
+    Some(Unique::new(keys, 1)).filter(|unique| unique.keys.len() < keys.len())
+}
+
+fn firsts(unique: &Option<Unique>) -> Option<&[u32]> {
+    unique.as_ref().map(|unique| &unique.firsts[..])
 }
 
 impl Engine {
     pub(super) fn lookup_merged(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
-        let repeats: Vec<_> = batches.iter().map(|b| Repeats::of(self, b.keys)).collect();
+        let repeats: Vec<_> = batches.iter().map(|batch| repeated(batch.keys)).collect();
         let mut walks = self.lookup_walks(batches)?;
         for (walk, repeats) in walks.iter_mut().zip(&repeats) {
             walk.only = firsts(repeats);
         }
         self.answer(&walks, batches)?;
         for ((batch, walk), repeats) in batches.iter_mut().zip(&walks).zip(&repeats) {
-            if let Some(repeats) = repeats {
-                repeats.spread_rows(batch.rows, walk.table.dim);
-                repeats.spread_found(batch.found);
+            if let Some(unique) = repeats {
+                spread(batch.rows, walk.table.dim, &unique.inverse, &unique.firsts);
+                spread_found(unique, batch.found);
             }
         }
         Ok(())
@@ -68,9 +52,9 @@ impl Engine {
 
     pub(super) fn lookup_or_insert_merged(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
         let mut walks = self.insert_walks(batches)?;
-        let repeats: Vec<_> = batches.iter().map(|b| Repeats::of(self, b.keys)).collect();
-        let sum = |(repeats, batch): (&Option<Repeats>, &InsertBatch<'_>)| {
-            repeats.as_ref().map(|repeats| repeats.sum(batch.counts))
+        let repeats: Vec<_> = batches.iter().map(|batch| repeated(batch.keys)).collect();
+        let sum = |(unique, batch): (&Option<Unique>, &InsertBatch<'_>)| {
+            unique.as_ref().map(|unique| sum(unique, batch.counts))
         };
         let sums: Vec<Option<Vec<u32>>> = repeats.iter().zip(batches.iter()).map(sum).collect();
         let mut summed: Vec<InsertBatch<'_>> = Vec::with_capacity(batches.len());
@@ -83,9 +67,11 @@ impl Engine {
             summed.push(InsertBatch { table: *table, keys, counts, rows });
         }
         self.insert(&walks, &mut summed)?;
-        for ((batch, walk), repeats) in summed.iter_mut().zip(&walks).zip(&repeats) {
-            if let Some(repeats) = repeats {
-                repeats.spread_rows(batch.rows, walk.table.dim);
+        let tables: Vec<_> = walks.into_iter().map(|walk| walk.table).collect();
+        for ((batch, table), repeats) in summed.iter_mut().zip(tables).zip(repeats) {
+            if let Some(unique) = repeats {
+                spread(batch.rows, table.dim, &unique.inverse, &unique.firsts);
+                self.recent.keep(table.id, batch.keys, unique);
             }
         }
         Ok(())

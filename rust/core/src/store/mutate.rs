@@ -102,7 +102,9 @@ impl Engine {
                 are_finite = sum_rows(rows, dim, inverse, out);
             };
             let window = admitted.memory.window;
-            let summed = self.merged(batch.keys, batch.gradients, window, sum);
+            let recent = self.recent.take(batch.table, batch.keys);
+            let unique = recent.or_else(|| repeated(batch.keys, window));
+            let summed = unique.map(|unique| self.merged(unique, batch.gradients, sum));
             if summed.is_none() || !are_finite {
                 // Finite gradients whose sum is not are no error: their rows stay as they are.
                 check_finite(table, "gradients", batch.keys, batch.gradients)?;
@@ -129,7 +131,8 @@ impl Engine {
                 return self.acknowledge(push, &tables, before).map(|(outcome, _)| outcome)
             }
         };
-        let merged = self.merged(assign.keys, assign.rows, admitted.memory.window, last_rows);
+        let unique = repeated(assign.keys, admitted.memory.window);
+        let merged = unique.map(|unique| self.merged(unique, assign.rows, last_rows));
         let (keys, rows) = either(&merged, assign.keys, assign.rows);
         let target = Target { table, keys: keys.into(), change: Change::Rows(rows) };
         self.apply(push, admitted, vec![target]).map(|(outcome, _)| outcome)
@@ -144,7 +147,8 @@ impl Engine {
                 return self.acknowledge(push, &tables, before).map(|(_, removed)| removed)
             }
         };
-        let merged = self.merged(keys, &[], admitted.memory.window, |_, _, _, _| ());
+        let unique = repeated(keys, admitted.memory.window);
+        let merged = unique.map(|unique| self.merged(unique, &[], |_, _, _, _| ()));
         let (keys, _) = either(&merged, keys, &[]);
         let target = Target { table, keys: keys.into(), change: Change::Remove };
         self.apply(push, admitted, vec![target]).map(|(_, removed)| removed)
@@ -168,21 +172,20 @@ impl Engine {
         Ok(Decision::Apply(Admitted { applies, memory }))
     }
 
-    /// Unique keys and one row for each by `merge`, or `None` if the keys are unique.
+    /// Unique keys and one row for each by `merge`.
     fn merged(
         &self,
-        keys: &[u64],
+        unique: Unique,
         rows: &[f32],
-        window: usize,
         merge: impl FnOnce(&[f32], usize, &[u32], &mut [f32]),
-    ) -> Option<Merged> {
-        let unique = repeated(keys, window)?;
-        let dim = rows.len() / keys.len();
-        let bytes = 12 * keys.len() + (8 + 4 * dim) * unique.keys.len();
+    ) -> Merged {
+        let ids = unique.inverse.len();
+        let dim = rows.len() / ids;
+        let bytes = 12 * ids + (12 + 4 * dim) * unique.keys.len();
         let hold = self.ledger.hold(Kind::Calls, bytes as u64);
         let mut merged = vec![0.0; unique.keys.len() * dim];
         merge(rows, dim, &unique.inverse, &mut merged);
-        Some(Merged { keys: unique.keys, rows: merged, _hold: hold })
+        Merged { keys: unique.keys, rows: merged, _hold: hold }
     }
 
     /// Returns what became of the push, and how many rows it removed.

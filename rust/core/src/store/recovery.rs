@@ -15,6 +15,7 @@ use super::engine::{Catalog, Engine, Wake};
 use super::flights::Flights;
 use super::loading::Loading;
 use super::order::Sequencer;
+use super::recent::Recent;
 use super::running::Running;
 use super::scrub::Scrub;
 use super::session::Sessions;
@@ -102,6 +103,7 @@ impl Engine {
             sequencer: Mutex::new(sequencer),
             known_sessions,
             running: Running::new(failure.clone()),
+            recent: Recent::new(ledger.clone()),
             clock: Clock::new(),
             directory: Mutex::new(Some(directory)),
             superblock: Mutex::new(superblock),

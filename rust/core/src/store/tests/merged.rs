@@ -131,3 +131,52 @@ fn a_push_changes_rows_that_it_has_no_memory_to_read_ahead() {
     let expected: Vec<f32> = rows[..now.len()].iter().map(|x| x - 1.0).collect();
     assert_eq!(bits(&now), bits(&expected));
 }
+
+/// What a read found out about its batch serves the push of the same batch alone, is counted while
+/// it is kept, and goes with the table.
+#[test]
+fn a_push_goes_on_from_the_read_of_its_batch() {
+    let scratch = Scratch::new();
+    let store = open(&scratch, Durability::None);
+    let table = table(&store);
+    let kept = || store.engine.ledger.held(crate::ledger::Kind::Calls);
+    let (first, other) = (draws(1, 600, 90), draws(2, 600, 90));
+    let read = |keys: &[u64]| {
+        let mut rows = vec![0.0; keys.len() * DIM];
+        let batch = InsertBatch { table, keys, counts: &[], rows: &mut rows };
+        store.lookup_or_insert_merged(&mut [batch]).unwrap();
+        rows
+    };
+    let mut numbers = 1..;
+    let mut apply = |keys: &[u64]| {
+        let gradients = vec![-1.0; keys.len() * DIM];
+        let batch = GradientBatch { table, keys, gradients: &gradients };
+        store.apply_gradients(push(numbers.next().unwrap()), &[batch]).unwrap();
+    };
+    let check = |keys: &[u64], before: &[f32]| {
+        for (n, (now, before)) in read(keys).chunks(DIM).zip(before.chunks(DIM)).enumerate() {
+            let times = keys.iter().filter(|&&key| key == keys[n]).count();
+            let grown = |(x, y): (&f32, &f32)| (x - y - times as f32).abs() < 1e-4;
+            assert!(now.iter().zip(before).all(grown), "key {}", keys[n]);
+        }
+    };
+    let before = read(&first);
+    assert!(kept() > 0);
+    apply(&first);
+    assert_eq!(kept(), 0, "it is given once");
+    check(&first, &before);
+    // The read before this push was another one's.
+    let before = read(&other);
+    drop(read(&first));
+    apply(&other);
+    assert!(kept() > 0);
+    check(&other, &before);
+    store.drop_table("t").unwrap();
+    assert_eq!(kept(), 0);
+    let table = store.create_table(&spec("u", 1)).unwrap().id;
+    let many = draws(3, 100_000, 50_000);
+    let mut rows = vec![0.0; many.len()];
+    let batch = InsertBatch { table, keys: &many, counts: &[], rows: &mut rows };
+    store.lookup_or_insert_merged(&mut [batch]).unwrap();
+    assert_eq!(kept(), 0, "what is too large is not kept");
+}
