@@ -245,8 +245,8 @@ fn spread_rows<const N: usize>(rows: &mut [f32], dim: usize, inverse: &[u32], fi
 }
 
 vectorized! {
-    /// `out[inverse[i]] += rows[i]` in order of i; a key without rows gets -0.0. Returns whether all
-    /// sums are finite, as they cannot be if a row is not.
+    /// `out[inverse[i]] += rows[i]` in order of i; a key without rows gets -0.0. Returns whether
+    /// all sums are finite, as they cannot be if a row is not.
     pub fn sum_rows(rows: &[f32], dim: usize, inverse: &[u32], out: &mut [f32]) -> bool {
         by_width!(dim, sum_each(rows, dim, inverse, out))
     }

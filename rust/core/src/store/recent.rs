@@ -1,5 +1,5 @@
-//! What the latest training reads found out about their batches: a push nearly always names the keys
-//! of the read before it, in the same order, and goes on from there. Comparing them costs a
+//! What the latest training reads found out about their batches: a push nearly always names the
+//! keys of the read before it, in the same order, and goes on from there. Comparing them costs a
 //! twentieth of merging them again.
 
 use std::sync::Arc;

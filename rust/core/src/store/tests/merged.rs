@@ -1,6 +1,6 @@
-//! Goal: a batch that repeats its keys is answered as its unique keys would be, and a push of rows in
-//! DRAM needs memory for their places alone. Method: merged calls beside plain ones, bit for bit, in
-//! a store whose DRAM holds a part of the rows.
+//! Goal: a batch that repeats its keys is answered as its unique keys would be, and a push of rows
+//! in DRAM needs memory for their places alone. Method: merged calls beside plain ones, bit for
+//! bit, in a store whose DRAM holds a part of the rows.
 
 use super::{open, push, spec};
 use crate::scratch::Scratch;
@@ -89,8 +89,8 @@ fn counts_of_all_occurrences_are_summed() {
     assert_eq!([5, 6, 7].map(frequency), [63, u32::MAX, 5]);
 }
 
-/// Once a call booked memory for the records of all its keys, wherever they were: one of 42,000 keys
-/// in DRAM went in two windows, and probed half of them twice.
+/// Once a call booked memory for the records of all its keys, wherever they were: one of 42,000
+/// keys in DRAM went in two windows, and probed half of them twice.
 #[test]
 fn a_push_books_places_first_and_records_with_what_is_left() {
     let scratch = Scratch::new();
