@@ -3,8 +3,8 @@
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
 //! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `sequence`, `error`,
-//! `failure`, `ledger`, `arena`, `spec`, `layout`, `init`, `optimizer`, `batch`, `clock` are leaves
-//! that any room may use.
+//! `failure`, `history`, `ledger`, `arena`, `spec`, `layout`, `init`, `optimizer`, `batch`, `clock`
+//! are leaves that any room may use.
 
 mod arena;
 mod batch;
@@ -13,6 +13,7 @@ mod device;
 mod directory;
 mod error;
 mod failure;
+mod history;
 mod image;
 mod index;
 mod init;
@@ -45,8 +46,9 @@ pub use init::initial_row;
 pub use optimizer::{is_finite, GradientOptions};
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
-    needs, Assign, Damaged, Fate, GradientBatch, InsertBatch, Inspected, LookupBatch, Needs,
-    PushOutcome, RowTier, Scrubbed, Snapshot, Store, StoreConfig, TableInfo,
+    needs, Assign, ChangesCost, ChangesEnd, ChangesPiece, ChangesQuery, Damaged, Detail, Fate,
+    GradientBatch, InsertBatch, Inspected, LookupBatch, Needs, PushOutcome, RowTier, Scrubbed,
+    Snapshot, Store, StoreConfig, TableInfo, Tell,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,

@@ -35,7 +35,6 @@ pub(crate) const fn before_call(call: Sequence) -> Sequence {
 #[derive(Debug, Default)]
 pub(crate) struct Progress(Sequence);
 
-#[allow(dead_code, reason = "`changes` asks")]
 impl Progress {
     /// All calls up to `sequence` that touch the stripe have been applied.
     pub(crate) fn lift(&mut self, sequence: Sequence) {

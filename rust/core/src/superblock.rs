@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use crate::directory::{self, Directory, SUPERBLOCK};
 use crate::error::{Error, Result};
+use crate::history::{History, HISTORY_BYTES};
 use crate::journal::JournalEnd;
 use crate::types::Epoch;
 use crate::vfs;
@@ -18,6 +19,7 @@ const VERSION: u32 = 2;
 const SLOT: usize = 4096;
 const CRC_AT: usize = SLOT - 4;
 const CLEAN: u32 = 1;
+const HISTORY_AT: usize = 96;
 
 /// State of a store that is known to be on its device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub(crate) struct Superblock {
     pub(crate) epoch: Epoch,
     /// The store was closed in order and not opened since.
     pub(crate) clean: bool,
+    /// What it can still tell of its past.
+    pub(crate) history: History,
 }
 
 impl Superblock {
@@ -58,6 +62,7 @@ impl Superblock {
             journal: JournalEnd { generation: 0, offset: 0 },
             epoch: 0,
             clean: false,
+            history: History::default(),
         })
     }
 
@@ -77,6 +82,7 @@ impl Superblock {
         put(72, &self.journal.generation.to_le_bytes());
         put(80, &self.journal.offset.to_le_bytes());
         put(88, &self.epoch.to_le_bytes());
+        put(HISTORY_AT, &self.history.encode());
         let crc = crc32c::crc32c(&slot[..CRC_AT]);
         slot[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         slot
@@ -96,6 +102,7 @@ impl Superblock {
             },
             epoch: u64::from_le_bytes(field(slot, 88)),
             clean: u32::from_le_bytes(field(slot, 12)) & CLEAN != 0,
+            history: History::decode(&field::<HISTORY_BYTES>(slot, HISTORY_AT)),
         }
     }
 }

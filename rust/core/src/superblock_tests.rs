@@ -20,7 +20,19 @@ fn state(next_sequence: u64) -> Superblock {
         journal: JournalEnd { generation: 3, offset: 4096 },
         epoch: 4,
         clean: next_sequence % 2 == 0,
+        history: history(next_sequence),
     }
+}
+
+/// None in the golden bytes.
+fn history(n: u64) -> History {
+    let mut history = History::default();
+    if n == 1 || n >= 1000 {
+        return history;
+    }
+    (history.floor, history.whole) = (n, n << 20);
+    history.note_crash((n + 2) << 20);
+    history
 }
 
 fn store() -> (Scratch, Directory) {
@@ -61,8 +73,8 @@ fn a_slot_torn_anywhere_gives_the_state_before() {
         file.write(state(sequence)).unwrap();
         let after = fs::read(&file.path).unwrap();
         let at = (file.generation % 2) as usize * SLOT;
-        // Bytes up to 100 and the crc differ; between them all is zero.
-        for cut in (0..100).chain(CRC_AT..SLOT) {
+        // Bytes up to 136 and the crc differ; between them all is zero.
+        for cut in (0..140).chain(CRC_AT..SLOT) {
             let mut torn = before.clone();
             torn[at..at + cut].copy_from_slice(&after[at..at + cut]);
             fs::write(&file.path, &torn).unwrap();

@@ -47,7 +47,7 @@ impl Volume {
             };
             if let Some(place) = segment.put(table, record, tombstone) {
                 if tombstone {
-                    self.slots.add_tombstone(place, table, record.horizon());
+                    self.slots.add_tombstone(place, table, record.horizon(), record.sequence);
                 } else {
                     self.slots.add_live(place, row_floats);
                     self.slots.note_table(place, table);

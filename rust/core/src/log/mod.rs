@@ -15,6 +15,7 @@ mod bytes;
 mod cold;
 mod footer;
 mod header;
+mod newer;
 mod page;
 mod pins;
 mod reader;
@@ -25,17 +26,19 @@ mod segment;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod victim;
 mod volume;
 mod writer;
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 pub(crate) use account::Account;
 pub(crate) use footer::FooterEntry;
+pub(crate) use newer::Newer;
 pub(crate) use pins::Pin;
 pub(crate) use reader::{Read, ReadCounts};
 pub(crate) use record::{charge, footprint, Record, RecordView, ROW_FLOATS_MAX};
@@ -91,6 +94,8 @@ pub(crate) struct LogEnd {
 pub(crate) struct Log {
     nvme: Arc<Volume>,
     cold: Option<Arc<Volume>>,
+    /// Traces of removals up to this sequence may go.
+    floor: AtomicU64,
 }
 
 impl Log {
@@ -109,7 +114,8 @@ impl Log {
     }
 
     fn open_on(device: Box<dyn Device>, config: LogConfig, known: LogEnd) -> Result<Self> {
-        Ok(Self { nvme: Volume::open(device, config, known, None)?, cold: None })
+        let nvme = Volume::open(device, config, known, None)?;
+        Ok(Self { nvme, cold: None, floor: AtomicU64::new(0) })
     }
 
     /// The volume that what is said to be on `disk` can be asked of.
@@ -117,6 +123,16 @@ impl Log {
         match (disk, &self.cold) {
             (Disk::Cold, Some(cold)) => cold,
             _ => &self.nvme,
+        }
+    }
+
+    fn demand(&self, is_pressed: bool) -> Demand {
+        let segment_bytes = self.nvme.slots.segment_bytes;
+        Demand {
+            segment_bytes,
+            capacity_bytes: u64::from(self.nvme.slots_max) * segment_bytes,
+            is_pressed,
+            floor: self.floor(),
         }
     }
 
@@ -157,6 +173,19 @@ impl Log {
         self.nvme.append(stream, table, &record, true)
     }
 
+    /// The same for a key that has no record: a mere trace of the removal, which hides nothing.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub(crate) fn append_trace(
+        &self,
+        table: TableId,
+        key: u64,
+        sequence: Sequence,
+    ) -> Result<Place> {
+        self.nvme.append(Stream::Rows, table, &Record::tombstone(key, sequence, 0), true)
+    }
+
     /// Compaction: copies a tombstone with its own horizon. Not needed where `elders` are gone.
     ///
     /// # Errors
@@ -192,10 +221,10 @@ impl Log {
 
     /// Recovery: there is a tombstone at `place`. Its horizon is not above what its segment was
     /// sealed at.
-    pub(crate) fn adopt_tombstone(&self, place: Place, table: TableId) {
+    pub(crate) fn adopt_tombstone(&self, place: Place, table: TableId, sequence: Sequence) {
         let slots = &self.on(place.disk()).slots;
         let Some(slot) = slots.of(place) else { return };
-        slots.add_tombstone(place, table, slots.info(slot).header.sealed_at);
+        slots.add_tombstone(place, table, slots.info(slot).header.sealed_at, sequence);
     }
 
     /// While the pin is held, no slot that is freed later is filled again or punched: take it
@@ -358,13 +387,9 @@ impl Log {
     ///
     /// Compact on without `sync` between: each sync seals a short segment, which takes a slot.
     pub(crate) fn victim(&self, is_pressed: bool) -> Option<SegmentId> {
-        let slots = &self.nvme.slots;
-        let demand = Demand {
-            segment_bytes: slots.segment_bytes,
-            capacity_bytes: u64::from(self.nvme.slots_max) * slots.segment_bytes,
-            is_pressed,
-        };
-        victim::choose(&slots.segments(), &self.elders(), &demand, &mut self.nvme.rounds.lock())
+        let demand = self.demand(is_pressed);
+        let nvme = &self.nvme;
+        victim::choose(&nvme.slots.segments(), &self.elders(), &demand, &mut nvme.rounds.lock())
     }
 
     /// Reads a written segment in large sequential reads and visits all its records and

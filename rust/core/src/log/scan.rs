@@ -243,7 +243,7 @@ impl Volume {
     }
 
     /// False if the footer is damaged; then some entries may have been visited.
-    fn visit_footer(
+    pub(super) fn visit_footer(
         &self,
         segment: &SegmentHeader,
         buckets: &Range<u32>,

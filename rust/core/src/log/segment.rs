@@ -193,6 +193,13 @@ impl OpenSegment {
         }
     }
 
+    /// Writes into every open page what it holds so far.
+    pub(super) fn note_pages(&self) {
+        for (&table, open) in &self.open {
+            self.put_page_header(table, open.page, open.used as u32, open.count, 1);
+        }
+    }
+
     /// Closes all pages: nothing is added after.
     pub(super) fn close_pages(&mut self) {
         let tables: Vec<TableId> = self.open.keys().copied().collect();

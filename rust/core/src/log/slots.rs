@@ -18,7 +18,7 @@ use super::record::charge;
 use super::segment::SegmentBuffer;
 use super::victim::Segment;
 use crate::device::PAGE;
-use crate::types::{Disk, Place, TableId};
+use crate::types::{Disk, Place, Sequence, TableId};
 
 /// Names one filling of one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +83,8 @@ struct Slot {
     /// Tables of its rows, and of its tombstones.
     tables: AtomicU32,
     removed_from: AtomicU32,
+    /// Sequence of the newest of its tombstones.
+    removed_at: AtomicU64,
     is_aside: AtomicBool,
     info: RwLock<SlotInfo>,
 }
@@ -95,6 +97,7 @@ impl Slot {
             horizon: AtomicU64::new(0),
             tables: AtomicU32::new(0),
             removed_from: AtomicU32::new(0),
+            removed_at: AtomicU64::new(0),
             is_aside: AtomicBool::new(false),
             info: RwLock::new(SlotInfo::FREE),
         }
@@ -387,6 +390,7 @@ impl Slots {
             own.horizon.store(0, Relaxed);
             own.tables.store(0, Relaxed);
             own.removed_from.store(0, Relaxed);
+            own.removed_at.store(0, Relaxed);
             if slot < roster.slots_max {
                 roster.free.push(Reverse(slot));
             } else if roster.spare.len() < SPARE as usize {
@@ -484,13 +488,20 @@ impl Slots {
     }
 
     /// A tombstone was appended, or found by recovery; its horizon, or a greater number.
-    pub(super) fn add_tombstone(&self, place: Place, table: TableId, horizon: u64) {
+    pub(super) fn add_tombstone(
+        &self,
+        place: Place,
+        table: TableId,
+        horizon: u64,
+        sequence: Sequence,
+    ) {
         let Some(slot) = self.of(place).map(|slot| &self.slots[slot as usize]) else { return };
         let bytes = charge(0);
         slot.tombstones.fetch_add(bytes, Relaxed);
         self.tombstones.fetch_add(bytes, Relaxed);
         slot.horizon.fetch_max(horizon, Relaxed);
         slot.removed_from.fetch_or(table_bit(table), Relaxed);
+        slot.removed_at.fetch_max(sequence, Relaxed);
     }
 
     /// Never below zero: a record may be released after its segment was freed.
@@ -523,6 +534,10 @@ impl Slots {
         slot.tombstones.store(account.tombstone_bytes, Relaxed);
         slot.horizon.store(account.horizon, Relaxed);
         slot.removed_from.store(account.removed_from, Relaxed);
+        if account.tombstone_bytes > 0 {
+            // None of them is newer.
+            slot.removed_at.store(slot.info.read().header.max_sequence, Relaxed);
+        }
         self.live.fetch_add(account.live_bytes, Relaxed);
         self.tombstones.fetch_add(account.tombstone_bytes, Relaxed);
     }
@@ -550,6 +565,7 @@ impl Slots {
                 horizon: own.horizon.load(Relaxed),
                 tables: own.tables.load(Relaxed),
                 removed_from: own.removed_from.load(Relaxed),
+                removed_at: own.removed_at.load(Relaxed),
             })
         };
         self.slots.iter().enumerate().filter_map(segment).collect()

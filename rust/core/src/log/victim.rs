@@ -7,7 +7,7 @@
 //! round everything that was removed before it is gone for good.
 
 use super::slots::{table_bit, SegmentId, SlotState};
-use crate::types::TableId;
+use crate::types::{Sequence, TableId};
 
 /// Live share below which the log holds more than its rows justify. Of rows of 256 bytes, with
 /// their headers and footers, that is space x1.57, and 2.3 to 2.5 writes of a row that reaches the
@@ -43,6 +43,8 @@ pub(super) struct Segment {
     /// Tables of its rows and of its tombstones, as sets of `table_bit`.
     pub(super) tables: u32,
     pub(super) removed_from: u32,
+    /// Sequence of the newest of its tombstones.
+    pub(super) removed_at: Sequence,
 }
 
 /// What the choice depends on beside the segments.
@@ -53,6 +55,8 @@ pub(super) struct Demand {
     pub(super) capacity_bytes: u64,
     /// Slots are short: any segment with something to win will do.
     pub(super) is_pressed: bool,
+    /// Traces of removals up to this sequence are not needed any more.
+    pub(super) floor: Sequence,
 }
 
 /// Of each set of tables the two oldest segments that may hold rows of it.
@@ -134,22 +138,31 @@ struct Sums {
     /// Bytes of taken slots, but for those that are on their way back.
     used: u64,
     live: u64,
-    /// Tombstones that must stay, as bytes of records; their tables; the newest horizon.
+    /// Tombstones that must stay, as bytes of records; of those that old segments need: their
+    /// bytes, their tables, the newest horizon.
     kept: u64,
+    needed: u64,
     removed_from: u32,
     horizon: u64,
 }
 
 impl Sums {
-    fn of(segments: &[Segment], elders: &Elders, segment_bytes: u64) -> Self {
+    fn of(segments: &[Segment], elders: &Elders, demand: &Demand) -> Self {
         let mut sums = Self::default();
         for segment in segments {
             sums.live += segment.live_bytes;
             if !matches!(segment.state, SlotState::Freed | SlotState::Erasing) {
-                sums.used += segment_bytes;
+                sums.used += demand.segment_bytes;
             }
-            if segment.tombstone_bytes > 0 && !elders.are_all_gone(segment) {
+            if segment.tombstone_bytes == 0 {
+                continue;
+            }
+            let is_needed = !elders.are_all_gone(segment);
+            if is_needed || segment.removed_at > demand.floor {
                 sums.kept += segment.tombstone_bytes;
+            }
+            if is_needed {
+                sums.needed += segment.tombstone_bytes;
                 sums.removed_from |= segment.removed_from;
                 sums.horizon = sums.horizon.max(segment.horizon);
             }
@@ -165,7 +178,7 @@ pub(super) fn choose(
     demand: &Demand,
     rounds: &mut Rounds,
 ) -> Option<SegmentId> {
-    let sums = Sums::of(segments, elders, demand.segment_bytes);
+    let sums = Sums::of(segments, elders, demand);
     let share = tombstone_share(sums.live, demand);
     let justified = sums.live + sums.kept + SPARE_SEGMENTS * demand.segment_bytes;
     let is_sparse = sums.used as f64 * LIVE_SHARE_MAX > justified as f64;
@@ -174,7 +187,7 @@ pub(super) fn choose(
         return eldest;
     }
     let worth = if demand.is_pressed { WORTH_PRESSED } else { WORTH };
-    let (emptiest, live_share) = emptiest(segments, elders)?;
+    let (emptiest, live_share) = emptiest(segments, elders, demand.floor)?;
     if live_share == 0.0 {
         return Some(emptiest);
     }
@@ -190,7 +203,7 @@ pub(super) fn choose(
 }
 
 /// Bytes of tombstones, as records, that may be kept beside `live` bytes of rows.
-fn tombstone_share(live: u64, demand: &Demand) -> u64 {
+pub(super) fn tombstone_share(live: u64, demand: &Demand) -> u64 {
     let room = demand.capacity_bytes.saturating_sub(live);
     let few = TOMBSTONE_SEGMENTS * demand.segment_bytes;
     let share = (live / TOMBSTONE_SHARE).max(few).min(room / TOMBSTONE_SHARE);
@@ -198,9 +211,10 @@ fn tombstone_share(live: u64, demand: &Demand) -> u64 {
 }
 
 /// The segment with the least to copy of what it holds, and that share.
-fn emptiest(segments: &[Segment], elders: &Elders) -> Option<(SegmentId, f64)> {
+fn emptiest(segments: &[Segment], elders: &Elders, floor: Sequence) -> Option<(SegmentId, f64)> {
     let share = |segment: &Segment| {
-        let is_kept = segment.tombstone_bytes > 0 && !elders.are_all_gone(segment);
+        let must_stay = !elders.are_all_gone(segment) || segment.removed_at > floor;
+        let is_kept = segment.tombstone_bytes > 0 && must_stay;
         let kept = segment.live_bytes + if is_kept { segment.tombstone_bytes } else { 0 };
         kept as f64 / segment.data_bytes.max(1) as f64
     };
@@ -212,8 +226,8 @@ fn emptiest(segments: &[Segment], elders: &Elders) -> Option<(SegmentId, f64)> {
 impl Ageing {
     /// The oldest segment that keeps tombstones from being forgotten, while they are too many.
     fn victim(&mut self, segments: &[Segment], sums: &Sums, share: u64) -> Option<SegmentId> {
-        self.left = self.left.min(sums.kept);
-        if self.end == 0 && sums.kept > share.max(self.left + share / 2) {
+        self.left = self.left.min(sums.needed);
+        if self.end == 0 && sums.needed > share.max(self.left + share / 2) {
             self.end = sums.horizon;
         }
         let holds = |segment: &&Segment| {
@@ -223,7 +237,7 @@ impl Ageing {
         };
         let eldest = segments.iter().filter(holds).map(|segment| segment.id).min();
         if eldest.is_none() && self.end > 0 {
-            *self = Self { end: 0, left: sums.kept };
+            *self = Self { end: 0, left: sums.needed };
         }
         eldest
     }
@@ -256,8 +270,12 @@ mod tests {
     use crate::types::Disk;
 
     const SEGMENT: u64 = 1000;
-    const CALM: Demand =
-        Demand { segment_bytes: SEGMENT, capacity_bytes: 100 * SEGMENT, is_pressed: false };
+    const CALM: Demand = Demand {
+        segment_bytes: SEGMENT,
+        capacity_bytes: 100 * SEGMENT,
+        is_pressed: false,
+        floor: 0,
+    };
     const PRESSED: Demand = Demand { is_pressed: true, ..CALM };
 
     fn id(incarnation: u64) -> SegmentId {
@@ -280,6 +298,7 @@ mod tests {
             horizon: 0,
             tables: table_bit(1),
             removed_from: 0,
+            removed_at: 0,
         }
     }
 

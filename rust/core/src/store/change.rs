@@ -54,6 +54,9 @@ impl<'a> Course<'a> {
             if window.start >= end {
                 break;
             }
+            if matches!(work.target.change, Change::Remove) {
+                state.note_passed(work.turn.sequence, window.start);
+            }
             if self.window == 0 {
                 let ahead = &self.probed.ahead;
                 let range = ahead.plan.range(s);
@@ -319,6 +322,7 @@ impl<'a> Work<'a> {
         let was_there = state.remove(&engine.tier, table.id, item, location, self.turn.sequence)?;
         if was_there {
             self.effect.removed += 1;
+            state.note_removed(item.hash);
             engine.release_records(table, 1);
         }
         Ok(was_there)

@@ -4,11 +4,15 @@
 //! stripe, no row of it comes to need the old files any more; those that do are written back a few
 //! at a time, each step under the stripe's lock for less than a millisecond, outside of any turn.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::engine::Engine;
 use super::pressure::Patience;
 use crate::error::{ErrorKind, Result};
+use crate::history::RESERVED;
 use crate::superblock::Superblock;
-use crate::table::{State, Tickets};
+use crate::table::{Due, State, Tickets};
+use crate::types::Sequence;
 
 /// Bytes that one step writes back under a stripe's lock, and rows at most and at least.
 const STEP_BYTES: usize = 256 << 10;
@@ -49,8 +53,8 @@ impl Engine {
         };
         *unfinished = Some(generation);
         let last = self.sequencer.lock().last;
-        self.write_back((!all).then_some(generation))?;
-        self.write_superblock(false)?;
+        self.write_back(if all { Due::All } else { Due::Journal(generation) })?;
+        self.write_superblock(false, None)?;
         // They have passed all stripes; a removal has told the new file what it found, too.
         self.running.wait_before(last + 1);
         self.journal().drop_through(generation)?;
@@ -74,22 +78,32 @@ impl Engine {
         Ok(new - 1)
     }
 
-    /// Writes back rows that need a journal file up to `generation` (for `None` all that were dirty
-    /// at the time of the call), keeping them in DRAM.
-    fn write_back(&self, generation: Option<u32>) -> Result<()> {
-        let tickets = self.sequencer.lock().tickets.clone();
+    /// Writes back rows that are due at the time of the call, keeping them in DRAM. Returns the
+    /// sequence up to which all changes were there when their stripe was looked at: a new one,
+    /// above all that reads had made by then.
+    fn write_back(&self, due: Due) -> Result<Sequence> {
+        let (tickets, last) = {
+            let mut sequencer = self.sequencer.lock();
+            self.order_entry(&mut sequencer, None)?;
+            (sequencer.tickets.clone(), sequencer.last)
+        };
         let rows_max = self.step_rows();
         for (stripe, ticket) in self.stripes.iter().zip(tickets) {
             stripe.wait_served(ticket);
             // Rows that are made dirty meanwhile need a later file; without one they could be met
             // again and again, so that the last of as many steps as it takes writes all.
-            let rows = stripe.lock().rows();
-            let mut steps = rows / rows_max + 1;
+            let rows = {
+                let mut state = stripe.lock();
+                // What a read makes from here on is newer than what is promised.
+                state.progress.lift(last);
+                state.rows()
+            };
+            let mut steps = 2 * rows / rows_max + 1;
             let mut patience = Patience::new(self, false);
             loop {
                 self.tier.log.wait_for_buffer()?;
                 let rows_max = if steps > 0 { rows_max } else { usize::MAX };
-                let step = stripe.lock().write_back(&self.tier, generation, rows_max);
+                let step = stripe.lock().write_back(&self.tier, due, rows_max);
                 match step {
                     Ok(true) => break,
                     Ok(false) => steps = steps.saturating_sub(1),
@@ -104,7 +118,7 @@ impl Engine {
                 std::thread::yield_now();
             }
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Rows of one step: those of the widest table decide.
@@ -114,28 +128,60 @@ impl Engine {
         (STEP_BYTES / (4 * floats)).clamp(STEP_ROWS_MIN, STEP_ROWS_MAX)
     }
 
-    /// Syncs log and journal and notes their ends.
-    pub(super) fn write_superblock(&self, clean: bool) -> Result<()> {
+    /// Syncs log and journal and notes their ends; and that all changes up to `whole` are in the
+    /// log.
+    pub(super) fn write_superblock(&self, clean: bool, whole: Option<Sequence>) -> Result<()> {
         let log = self.tier.log.sync()?;
         let journal = self.journal().sync()?;
         let last = self.sequencer.lock().last;
         let mut file = self.superblock.lock();
         // Of two at once the later may come first: known ends never go back.
-        let known = file.current().clone();
+        let mut known = file.current().clone();
+        known.history.whole = known.history.whole.max(whole.unwrap_or(0));
         let next = Superblock {
-            next_sequence: known.next_sequence.max(last + 1),
+            next_sequence: known.next_sequence.max(last + RESERVED),
             log_incarnation_end: known.log_incarnation_end.max(log.incarnation),
             journal: known.journal.max(journal),
             clean,
             ..known
         };
-        file.write(next)
+        let reserved = next.next_sequence;
+        file.write(next)?;
+        self.reserved.fetch_max(reserved, Relaxed);
+        Ok(())
+    }
+
+    /// Sets sequences aside for more calls, long before the last of them is needed.
+    pub(super) fn reserve_calls(&self) -> Result<()> {
+        let last = self.sequencer.lock().last;
+        if last + RESERVED / 2 < self.reserved.load(Relaxed) {
+            return Ok(());
+        }
+        let mut file = self.superblock.lock();
+        let known = file.current().clone();
+        let next_sequence = known.next_sequence.max(last + RESERVED);
+        file.write(Superblock { next_sequence, ..known })?;
+        self.reserved.fetch_max(next_sequence, Relaxed);
+        Ok(())
+    }
+
+    /// Forgets removals up to `floor`, once the superblock says so.
+    pub(super) fn raise_floor(&self, floor: Sequence) -> Result<()> {
+        let mut file = self.superblock.lock();
+        let mut next = file.current().clone();
+        next.history.floor = next.history.floor.max(floor);
+        file.write(next)?;
+        self.tier.log.raise_floor(floor);
+        Ok(())
     }
 
     pub(super) fn flush(&self) -> Result<()> {
-        if !self.is_journaled() {
-            self.write_back(None)?;
-        }
-        self.write_superblock(false)
+        // A checkpoint writes rows back, too: one at a time.
+        let unfinished = self.unfinished.lock();
+        // The journal has all others.
+        let due = if self.is_journaled() { Due::Made } else { Due::All };
+        let whole = self.write_back(due)?;
+        drop(unfinished);
+        self.write_superblock(false, Some(whole))
     }
 }

@@ -57,12 +57,28 @@ impl Engine {
     /// thread at a time. False if none is worth it, or there is no slot for its copies now.
     fn compact_step(&self) -> Result<bool> {
         let _alone = self.compacting.lock();
-        let Some(segment) = self.tier.log.victim(self.is_log_short()) else { return Ok(false) };
+        let Some(segment) = self.victim()? else { return Ok(false) };
         match self.compact_segment(segment) {
             // Slots come back when the calls that may look at them end: then it goes on.
             Err(error) if error.kind == ErrorKind::StoreFull => Ok(false),
             outcome => outcome.map(|_| true),
         }
+    }
+
+    /// The segment to compact next. Traces of removals give way to rows: the oldest when there are
+    /// many, all of them when slots are short and nothing else is to be won.
+    fn victim(&self) -> Result<Option<SegmentId>> {
+        let (log, is_short) = (&self.tier.log, self.is_log_short());
+        if let Some(floor) = log.floor_due(false) {
+            self.raise_floor(floor)?;
+        }
+        let victim = log.victim(is_short);
+        if victim.is_some() || !is_short {
+            return Ok(victim);
+        }
+        let Some(floor) = log.floor_due(true) else { return Ok(None) };
+        self.raise_floor(floor)?;
+        Ok(log.victim(is_short))
     }
 
     /// Brings freed slots back by a sync. False if none came.
@@ -134,7 +150,8 @@ impl Copying<'_> {
         if !record.tombstone {
             return self.copy_row(place, table, record);
         }
-        let is_gone = self.elders.are_gone(self.segment, table, record.horizon());
+        let is_needless = self.elders.are_gone(self.segment, table, record.horizon());
+        let is_gone = is_needless && record.sequence <= self.engine.tier.log.floor();
         // Tables are never made again under the id of one that was dropped.
         if is_gone || !self.engine.catalog.read().by_id.contains_key(&table) {
             return Ok(());

@@ -37,6 +37,8 @@ pub(super) struct Engine {
     pub(super) stripes: Vec<Stripe>,
     pub(super) catalog: RwLock<Catalog>,
     pub(super) sequencer: Mutex<Sequencer>,
+    /// Calls get sequences below this one: the superblock says so.
+    pub(super) reserved: AtomicU64,
     /// Of the sequencer's sessions.
     pub(super) known_sessions: Known,
     pub(super) running: Running,

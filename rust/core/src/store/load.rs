@@ -126,7 +126,7 @@ impl Engine {
             let Some(Dated { entry, .. }) = of_key.last() else { continue };
             let Some(table) = tables.get(&entry.table) else { continue };
             for Dated { entry, .. } in of_key.iter().filter(|e| e.entry.tombstone) {
-                self.tier.log.adopt_tombstone(entry.place, entry.table);
+                self.tier.log.adopt_tombstone(entry.place, entry.table, entry.sequence);
             }
             if !entry.tombstone {
                 self.check_length_of(table, entry)?;

@@ -66,6 +66,7 @@ impl Engine {
             return Ok(());
         }
         self.check_devices()?;
+        self.reserve_calls()?;
         self.account();
         self.fit_rows()?;
         if self.tier.log.no_space().is_some() {

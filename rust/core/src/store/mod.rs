@@ -7,6 +7,7 @@
 mod ahead;
 mod catalog;
 mod change;
+mod changes;
 mod checkpoint;
 mod compaction;
 mod config;
@@ -49,6 +50,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
+pub use self::changes::{ChangesCost, ChangesEnd, ChangesPiece, ChangesQuery, Detail, Tell};
 pub use self::config::StoreConfig;
 pub use self::damaged::{Damaged, Fate};
 use self::engine::Engine;
@@ -344,6 +346,23 @@ impl Store {
     pub fn keys(&self, table: TableId, bucket: u32, keys: &mut Vec<u64>) -> Result<u32> {
         let _call = self.engine.enter_reading()?;
         self.engine.keys(table, bucket, keys)
+    }
+
+    /// Tells what changed in some buckets of a table since a sequence, with values on request: all
+    /// rows that were made or changed and all keys that were removed, at least once each. Returns
+    /// up to which sequence that holds, for the next query of these buckets, and what it has cost.
+    /// With `since` None all rows are told. Costs what changed, and the dirty rows of a stripe.
+    ///
+    /// # Errors
+    /// `TableNotFound`; `BadInput` for buckets that there are not; `Corruption` naming a row that
+    /// cannot be read; `StoreFull` when there is no memory for it; what `tell` returns.
+    pub fn changes(
+        &self,
+        query: &ChangesQuery,
+        tell: &mut Tell<'_>,
+    ) -> Result<(ChangesEnd, ChangesCost)> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.tell_changes(query, tell)
     }
 
     /// Counters of one table, by the names of the public API.

@@ -5,6 +5,7 @@
 //! Here too it is found out that a push was made before. Such a duplicate is acknowledged when
 //! every call that was ordered before it is applied, its original among them.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 use super::engine::Engine;
@@ -180,6 +181,17 @@ impl Engine {
         Ok(Decision::Apply((Some(first), ordered)))
     }
 
+    /// The sequence of the next call, of those that were set aside.
+    fn next_call(&self, sequencer: &Sequencer) -> Result<Sequence> {
+        let sequence = next_call(sequencer.last);
+        if sequence < self.reserved.load(Relaxed) {
+            return Ok(sequence);
+        }
+        Err(Error::unavailable(
+            "no sequences are set aside: the superblock was not written in time",
+        ))
+    }
+
     /// The next place in the order, once the journal has it.
     fn take_place(&self, sequencer: &mut Sequencer, ready: Ready<'_, '_>) -> Result<Ordered<'_>> {
         let Ready { push, call, applies, frame } = ready;
@@ -205,7 +217,7 @@ impl Engine {
         sequencer: &mut Sequencer,
         frame: Option<Frame<'_>>,
     ) -> Result<Sequence> {
-        let sequence = next_call(sequencer.last);
+        let sequence = self.next_call(sequencer)?;
         if let Some(mut frame) = frame {
             let appended = self.journal().append(&mut frame, sequence);
             sequencer.position = Some(appended.inspect_err(|error| self.note_refusal(error))?);

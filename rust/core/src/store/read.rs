@@ -240,7 +240,7 @@ impl Verb for Insert<'_, '_> {
             let at = match state.part(&engine.tier, &table).find(item, |_| true) {
                 Found::Dram(at) => at,
                 _ => {
-                    let sequence = state.progress.create();
+                    let sequence = state.create(item.hash);
                     let at = state.insert(&engine.tier, &table, item, sequence)?;
                     let part = state.part(&engine.tier, &table);
                     table.initial_row(item.key, part.pool.row_mut(at).1);

@@ -4,7 +4,7 @@
 //! or without one from the footers of all segments (`load`); then the journal (`replay`): entries
 //! that a row has not seen yet are applied again.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::Failure;
+use crate::history::RESERVED;
 use crate::journal::{Journal, JournalConfig};
 use crate::ledger::Ledger;
 use crate::log::{Log, LogConfig, LogEnd};
@@ -58,14 +59,13 @@ impl Engine {
         )?;
         let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
         let newest = engine.open_index(&known)?;
-        let last = newest.max(known.next_sequence.saturating_sub(1));
-        engine.sequencer.lock().last = last.max(engine.catalog.read().as_of);
+        engine.sequencer.lock().last = newest.max(engine.catalog.read().as_of);
         engine.replay(&mut pending)?;
-        engine.begin_life();
+        engine.begin()?;
         if engine.journal.set(pending).is_err() {
             return Err(Error::unavailable("the journal was opened twice"));
         }
-        match engine.write_superblock(false) {
+        match engine.write_superblock(false, None) {
             // The file system is full. Its rows can be read, and the journal still has what the log
             // could not take: the ends that were known stay known.
             Err(error) if error.kind == ErrorKind::StoreFull => engine.note_refusal(&error),
@@ -101,6 +101,7 @@ impl Engine {
             stripes: (0..stripes).map(|_| Stripe::new(&ledger, stripes, failure.clone())).collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
+            reserved: AtomicU64::new(0),
             known_sessions,
             running: Running::new(failure.clone()),
             recent: Recent::new(ledger.clone()),
@@ -128,14 +129,27 @@ impl Engine {
         })
     }
 
-    /// What is changed from here on is newer than all that was found: of the rows that reads made,
-    /// some may have been lost, and their sequences must not name others.
-    fn begin_life(&self) {
+    /// What is changed from here on is newer than all that was ever given out, also before a crash
+    /// that has taken some of it. That is on the device before the first change.
+    fn begin(&self) -> Result<()> {
         let mut sequencer = self.sequencer.lock();
-        sequencer.last = next_call(sequencer.last);
-        let first = sequencer.last;
-        drop(sequencer);
+        let mut file = self.superblock.lock();
+        let known = file.current().clone();
+        let found = sequencer.last;
+        let first = next_call(found.max(known.next_sequence - 1));
+        let mut history = known.history.clone();
+        if !known.clean {
+            history.note_crash(first);
+        }
+        history.whole = first;
+        let next_sequence = first + RESERVED;
+        self.tier.log.raise_floor(history.floor);
+        file.write(Superblock { next_sequence, history, clean: false, ..known })?;
+        self.reserved.store(next_sequence, Relaxed);
+        sequencer.last = first;
+        drop((sequencer, file));
         self.stripes.iter().for_each(|stripe| stripe.lock().progress.lift(first));
+        Ok(())
     }
 
     /// Writes everything back and gives the directory up.
@@ -154,7 +168,7 @@ impl Engine {
         }
         self.checkpoint(true)?;
         self.write_image();
-        self.write_superblock(true)
+        self.write_superblock(true, None)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::image::{Image, TableKeys};
 use crate::index::Entry;
 use crate::log::{FooterEntry, SegmentId};
 use crate::table::Table;
-use crate::types::{bucket, hash, Disk, Place, TableId};
+use crate::types::{bucket, hash, Disk, Place, Sequence, TableId};
 
 /// An image that fits the log, as it is at the opening.
 pub(super) struct Source {
@@ -43,7 +43,7 @@ pub(super) struct Restored {
     pub(super) imaged: HashMap<TableId, u64>,
     /// Records that counted as live so far, with the length of their rows, and marks of removals.
     dead: Vec<(Place, usize)>,
-    marks: Vec<(Place, TableId)>,
+    marks: Vec<(Place, TableId, Sequence)>,
 }
 
 impl Source {
@@ -84,7 +84,7 @@ impl Restored {
     fn note_dead(&mut self, entry: &FooterEntry, is_of_table: bool) {
         self.dead.push((entry.place, entry.row_floats));
         if entry.tombstone && is_of_table {
-            self.marks.push((entry.place, entry.table));
+            self.marks.push((entry.place, entry.table, entry.sequence));
         }
     }
 }
@@ -121,7 +121,9 @@ impl Engine {
     pub(super) fn settle_records(&self, restored: &Restored) {
         let log = &self.tier.log;
         restored.dead.iter().for_each(|&(place, floats)| log.release(place, floats));
-        restored.marks.iter().for_each(|&(place, table)| log.adopt_tombstone(place, table));
+        for &(place, table, sequence) in &restored.marks {
+            log.adopt_tombstone(place, table, sequence);
+        }
     }
 
     /// What the image should have said, by the footers of the segments that it speaks for.

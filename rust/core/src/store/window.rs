@@ -292,13 +292,15 @@ impl Row {
         (self.sequence, self.is_changed) = (sequence, true);
     }
 
-    /// False if there was nothing to remove.
+    /// False if there was nothing to remove. A trace is left all the same: there may have been a
+    /// row that a read had made, of which the files knew nothing.
     fn remove(&mut self, sequence: Sequence) -> bool {
-        let is_there = self.life != Life::Absent && self.sequence < sequence;
-        if is_there {
-            (self.life, self.sequence, self.is_changed) = (Life::Absent, sequence, true);
+        if self.sequence >= sequence {
+            return false;
         }
-        is_there
+        let was_there = self.life != Life::Absent;
+        (self.life, self.sequence, self.is_changed) = (Life::Absent, sequence, true);
+        was_there
     }
 
     /// A key without a row gets the initial one, as of just before this entry.

@@ -6,6 +6,7 @@
 
 mod heat;
 mod image;
+mod newer;
 mod part;
 mod plan;
 mod policy;
@@ -19,6 +20,7 @@ mod stripe;
 mod turn;
 mod write_back;
 
+pub(crate) use newer::Look;
 pub(crate) use part::{Found, Part, Visitor};
 pub(crate) use plan::{stripe_of, Item, Plan};
 pub(crate) use pool::row_bytes;
@@ -26,3 +28,4 @@ pub(crate) use row::{Header, RowMut};
 pub(crate) use shape::{Counters, Table};
 pub(crate) use stripe::{State, Tier};
 pub(crate) use turn::{Guard, Stripe, Tickets};
+pub(crate) use write_back::Due;

@@ -402,6 +402,19 @@ impl Pool {
         unsafe { self.pointer(at).cast::<Header>().as_mut() }
     }
 
+    /// A row to read.
+    #[allow(unsafe_code, reason = "rows are laid out by hand")]
+    pub(crate) fn row(&self, at: u64) -> (&Header, &[f32]) {
+        let header = self.header(at);
+        // SAFETY: as `header`; the numbers follow it inside the row, and memory that is mapped and
+        // was never written reads as zeros, which are numbers.
+        let numbers = unsafe {
+            let start = self.pointer(at).add(HEADER).cast::<f32>();
+            std::slice::from_raw_parts(start.as_ptr(), self.floats as usize)
+        };
+        (header, numbers)
+    }
+
     /// A row to change, which a write-back will look at.
     pub(crate) fn row_mut(&mut self, at: u64) -> RowMut<'_> {
         self.mark_both(at);

@@ -11,6 +11,7 @@ use super::policy::Pulse;
 use super::reclaim::Donors;
 use super::shape::Table;
 use super::share::Share;
+use super::turn::Removed;
 use super::write_back::{write_row, WriteBack};
 use crate::arena::Arena;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +59,8 @@ pub(crate) struct State {
     pub(super) serving: u64,
     /// How far it has come in the order.
     pub(crate) progress: Progress,
+    /// What the call that is in its turn has removed.
+    pub(super) removed: Option<Removed>,
 }
 
 impl State {
@@ -71,6 +74,7 @@ impl State {
             write_back: WriteBack::default(),
             serving: 0,
             progress: Progress::default(),
+            removed: None,
         }
     }
 
@@ -301,9 +305,13 @@ impl State {
             Err(place) => Some(place),
             Ok(at) => part.pool.header(at).state.place(),
         };
-        if let Some(place) = place {
-            tier.log.append_tombstone(Stream::Rows, id, item.key, sequence)?;
-            tier.log.release(place, part.table.floats);
+        match place {
+            Some(place) => {
+                tier.log.append_tombstone(Stream::Rows, id, item.key, sequence)?;
+                tier.log.release(place, part.table.floats);
+            }
+            // Whoever follows the changes learns of it.
+            None => drop(tier.log.append_trace(id, item.key, sequence)?),
         }
         accounted(memory, part, |part| {
             part.index.remove(slot);

@@ -4,20 +4,60 @@
 //! the call ends, however it ends: a panic must not keep all later calls waiting. It fails the
 //! store instead, for the rows that it was changing may be half changed.
 
+use std::collections::HashSet;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use super::stripe::State;
 use crate::failure::{Failure, Watch};
 use crate::ledger::Ledger;
+use crate::sequence::Progress;
 use crate::sync::{Condvar, Mutex, MutexGuard};
-use crate::types::Sequence;
+use crate::types::{bucket, Sequence};
 
 /// A stripe and the queue before it.
 pub(crate) struct Stripe {
     state: Mutex<State>,
     queue: Condvar,
     failure: Arc<Failure>,
+}
+
+/// Keys that a removal has passed, while it is in its turn. It gives the lock up to read records,
+/// and a read may make a row of such a key anew: one that is newer than the removal, though that
+/// has not passed the stripe yet.
+pub(crate) struct Removed {
+    /// From the removal on.
+    since: Progress,
+    /// All keys that it names are passed in buckets below this one, and these keys.
+    below: u32,
+    hashes: HashSet<u64>,
+}
+
+impl State {
+    /// The removal `sequence`, in its turn, has passed all of its keys in buckets below this one.
+    pub(crate) fn note_passed(&mut self, sequence: Sequence, below: u32) {
+        let mut since = Progress::default();
+        since.lift(sequence);
+        let kept = self.removed.take().map_or(since, |removed| removed.since);
+        self.removed = Some(Removed { since: kept, below, hashes: HashSet::new() });
+    }
+
+    /// It has removed the key of this hash.
+    pub(crate) fn note_removed(&mut self, hash: u64) {
+        if let Some(removed) = &mut self.removed {
+            removed.hashes.insert(hash);
+        }
+    }
+
+    /// The sequence of a row that a read makes now, for the key of this hash.
+    pub(crate) fn create(&mut self, hash: u64) -> Sequence {
+        match &mut self.removed {
+            Some(own) if bucket(hash) < own.below || own.hashes.contains(&hash) => {
+                own.since.create()
+            }
+            _ => self.progress.create(),
+        }
+    }
 }
 
 /// A locked stripe.
@@ -119,8 +159,38 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if let Some(sequence) = self.turn {
             self.state.progress.lift(sequence);
+            if let Some(removed) = self.state.removed.take() {
+                self.state.progress.lift(removed.since.newest());
+            }
             self.state.serving += 1;
             self.queue.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sequence::{call_of, next_call};
+
+    /// Once such a row was older than the mark of the removal, and gone after a restart.
+    #[test]
+    fn a_row_that_is_made_anew_while_its_removal_goes_on_is_newer_than_that() {
+        let (before, removal) = (next_call(0), next_call(next_call(0)));
+        let stripes = [Stripe::new(&Ledger::new(8 << 20), 1, Arc::default())];
+        stripes[0].lock().progress.lift(before);
+        let mut tickets = Tickets::new(&stripes, removal, vec![(0, 0)]);
+        let (_, mut state) = tickets.next_turn().expect("it is the first");
+        let in_bucket = |bucket: u64| bucket << 52 | 7;
+        state.note_passed(removal, 5);
+        state.note_removed(in_bucket(9));
+        let made = Guard::unlocked(&mut state, || {
+            let mut state = stripes[0].lock();
+            [in_bucket(2), in_bucket(9), in_bucket(9) + 1].map(|hash| state.create(hash))
+        });
+        assert_eq!(made.map(call_of), [removal, removal, before], "the last is still to come");
+        drop(state);
+        let next = stripes[0].lock().create(in_bucket(3));
+        assert!(made.iter().all(|&made| made < next), "{next:#x} was given out before");
     }
 }

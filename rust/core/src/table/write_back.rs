@@ -19,30 +19,43 @@ pub(super) struct WriteBack {
     /// Number of it: parts note which one has looked at them.
     number: u32,
     /// What it looks for; `None`: there is none.
-    bound: Option<Option<u32>>,
+    due: Option<Due>,
+}
+
+/// Rows that a step looks at for each that it may write.
+const LOOKS: usize = 16;
+
+/// What a step may still do.
+struct Left {
+    rows: usize,
+    looks: usize,
+}
+
+/// Which dirty rows are written back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    All,
+    /// Rows that need a journal file up to this generation.
+    Journal(u32),
+    /// Rows that a read made and that neither log nor journal knows.
+    Made,
 }
 
 impl State {
-    /// Writes rows back that need a journal file up to `generation` (dirty rows for `None`),
-    /// keeping them in DRAM: about `rows_max` at most. True when none is left.
-    pub(crate) fn write_back(
-        &mut self,
-        tier: &Tier,
-        generation: Option<u32>,
-        rows_max: usize,
-    ) -> Result<bool> {
-        if self.write_back.bound != Some(generation) {
-            self.write_back =
-                WriteBack { number: self.write_back.number + 1, bound: Some(generation) };
+    /// Writes rows back that are due, keeping them in DRAM: about `rows_max` at most. True when
+    /// none is left.
+    pub(crate) fn write_back(&mut self, tier: &Tier, due: Due, rows_max: usize) -> Result<bool> {
+        if self.write_back.due != Some(due) {
+            self.write_back = WriteBack { number: self.write_back.number + 1, due: Some(due) };
         }
-        let mut left = rows_max;
+        let mut left = Left { rows: rows_max, looks: rows_max.saturating_mul(LOOKS) };
         for part in self.parts.values_mut() {
-            if !write_part_back(tier, part, self.write_back.number, generation, &mut left)? {
+            if !write_part_back(tier, part, self.write_back.number, due, &mut left)? {
                 return Ok(false);
             }
         }
-        self.write_back.bound = None;
-        debug_assert!(self.parts.values().all(|part| !holds_due(part, generation)));
+        self.write_back.due = None;
+        debug_assert!(self.parts.values().all(|part| !holds_due(part, due)));
         Ok(true)
     }
 }
@@ -52,24 +65,25 @@ fn write_part_back(
     tier: &Tier,
     part: &mut Part,
     number: u32,
-    generation: Option<u32>,
-    left: &mut usize,
+    what: Due,
+    left: &mut Left,
 ) -> Result<bool> {
     if part.written_back.0 != number {
         part.written_back = (number, (0, 0));
     }
-    let mark = if generation.is_some() { Mark::Journaled } else { Mark::Dirty };
+    let mark = if matches!(what, Due::Journal(_)) { Mark::Journaled } else { Mark::Dirty };
     while let Some(group) = part.pool.next_marked(mark, part.written_back.1) {
         let (place, after, rows) = (group.place(), group.after(), group.rows());
-        let due = |pool: &Pool, at: u64| is_due(pool.header(at).state, generation);
+        let due = |pool: &Pool, at: u64| is_due(pool.header(at).state, what);
         let due: Vec<u64> = rows.iter().copied().filter(|&at| due(&part.pool, at)).collect();
-        if !due.is_empty() && *left == 0 {
+        if left.looks == 0 || !due.is_empty() && left.rows == 0 {
             return Ok(false);
         }
         for &at in &due {
             write_row(tier, Stream::Rows, &part.table, &mut part.pool, at)?;
         }
-        *left = left.saturating_sub(due.len());
+        left.rows = left.rows.saturating_sub(due.len());
+        left.looks = left.looks.saturating_sub(rows.len());
         let stays = |state: RowState| match mark {
             Mark::Journaled => state.is_journaled(),
             Mark::Dirty => state.is_dirty(),
@@ -82,16 +96,21 @@ fn write_part_back(
     Ok(true)
 }
 
-fn is_due(state: RowState, generation: Option<u32>) -> bool {
-    state.is_dirty() && generation.is_none_or(|bound| state.needs_journal(bound))
+fn is_due(state: RowState, due: Due) -> bool {
+    state.is_dirty()
+        && match due {
+            Due::All => true,
+            Due::Journal(bound) => state.needs_journal(bound),
+            Due::Made => state.place().is_none() && !state.is_journaled(),
+        }
 }
 
 /// Looks at every row: what marks promise is held against it where assertions are compiled in.
-fn holds_due(part: &Part, generation: Option<u32>) -> bool {
+fn holds_due(part: &Part, due: Due) -> bool {
     let mut hand = super::pool::Hand::default();
     (0..part.pool.capacity()).filter_map(|_| part.pool.next(&mut hand)).any(|at| {
         let state = part.pool.header(at).state;
-        state.is_live() && is_due(state, generation)
+        state.is_live() && is_due(state, due)
     })
 }
 

@@ -23,6 +23,8 @@ impl Model {
     fn new(slots: u64) -> Self {
         let device = FaultyDevice::default();
         let log = open(&device, slots, LogEnd::default());
+        // Nobody asks what was removed.
+        log.raise_floor(u64::MAX);
         Self { device, log, index: BTreeMap::new(), sequence: 0 }
     }
 
@@ -92,11 +94,12 @@ impl Model {
         self.log.stop();
         self.device = FaultyDevice::new(self.device.image());
         self.log = open(&self.device, slots, end);
+        self.log.raise_floor(u64::MAX);
         let mut newest: HashMap<(TableId, u64), FooterEntry> = HashMap::new();
         self.log
             .entries(0..BUCKETS, &mut |entry| {
                 if entry.tombstone {
-                    self.log.adopt_tombstone(entry.place, entry.table);
+                    self.log.adopt_tombstone(entry.place, entry.table, entry.sequence);
                 }
                 let known = newest.entry((entry.table, entry.key)).or_insert(entry);
                 if entry.sequence >= known.sequence {

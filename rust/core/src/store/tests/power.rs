@@ -14,8 +14,9 @@ use std::collections::BTreeMap;
 use super::push;
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableChange, TableSpec};
+use crate::store::changes::{ChangesEnd, ChangesQuery, Detail};
 use crate::store::{Assign, GradientBatch, LookupBatch, Store, StoreConfig};
-use crate::types::{Durability, TableId};
+use crate::types::{Durability, Sequence, TableId, BUCKETS};
 use crate::vfs::trace::Traced;
 
 const MIB: u64 = 1 << 20;
@@ -227,6 +228,35 @@ impl Script {
     }
 }
 
+/// A table that changes are told of, as somebody has it.
+#[derive(Clone)]
+struct Copied {
+    rows: BTreeMap<u64, Vec<f32>>,
+    /// All changes up to here are in it.
+    cursor: Option<Sequence>,
+}
+
+impl Copied {
+    /// Follows the table `often`. False if the cursor is refused.
+    fn follow(&mut self, store: &Store) -> bool {
+        let table = store.table("often").unwrap().id;
+        let (buckets, detail) = (0..BUCKETS, Detail::Values);
+        let query = ChangesQuery { table, buckets, since: self.cursor, detail };
+        let rows = &mut self.rows;
+        let told = store.changes(&query, &mut |piece| {
+            piece.removed.iter().for_each(|key| drop(rows.remove(key)));
+            let values = piece.rows.chunks(DIM as usize).map(<[f32]>::to_vec);
+            rows.extend(piece.keys.iter().copied().zip(values));
+            Ok(())
+        });
+        let (end, _) = told.unwrap();
+        if let ChangesEnd::UpTo(up_to) = end {
+            self.cursor = Some(up_to);
+        }
+        matches!(end, ChangesEnd::UpTo(_))
+    }
+}
+
 /// What a traced run leaves: its moments, and which of them are promised when.
 struct Run {
     scratch: Scratch,
@@ -235,6 +265,8 @@ struct Run {
     moments: Vec<Moment>,
     /// Mark m was made when moment `promised[m]` was promised.
     promised: Vec<usize>,
+    /// What a follower had all along, each with the changes of files that came before.
+    copies: Vec<(usize, Copied)>,
 }
 
 fn run(durability: Durability, seed: u64) -> Run {
@@ -254,6 +286,8 @@ fn run(durability: Durability, seed: u64) -> Run {
         promised.push(moments - 1);
         traced.mark(promised.len() as u64 - 1);
     };
+    let mut follower = Copied { rows: BTreeMap::new(), cursor: None };
+    let mut copies = Vec::new();
     for call in 0..CALLS {
         if script.step(call) {
             promise(script.moments.len());
@@ -264,11 +298,16 @@ fn run(durability: Durability, seed: u64) -> Run {
             promise(script.moments.len());
             script.store = open();
         }
+        if call % 9 == 8 && script.now.state.tables.contains_key("often") {
+            assert!(follower.follow(&script.store));
+            assert!(follower.rows == script.now.state.tables["often"].rows, "call {call}");
+            copies.push((traced.cuts().last().copied().unwrap_or(0), follower.clone()));
+        }
     }
     script.store.close().unwrap();
     let moments = script.moments;
     promise(moments.len());
-    Run { scratch, traced, durability, moments, promised }
+    Run { scratch, traced, durability, moments, promised, copies }
 }
 
 /// A store as any caller finds it.
@@ -305,6 +344,7 @@ fn check_cut(run: &Run, n: usize, random: &mut Random) {
         true => moment.state.settings() == state.settings(),
         false => moment.state == state,
     };
+    check_followers(run, &store, &state, n, &what);
     let found: Vec<&Moment> = run.moments[floor..].iter().filter(is_that).collect();
     assert!(!found.is_empty(), "{what}: no moment from call {floor} on is what was found");
     if let (Some((number, rows)), Ok(often), false) =
@@ -317,6 +357,20 @@ fn check_cut(run: &Run, n: usize, random: &mut Random) {
     assert!(read(&again) == state, "{what}: opened a second time it is another");
     let fresh = again.create_table(&spec("fresh")).unwrap().id;
     assert!(found.iter().any(|moment| moment.made + 1 == fresh), "{what}: {fresh} is its id");
+}
+
+/// Whoever is answered has the table afterwards. Behind an orderly end everybody is.
+fn check_followers(run: &Run, store: &Store, state: &State, n: usize, what: &str) {
+    let Some(often) = state.tables.get("often") else { return };
+    let is_end = run.traced.cuts().last() == Some(&n);
+    for (taken_at, copy) in run.copies.iter().filter(|(taken_at, _)| *taken_at <= n) {
+        let mut copy = copy.clone();
+        if copy.follow(store) {
+            assert!(copy.rows == often.rows, "{what}: a copy of change {taken_at} went wrong");
+        } else {
+            assert!(!is_end, "{what}: the copy of change {taken_at} is refused");
+        }
+    }
 }
 
 fn try_cuts(durability: Durability, seed: u64) {

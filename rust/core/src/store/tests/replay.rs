@@ -14,6 +14,7 @@ use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableSpec};
 use crate::store::tests::copy;
 use crate::store::{Assign, GradientBatch, InsertBatch, LookupBatch, Store, StoreConfig};
+use crate::table::Due;
 use crate::types::{Durability, Push, TableId};
 
 thread_local! {
@@ -107,7 +108,7 @@ fn run(store: &Store, table: TableId, number: u64, call: &Call) -> Option<u64> {
         }
         Call::Flush => {
             for stripe in &store.engine.stripes {
-                stripe.lock().write_back(&store.engine.tier, None, usize::MAX).unwrap();
+                stripe.lock().write_back(&store.engine.tier, Due::All, usize::MAX).unwrap();
             }
             store.flush().unwrap();
         }
