@@ -87,6 +87,11 @@ class Store:
     def lookup_or_insert(
         self, batches: Sequence[tuple[int, Keys, NDArray[np.uint32] | None]]
     ) -> list[Rows]: ...
+    def lookup_pooled(
+        self,
+        batches: Sequence[tuple[int, Keys, NDArray[np.uint32], NDArray[np.float32] | None]],
+    ) -> list[Rows]:
+        """One row a bag: keys of all bags, the size of each bag, a weight for each key or None."""
     def apply_gradients(
         self,
         session: int,
@@ -136,14 +141,14 @@ class Login:
     token: str
 
 class HotCall:
-    """A call that carries arrays: lookup, lookupOrInsert, applyGradients, prefetch, assign or
-    remove. Decoded and answered without Python objects.
+    """A call that carries arrays: lookup, lookupOrInsert, lookupPooled, applyGradients, prefetch,
+    assign or remove. Decoded and answered without Python objects.
     """
 
     question: int
     verb: Verb
     frame_bytes: int
-    reply_bytes: int  # size of the reply to come, 0 when the call will fail
+    reply_bytes: int  # of the reply to come and what makes it, 0 when the call will fail
     announced_bytes: int  # of a push in parts, of which this call only tells; else 0
     code: str  # once run: "ok", or the class name of the error
     cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
@@ -246,8 +251,10 @@ class ClientConnection:
     closed: str | None  # the peer's Abort, or what it sent wrong; every later call would fail
     in_flight: int  # calls without an answer
 
-    def __init__(self, *, frame_limit: int = ...) -> None:
-        """frame_limit: the largest reply that is accepted, bytes."""
+    def __init__(self, *, frame_limit: int = ..., dtype: str = "float32") -> None:
+        """frame_limit: the largest reply that is accepted, bytes. dtype: how rows and gradients
+        travel: "float32", "bfloat16" or "float16"; here they are float32 always.
+        """
     def start(self, session: int, client_id: str, token: str = "") -> tuple[int, bytes]:
         """Bootstrap + login + hello in one flight: hello's question, the bytes. Its Answer holds
         the results of hello; a refused login fails it. Calls may be sent behind it at once.
@@ -261,6 +268,14 @@ class ClientConnection:
     def lookup_or_insert(
         self, batches: Sequence[tuple[int, Keys, NDArray[np.uint32] | None]]
     ) -> tuple[int, list[Buffer]]: ...
+    def lookup_pooled(
+        self,
+        batches: Sequence[
+            tuple[int, NDArray[np.unsignedinteger], NDArray[np.uint32], NDArray[np.float32] | None]
+        ],
+        key_bytes: int,
+    ) -> tuple[int, list[Buffer]]:
+        """As `Store.lookup_pooled`; keys are uint64, or uint32 where `key_bytes` is 4."""
     def apply_gradients(
         self,
         number: int,

@@ -103,6 +103,16 @@ struct GradientBatch {
   gradients @2 :Data;
 }
 
+struct BagBatch {
+  table @0 :UInt32;
+  keys @1 :Data;                 # of all bags, one bag after the other; keys may repeat
+  bags @2 :Data;                 # uint32 a bag: how many of the keys are its
+  weights @3 :Data;              # float32 a key; empty: 1 each
+}
+
+# How numbers of rows and gradients travel. Only to a server whose features hold "wireDtype".
+enum Dtype { float32 @0; bfloat16 @1; float16 @2; }
+
 struct RowBatch {
   rows @0 :Data;
   found @1 :Data;                # empty unless asked for
@@ -137,9 +147,10 @@ interface Gate {
 
 interface Session {
   # The hot verbs come first; the server answers them without leaving Rust.
-  lookup @0 (tables :List(KeyBatch), wantFound :Bool) -> (tables :List(RowBatch));
-  lookupOrInsert @1 (tables :List(CountedKeys)) -> (tables :List(RowBatch));
-  applyGradients @2 (push :Push, tables :List(GradientBatch)) -> (duplicate :Bool);
+  # `dtype` is that of the rows of the reply, or of the gradients.
+  lookup @0 (tables :List(KeyBatch), wantFound :Bool, dtype :Dtype) -> (tables :List(RowBatch));
+  lookupOrInsert @1 (tables :List(CountedKeys), dtype :Dtype) -> (tables :List(RowBatch));
+  applyGradients @2 (push :Push, tables :List(GradientBatch), dtype :Dtype) -> (duplicate :Bool);
 
   hello @3 (session :UInt64, clientId :Text) -> (server :ServerInfo);
   prefetch @4 (tables :List(KeyBatch)) -> ();
@@ -157,6 +168,10 @@ interface Session {
   tableStats @15 (table :UInt32) -> (counters :List(Counter));
   stats @16 () -> (counters :List(Counter));
   flush @17 () -> ();
+  # One row a bag: the sum of its keys' rows, each times its weight, in float32 in order of the
+  # bag. keyBytes 4: keys are uint32, for tables whose keys fit; else 8.
+  lookupPooled @18 (tables :List(BagBatch), dtype :Dtype, keyBytes :UInt8 = 8)
+      -> (tables :List(RowBatch));
 }
 
 struct TableChange {

@@ -29,6 +29,7 @@ from hybridps.verbs.lookup_or_insert import (
     LookupOrInsertOfTable,
 )
 from hybridps.verbs.open_table import OpenTable
+from hybridps.verbs.pooled import LookupPooled
 from hybridps.verbs.prefetch import Prefetch, PrefetchOfStore
 from hybridps.verbs.remove import Remove, RemoveOfTable
 from hybridps.verbs.settings import Alter, SetLearningRate, SettingsOfTable
@@ -37,7 +38,7 @@ from hybridps.verbs.tables import DropTable, ListTables, TablesOfStore
 _CALLS: Final[tuple[type[Call[Any]], ...]] = (
     *(Lookup, LookupOrInsert, ApplyGradients, Hello, Prefetch, Assign, Remove),
     *(CreateTable, OpenTable, ListTables, DropTable, SetLearningRate, Alter),
-    *(Size, KeysOf, TableStats, Stats, Flush),
+    *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled),
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}

@@ -17,6 +17,8 @@ from hybridps.verbs.calls import Counts, Keys, Rows
 
 RowsLike = ArrayLike
 _COUNT_MAX: Final = (1 << 32) - 1
+# Half a step beyond the largest float16, 65504: what rounds to infinity.
+_FLOAT16_END: Final = 65520.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def batch(table: TableRef, keys: KeysLike) -> Batch:
 
 def as_rows(of: Batch, rows: RowsLike, what: str) -> Rows:
     """float32[n, dim] of `rows`: float32, float16 or bfloat16, of the right shape."""
-    array = _to_float32(of, rows, what)
+    array = as_numbers(of, rows, what)
     if array.shape != of.rows_shape:
         raise BadInputError(
             f"table {of.table.name!r}: {what} have shape {array.shape}, keys have {of.shape}"
@@ -102,7 +104,20 @@ def as_step(step: object) -> int | None:
     return number
 
 
-def _to_float32(of: Batch, rows: RowsLike, what: str) -> NDArray[np.float32]:
+def check_reach(table: TableRef, keys: Keys, gradients: Rows) -> None:
+    """Refuses sums of gradients that float16 would make infinite."""
+    if not gradients.size or max(gradients.max(), -gradients.min()) < _FLOAT16_END:
+        return
+    row, column = np.argwhere(np.abs(gradients) >= _FLOAT16_END)[0]
+    raise BadInputError(
+        f"table {table.name!r}: the gradient of key {keys[row]} is {gradients[row, column]} at"
+        f" column {column}, which float16 does not reach; clip it, or connect with"
+        ' wire_dtype="bfloat16" or "float32"'
+    )
+
+
+def as_numbers(of: Batch, rows: RowsLike, what: str) -> NDArray[np.float32]:
+    """float32 of `rows`, of any shape: float32, float16 or bfloat16, nothing else."""
     value: Any = rows
     if isinstance(value, Tensor):
         value = value.detach().cpu()

@@ -2,7 +2,7 @@
 fit a message; replies become rows again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +12,7 @@ from hybridps.errors import HybridPSError
 from hybridps.keys import KeysLike
 from hybridps.verbs import router
 from hybridps.verbs.batches import batch
-from hybridps.verbs.calls import Call, Found, Keys, Rows
+from hybridps.verbs.calls import Call, Found, Rows
 from hybridps.verbs.catalog import Catalog, Handle, resolve
 from hybridps.verbs.face import Steps
 from hybridps.verbs.router import Split
@@ -60,9 +60,11 @@ def read(
 
 
 def rows_of(
-    keys: Sequence[Keys], answer: _core.Answer, *, want_found: bool = False
+    keys: Sequence[Sized], answer: _core.Answer, *, want_found: bool = False
 ) -> list[tuple[Rows, Found | None]]:
-    """The rows of an answer, a table at a time, checked against the keys that were asked for."""
+    """The rows of an answer, a table at a time, checked against the keys, or bags, that were asked
+    for.
+    """
     if len(answer.rows) != len(keys):
         raise HybridPSError(f"the server answered {len(answer.rows)} tables of {len(keys)}")
     replies: list[tuple[Rows, Found | None]] = []

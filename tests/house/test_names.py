@@ -19,6 +19,7 @@ ELSEWHERE = {
     "hello": {"engine": "attach", "stub": "attach", "client": None},
     "set_learning_rate": {"engine": "alter", "stub": "alter"},
     "table_stats": {"client": None},  # Table.stats
+    "lookup_pooled": {"client": None},  # Table.lookup(pool=)
     "size": {"engine": "len"},  # Rust and Python both say len; a client cannot await it
 }
 OF_A_TABLE = {"lookup", "lookup_or_insert", "apply_gradients", "assign", "remove", "keys", "alter",

@@ -117,7 +117,8 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 "stats": ({}, {"counters": counters}),
                 "flush": ({}, {}),
             }
-            hot = {"lookup", "lookupOrInsert", "applyGradients", "prefetch", "assign", "remove"}
+            hot = {"lookup", "lookupOrInsert", "lookupPooled", "applyGradients", "prefetch"}
+            hot |= {"assign", "remove"}
             assert set(cases) | hot | {"hello"} == set(SCHEMA.Session.schema.method_names)
             for verb, (params, answer) in cases.items():
                 served.service.handlers[verb] = handler(verb, answer)
@@ -216,7 +217,7 @@ def test_refusals_reach_a_stock_client_by_class_and_text(run: Any, tmp_path: Pat
 
 def test_unknown_interfaces_and_methods_are_unimplemented(run: Any, tmp_path: Path) -> None:
     later = tmp_path / "later.capnp"
-    text = _core.schema().replace("flush @17 () -> ();", "flush @17 () -> (); later @18 () -> ();")
+    text = _core.schema().replace("flush @17 () -> ();", "flush @17 () -> (); later @19 () -> ();")
     later.write_text(text)
     newer = capnp.SchemaParser().load(str(later))
     other = tmp_path / "other.capnp"
@@ -231,7 +232,7 @@ def test_unknown_interfaces_and_methods_are_unimplemented(run: Any, tmp_path: Pa
                 await client.bootstrap().cast_as(stranger.Other).f()
             assert caught.value.type == "UNIMPLEMENTED"
             session = client.bootstrap().cast_as(newer.Gate).login(token="").session
-            with pytest.raises(capnp.KjException, match="no method 18") as caught:
+            with pytest.raises(capnp.KjException, match="no method 19") as caught:
                 await session.later()
             assert caught.value.type == "UNIMPLEMENTED"
             await session.hello(session=5, clientId="x")

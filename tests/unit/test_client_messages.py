@@ -25,6 +25,7 @@ CALLS: list[Call[Any]] = [
     verbs.Assign([(1, KEYS, ROWS)]),
     verbs.Remove([(1, KEYS)]),
     verbs.Prefetch([(1, KEYS)]),
+    verbs.LookupPooled([(1, KEYS, np.array([1, 2], np.uint32), None)]),
     verbs.CreateTable(SPEC.to_json()),
     verbs.OpenTable("item"),
     verbs.ListTables(),

@@ -47,8 +47,8 @@ pub use optimizer::{is_finite, GradientOptions};
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
     needs, Assign, ChangesCost, ChangesEnd, ChangesPiece, ChangesQuery, Damaged, Detail, Fate,
-    GradientBatch, InsertBatch, Inspected, LookupBatch, Needs, PushOutcome, RowTier, Scrubbed,
-    Snapshot, Store, StoreConfig, TableInfo, Tell,
+    GradientBatch, InsertBatch, Inspected, LookupBatch, Needs, PooledBatch, PushOutcome, RowTier,
+    Scrubbed, Snapshot, Store, StoreConfig, TableInfo, Tell, POOL_BYTES,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,

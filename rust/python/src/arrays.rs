@@ -14,6 +14,8 @@ use crate::errors::{bad_input, raise};
 pub(crate) type KeysIn<'py> = PyReadonlyArray1<'py, u64>;
 /// Counts, or the index of each id's key.
 pub(crate) type NumbersIn<'py> = PyReadonlyArray1<'py, u32>;
+/// Weights of one call.
+pub(crate) type WeightsIn<'py> = PyReadonlyArray1<'py, f32>;
 /// Rows or gradients of one call.
 pub(crate) type RowsIn<'py> = PyReadonlyArray2<'py, f32>;
 type RowsOut<'py> = Bound<'py, PyArray2<f32>>;

@@ -1,11 +1,11 @@
 //! `_core.ClientConnection`: the client's side of a connection.
 
-use hybridps_serve::{as_numbers, rows_in, Asked, Client, Words};
+use hybridps_serve::{as_numbers, Asked, Client, Words};
 use hybridps_wire::{self as wire, Ask, Outcome, PushHeader};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyMemoryView, PyTuple};
 
-use crate::arrays::{slice, KeysIn};
+use crate::arrays::{slice, KeysIn, RowsIn};
 use crate::errors::{misuse, raise};
 use crate::memory::Buffer;
 
@@ -28,7 +28,7 @@ pub(crate) struct Answer {
     exception: Option<(&'static str, String, String)>,
 }
 
-fn answer(py: Python<'_>, answer: wire::Answer, frame: Words) -> PyResult<Answer> {
+fn answer(py: Python<'_>, client: &Client, answer: wire::Answer, frame: Words) -> PyResult<Answer> {
     let (question, rows) = (answer.question, Vec::new());
     let (kind, results, exception) = ("results", None, None);
     let mut made =
@@ -36,7 +36,7 @@ fn answer(py: Python<'_>, answer: wire::Answer, frame: Words) -> PyResult<Answer
     match answer.outcome {
         Outcome::Rows => {
             made.kind = "rows";
-            for (rows, found) in rows_in(&frame).map_err(misuse)? {
+            for (rows, found) in client.rows_in(&frame).map_err(misuse)? {
                 let found = found.map(|found| Py::new(py, Buffer(found))).transpose()?;
                 made.rows.push((Py::new(py, Buffer(rows))?, found));
             }
@@ -60,12 +60,26 @@ fn bytes_of(py: Python<'_>, words: &[u64]) -> Py<PyAny> {
 pub(crate) struct ClientConnection(Client);
 
 impl ClientConnection {
+    /// As they travel.
+    fn gradients<'py>(&self, array: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let narrowed = self.0.narrowed(slice(&array.extract::<RowsIn<'py>>()?)?).map_err(raise)?;
+        narrowed
+            .map_or(Ok(array.clone()), |view| Ok(Bound::new(array.py(), Buffer(view))?.into_any()))
+    }
+
     fn ask(&mut self, py: Python<'_>, ask: &Ask, batches: &[Bound<'_, PyTuple>]) -> PyResult<Call> {
         let (mut sizes, mut views) = (Vec::with_capacity(batches.len()), Vec::new());
         for batch in batches {
-            slice(&batch.get_item(1)?.extract::<KeysIn<'_>>()?)?;
+            let keys = batch.get_item(1)?;
+            if !matches!(ask, Ask::LookupPooled { key_bytes: 4, .. }) {
+                slice(&keys.extract::<KeysIn<'_>>()?)?;
+            }
             let mut bytes = Vec::with_capacity(2);
-            for array in batch.iter().skip(1) {
+            for (n, array) in batch.iter().enumerate().skip(1) {
+                let array = match ask {
+                    Ask::ApplyGradients { .. } if n > 1 => self.gradients(array)?,
+                    _ => array,
+                };
                 let view = (!array.is_none()).then(|| PyMemoryView::from(&array)).transpose()?;
                 let size = view.as_ref().map_or(Ok(0), |view| view.getattr("nbytes")?.extract())?;
                 let view = view.filter(|_| size > 0).map(|v| v.call_method1("cast", ("B",)));
@@ -90,9 +104,9 @@ impl ClientConnection {
 #[pymethods]
 impl ClientConnection {
     #[new]
-    #[pyo3(signature = (*, frame_limit=FRAME_LIMIT))]
-    fn new(frame_limit: usize) -> Self {
-        Self(Client::new(frame_limit))
+    #[pyo3(signature = (*, frame_limit=FRAME_LIMIT, dtype="float32"))]
+    fn new(frame_limit: usize, dtype: &str) -> PyResult<Self> {
+        Ok(Self(Client::new(frame_limit, dtype).map_err(misuse)?))
     }
 
     #[getter]
@@ -118,11 +132,20 @@ impl ClientConnection {
     }
 
     fn lookup(&mut self, py: Python<'_>, batches: Batches<'_>, want_found: bool) -> PyResult<Call> {
-        self.ask(py, &Ask::Lookup { want_found }, &batches)
+        self.ask(py, &Ask::Lookup { want_found, dtype: self.0.dtype() }, &batches)
     }
 
     fn lookup_or_insert(&mut self, py: Python<'_>, batches: Batches<'_>) -> PyResult<Call> {
-        self.ask(py, &Ask::LookupOrInsert, &batches)
+        self.ask(py, &Ask::LookupOrInsert { dtype: self.0.dtype() }, &batches)
+    }
+
+    fn lookup_pooled(
+        &mut self,
+        py: Python<'_>,
+        batches: Batches<'_>,
+        key_bytes: u8,
+    ) -> PyResult<Call> {
+        self.ask(py, &Ask::LookupPooled { key_bytes, dtype: self.0.dtype() }, &batches)
     }
 
     #[pyo3(signature = (number, step, batches, total=0))]
@@ -134,7 +157,8 @@ impl ClientConnection {
         batches: Batches<'_>,
         total: u64,
     ) -> PyResult<Call> {
-        self.ask(py, &Ask::ApplyGradients(PushHeader { number, step, total }), &batches)
+        let (push, dtype) = (PushHeader { number, step, total }, self.0.dtype());
+        self.ask(py, &Ask::ApplyGradients { push, dtype }, &batches)
     }
 
     fn prefetch(&mut self, py: Python<'_>, batches: Batches<'_>) -> PyResult<Call> {
@@ -180,7 +204,7 @@ impl ClientConnection {
 
     fn received(&mut self, py: Python<'_>, count: usize) -> PyResult<Vec<Answer>> {
         let answers = self.0.received(count).map_err(misuse)?.into_iter();
-        answers.map(|(made, frame)| answer(py, made, frame)).collect()
+        answers.map(|(made, frame)| answer(py, &self.0, made, frame)).collect()
     }
 
     fn forget(&mut self, question: u32) {

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hybridps_core::{
-    Assign, GradientBatch, InsertBatch, LookupBatch, Push, PushOutcome, Snapshot, Store,
-    StoreConfig, Unique,
+    Assign, GradientBatch, InsertBatch, LookupBatch, PooledBatch, Push, PushOutcome, Snapshot,
+    Store, StoreConfig, Unique,
 };
 use hybridps_serve::texts;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::arrays::{fresh_rows, slice, KeysIn, NumbersIn, RowsIn};
+use crate::arrays::{fresh_rows, slice, KeysIn, NumbersIn, RowsIn, WeightsIn};
 use crate::errors::{bad_input, raise};
 
 type RowsOut<'py> = Bound<'py, PyArray2<f32>>;
@@ -56,9 +56,9 @@ impl PyStore {
         py.detach(|| verb(store)).map_err(raise)
     }
 
-    fn fresh_rows<'py>(&self, keys: &KeysIn<'py>, table: u32) -> PyResult<RowsOut<'py>> {
+    fn fresh_rows<'py>(&self, py: Python<'py>, table: u32, n: usize) -> PyResult<RowsOut<'py>> {
         let dim = self.store.spec(table).map_err(raise)?.dim;
-        Ok(fresh_rows(keys.py(), keys.len()?, dim as usize))
+        Ok(fresh_rows(py, n, dim as usize))
     }
 }
 
@@ -135,8 +135,10 @@ impl PyStore {
         batches: Vec<(u32, KeysIn<'py>)>,
         want_found: bool,
     ) -> PyResult<Vec<Found<'py>>> {
-        let arrays: Vec<_> =
-            batches.iter().map(|(t, k)| self.fresh_rows(k, *t)).collect::<PyResult<_>>()?;
+        let arrays: Vec<_> = batches
+            .iter()
+            .map(|(t, k)| self.fresh_rows(py, *t, k.len()?))
+            .collect::<PyResult<_>>()?;
         let mut borrowed: Vec<_> = arrays.iter().map(PyArrayMethods::readwrite).collect();
         let flags = |(_, k): &(u32, KeysIn<'_>)| {
             vec![0; k.len().map_or(0, |n| n * usize::from(want_found))]
@@ -161,8 +163,10 @@ impl PyStore {
         py: Python<'py>,
         batches: Vec<(u32, KeysIn<'py>, Option<NumbersIn<'py>>)>,
     ) -> PyResult<Vec<RowsOut<'py>>> {
-        let arrays: Vec<_> =
-            batches.iter().map(|(t, k, _)| self.fresh_rows(k, *t)).collect::<PyResult<_>>()?;
+        let arrays: Vec<_> = batches
+            .iter()
+            .map(|(t, k, _)| self.fresh_rows(py, *t, k.len()?))
+            .collect::<PyResult<_>>()?;
         let mut borrowed: Vec<_> = arrays.iter().map(PyArrayMethods::readwrite).collect();
         let mut calls = Vec::new();
         for ((table, keys, counts), rows) in batches.iter().zip(&mut borrowed) {
@@ -174,6 +178,25 @@ impl PyStore {
             calls.push(InsertBatch { table: *table, keys, counts, rows });
         }
         self.run(py, |store| store.lookup_or_insert_merged(&mut calls))?;
+        drop(borrowed);
+        Ok(arrays)
+    }
+
+    fn lookup_pooled<'py>(
+        &self,
+        py: Python<'py>,
+        batches: Vec<(u32, KeysIn<'py>, NumbersIn<'py>, Option<WeightsIn<'py>>)>,
+    ) -> PyResult<Vec<RowsOut<'py>>> {
+        let sums = batches.iter().map(|(t, _, bags, _)| self.fresh_rows(py, *t, bags.len()?));
+        let arrays: Vec<_> = sums.collect::<PyResult<_>>()?;
+        let mut borrowed: Vec<_> = arrays.iter().map(PyArrayMethods::readwrite).collect();
+        let mut calls = Vec::new();
+        for ((table, keys, bags, weights), sums) in batches.iter().zip(&mut borrowed) {
+            let weights = weights.as_ref().map_or(Ok(&[][..]), slice)?;
+            let (keys, bags, sums) = (slice(keys)?, slice(bags)?, sums.as_slice_mut()?);
+            calls.push(PooledBatch { table: *table, keys, bags, weights, sums });
+        }
+        self.run(py, |store| store.lookup_pooled(&mut calls))?;
         drop(borrowed);
         Ok(arrays)
     }

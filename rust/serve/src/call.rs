@@ -3,13 +3,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use hybridps_wire::{self as wire, ExceptionKind, LOOKUP, LOOKUP_OR_INSERT, PREFETCH, VERBS};
+use hybridps_wire::{self as wire, ExceptionKind, LOOKUP, LOOKUP_POOLED, PREFETCH, VERBS};
 
 use crate::failure::{guarded, Failure, Misuse};
 use crate::memory::Words;
 use crate::outlet::Outlet;
 use crate::pushes::push;
-use crate::reads::{self, Sizes};
+use crate::reads::{whole_reply, Reading, Sizes};
 use crate::shared::{Plan, Shared};
 use crate::stream::{Stream, PIECE_BYTES};
 
@@ -24,6 +24,7 @@ pub struct Call {
     frame_bytes: usize,
     reply_bytes: usize,
     announced_bytes: u64,
+    is_streamed: bool,
     /// Frame and plan, until the call is run or begun to be sent.
     work: Mutex<Option<(Words, Result<Plan, Failure>)>>,
     /// Once it is begun to be sent.
@@ -35,9 +36,10 @@ pub struct Call {
 impl Call {
     pub(crate) fn new(shared: &Arc<Shared>, question: u32, verb: u16, frame: Words) -> Self {
         let plan = shared.plan(verb, &frame);
-        let reply_bytes = plan.as_ref().map_or(0, Plan::reply_bytes);
+        let reply_bytes = plan.as_ref().map_or(0, Plan::cost_bytes);
         let announced_bytes = plan.as_ref().map_or(0, |plan| plan.announced);
         let frame_bytes = frame.len() * 8;
+        let is_streamed = plan.as_ref().is_ok_and(|plan| plan.reply_bytes() > WHOLE_MAX);
         Self {
             shared: Arc::clone(shared),
             question,
@@ -45,6 +47,7 @@ impl Call {
             frame_bytes,
             reply_bytes,
             announced_bytes,
+            is_streamed,
             work: Mutex::new(Some((frame, plan))),
             stream: OnceLock::new(),
             failure: OnceLock::new(),
@@ -77,8 +80,8 @@ impl Call {
         let mut work = self.work();
         let reply = match work.as_ref()? {
             (_, Err(_)) => Err(work.take()?.1.err()?),
-            (frame, Ok(plan)) if self.verb == LOOKUP => {
-                guarded(|| self.try_lookup(frame, &plan.sizes)).transpose()?
+            (frame, Ok(plan)) if matches!(self.verb, LOOKUP | LOOKUP_POOLED) => {
+                guarded(|| self.read(frame, &plan.sizes, false)).transpose()?
             }
             _ => return None,
         };
@@ -104,7 +107,7 @@ impl Call {
         let mut work = self.work();
         if self.is_streamed() && self.stream.get().is_none() {
             if let Some((frame, Ok(plan))) = work.take() {
-                let stream = Stream::new(self.question, frame, &plan.sizes, &plan.keys);
+                let stream = Stream::new(self.question, frame, &plan.sizes, &plan.rows);
                 return Ok(self.stream.get_or_init(|| stream.into()));
             }
         }
@@ -117,7 +120,12 @@ impl Call {
     pub fn tables(&self) -> Vec<u32> {
         let work = self.work();
         let Some((frame, _)) = work.as_ref() else { return Vec::new() };
-        let batches = wire::decode_batches(self.verb, frame, self.shared.keys_limit);
+        let limit = self.shared.keys_limit;
+        if wire::is_read(self.verb) {
+            let rows = Reading::decode(self.verb, frame, limit).map(|reading| reading.rows());
+            return rows.map_or_else(|_| Vec::new(), |all| all.iter().map(|of| of.0).collect());
+        }
+        let batches = wire::decode_batches(self.verb, frame, limit);
         batches.map_or_else(|_| Vec::new(), |all| all.iter().map(|batch| batch.table).collect())
     }
 
@@ -136,7 +144,8 @@ impl Call {
         self.frame_bytes
     }
 
-    /// Bytes of the reply; 0 when it is small, as that of a call that will fail.
+    /// Bytes of the reply, and of what is needed to make it; 0 when that is little, as for a call
+    /// that will fail.
     pub fn reply_bytes(&self) -> usize {
         self.reply_bytes
     }
@@ -153,7 +162,7 @@ impl Call {
 
     /// Whether it can be sent while it is gathered.
     pub fn is_streamed(&self) -> bool {
-        self.reply_bytes > WHOLE_MAX
+        self.is_streamed
     }
 
     /// Bytes of a streamed reply that have not left; 0 once nothing is left to send.
@@ -166,17 +175,19 @@ impl Call {
         self.failure.get().map_or("ok", String::as_str)
     }
 
-    fn try_lookup(&self, frame: &[u64], sizes: &Sizes) -> Result<Option<Words>, Failure> {
-        let batches = wire::decode_batches(self.verb, frame, self.shared.keys_limit)?;
-        reads::try_lookup(&self.shared.store, self.question, &batches, sizes)
+    /// The reply of a read; None if it would have to be waited for, and `waits` is false.
+    fn read(&self, frame: &[u64], sizes: &Sizes, waits: bool) -> Result<Option<Words>, Failure> {
+        let reading = Reading::decode(self.verb, frame, self.shared.keys_limit)?;
+        whole_reply(&self.shared.store, self.question, &reading, sizes, waits)
     }
 
     fn execute(&self, frame: &[u64], sizes: &Sizes) -> Result<Words, Failure> {
+        if wire::is_read(self.verb) {
+            // Who waits has a reply.
+            return Ok(self.read(frame, sizes, true)?.unwrap_or_else(|| Words::new(0)));
+        }
         let batches = wire::decode_batches(self.verb, frame, self.shared.keys_limit)?;
         match self.verb {
-            LOOKUP | LOOKUP_OR_INSERT => {
-                reads::whole(&self.shared.store, self.question, self.verb, &batches, sizes)
-            }
             PREFETCH => {
                 for batch in batches {
                     self.shared.store.prefetch(batch.table, batch.keys)?;

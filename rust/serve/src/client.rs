@@ -2,10 +2,11 @@
 //! answers.
 
 use hybridps_core::{Error, Result};
-use hybridps_wire::{self as wire, Answer, Ask, Sizes, DATA_MAX, VERBS};
+use hybridps_wire::{self as wire, Answer, Ask, Dtype, Sizes, DATA_MAX, VERBS};
 
+use crate::dtype::{narrow, widen};
 use crate::failure::Misuse;
-use crate::memory::{View, Words};
+use crate::memory::{as_numbers, as_numbers_mut, View, Words};
 use crate::receiver::Receiver;
 
 /// Client side of one connection.
@@ -13,6 +14,7 @@ pub struct Client {
     client: wire::ClientConnection,
     receiver: Receiver,
     failure: Option<String>,
+    dtype: Dtype,
 }
 
 /// A call, ready to be sent.
@@ -27,10 +29,42 @@ pub struct Asked {
 }
 
 impl Client {
-    /// A connection on which nothing was said yet. `frame_limit`: bytes of the largest reply.
-    pub fn new(frame_limit: usize) -> Self {
+    /// A connection on which nothing was said yet. `frame_limit`: bytes of the largest reply;
+    /// `dtype`: how rows and gradients travel, "float32", "bfloat16" or "float16".
+    ///
+    /// # Errors
+    /// There is no such dtype.
+    pub fn new(frame_limit: usize, dtype: &str) -> std::result::Result<Self, Misuse> {
+        let dtype = Dtype::parse(dtype).ok_or_else(|| {
+            Misuse(format!("dtype is {dtype:?}; give float32, bfloat16 or float16"))
+        })?;
         let client = wire::ClientConnection::new();
-        Self { client, receiver: Receiver::new(frame_limit), failure: None }
+        Ok(Self { client, receiver: Receiver::new(frame_limit), failure: None, dtype })
+    }
+
+    /// How rows and gradients travel.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Gradients as they travel; None if they do so as they are.
+    ///
+    /// # Errors
+    /// `BadInput`: a number is beyond float16.
+    pub fn narrowed(&self, gradients: &[f32]) -> Result<Option<View>> {
+        if self.dtype == Dtype::Float32 {
+            return Ok(None);
+        }
+        let mut words = Words::new(gradients.len().div_ceil(4));
+        let halves = &mut as_numbers_mut(&mut words)[..gradients.len()];
+        narrow(self.dtype, gradients, halves).map_err(|at| {
+            Error::bad_input(format!(
+                "a gradient is {}, which float16 does not reach; connect with \
+                 wire_dtype=\"bfloat16\" or \"float32\", or clip it",
+                gradients[at]
+            ))
+        })?;
+        Ok(Some(words.view(0..2 * gradients.len(), false)))
     }
 
     /// Why no call can succeed any more: the peer aborted, or sent something wrong.
@@ -138,16 +172,32 @@ impl Client {
     }
 }
 
-/// Where the rows and found flags of each table lie in a frame that was answered with rows.
-///
-/// # Errors
-/// The frame is none.
-pub fn rows_in(frame: &Words) -> std::result::Result<Vec<(View, Option<View>)>, Misuse> {
-    let places = wire::decode_rows(frame)?.into_iter();
-    Ok(places
-        .map(|place| {
-            let found = (!place.found.is_empty()).then(|| frame.view(place.found, true));
-            (frame.view(place.rows, true), found)
-        })
-        .collect())
+impl Client {
+    /// The rows, as float32, and found flags of each table in a frame that was answered with rows.
+    ///
+    /// # Errors
+    /// The frame is none.
+    pub fn rows_in(&self, frame: &Words) -> std::result::Result<Vec<(View, Option<View>)>, Misuse> {
+        let places = wire::decode_rows(frame)?.into_iter();
+        Ok(places
+            .map(|place| {
+                let found = (!place.found.is_empty()).then(|| frame.view(place.found, true));
+                let rows = match self.dtype {
+                    Dtype::Float32 => frame.view(place.rows, true),
+                    // An array begins at a word.
+                    dtype => {
+                        let halves = place.rows.start / 2..place.rows.end / 2;
+                        widened(dtype, &as_numbers(frame)[halves])
+                    }
+                };
+                (rows, found)
+            })
+            .collect())
+    }
+}
+
+fn widened(dtype: Dtype, halves: &[u16]) -> View {
+    let mut words = Words::new(halves.len().div_ceil(2));
+    widen(dtype, halves, &mut as_numbers_mut(&mut words)[..halves.len()]);
+    words.view(0..4 * halves.len(), true)
 }

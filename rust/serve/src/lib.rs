@@ -10,6 +10,7 @@ mod allocator;
 mod call;
 mod client;
 mod connection;
+mod dtype;
 mod failure;
 mod memory;
 mod outlet;
@@ -22,7 +23,7 @@ pub mod texts;
 
 pub use allocator::tune_allocator;
 pub use call::Call;
-pub use client::{rows_in, Asked, Client};
+pub use client::{Asked, Client};
 pub use connection::{Connection, Event, Noted};
 pub use failure::{class_of, Failure, Misuse};
 pub use memory::{as_numbers, View, Words};

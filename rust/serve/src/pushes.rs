@@ -3,17 +3,48 @@
 use std::sync::atomic::Ordering;
 
 use hybridps_core::{Assign, GradientBatch, Push, PushOutcome, Store};
-use hybridps_wire::{self as wire, Batch, ASSIGN, REMOVE};
+use hybridps_wire::{self as wire, Batch, Bytes, Dtype, ASSIGN, REMOVE};
 
+use crate::dtype::widen;
 use crate::failure::{bad_input, Failure};
-use crate::memory::Words;
-use crate::shared::{numbers, Shared};
+use crate::memory::{as_numbers, as_numbers_mut, Words};
+use crate::shared::{dtype_of, numbers, Shared};
 
 /// Keys and values of one table, wherever they lie.
 type View<'a> = (u32, &'a [u64], &'a [f32]);
 
 /// Applies a push, or takes in a part of one; the reply.
 pub(crate) fn push(
+    shared: &Shared,
+    question: u32,
+    verb: u16,
+    frame: &[u64],
+    batches: &[Batch<'_>],
+) -> Result<Words, Failure> {
+    match dtype_of(verb, frame)? {
+        Dtype::Float32 => push_wide(shared, question, verb, frame, batches),
+        dtype => {
+            let wide: Vec<_> = batches.iter().map(|batch| widened(dtype, batch)).collect();
+            let wide = batches.iter().zip(&wide).map(|(batch, words)| {
+                let len = 2 * batch.blob.len;
+                Batch { blob: Bytes { words, len }, ..*batch }
+            });
+            push_wide(shared, question, verb, frame, &wide.collect::<Vec<_>>())
+        }
+    }
+}
+
+/// The gradients of a batch as float32.
+fn widened(dtype: Dtype, batch: &Batch<'_>) -> Vec<u64> {
+    let narrow = as_numbers::<u16>(batch.blob.words);
+    let count = batch.blob.len / 2;
+    let mut words = vec![0; count.div_ceil(2)];
+    widen(dtype, &narrow[..count], &mut as_numbers_mut(&mut words)[..count]);
+    words
+}
+
+/// A push of float32.
+fn push_wide(
     shared: &Shared,
     question: u32,
     verb: u16,

@@ -1,90 +1,253 @@
-//! Answers of `lookup` and `lookupOrInsert`: rows are written where they are sent from, all at
-//! once or, for a large reply, piece by piece (`stream`).
+//! Answers of the verbs that read: rows are written where they are sent from, all at once or, for
+//! a large reply, piece by piece (`stream`). Narrow ones, and the sums of bags, stop over in memory
+//! of the call.
 
-use hybridps_core::{InsertBatch, LookupBatch, Store};
-use hybridps_wire::{self as wire, Batch, LOOKUP};
+use std::borrow::Cow;
+use std::ops::Range;
 
-use crate::failure::Failure;
-use crate::memory::{as_numbers_mut, Number, Words};
+use hybridps_core::{InsertBatch, LookupBatch, PooledBatch, Store};
+use hybridps_wire::{self as wire, BagBatch, Batch, Bytes, Dtype, LOOKUP, LOOKUP_POOLED};
+
+use crate::dtype::narrow;
+use crate::failure::{bad_input, Failure};
+use crate::memory::{as_numbers, as_numbers_mut, Number, Words};
 use crate::shared::numbers;
 
 /// Per table the bytes of rows and of found flags.
 pub(crate) type Sizes = Vec<(usize, usize)>;
 
-/// A run of one table's keys, and where their rows and found flags go.
+/// A read, decoded.
+pub(crate) struct Reading<'a> {
+    verb: u16,
+    dtype: Dtype,
+    tables: Tables<'a>,
+}
+
+enum Tables<'a> {
+    /// One row a key.
+    Keys(Vec<Batch<'a>>),
+    /// One row a bag.
+    Bags(Vec<BagBatch<'a>>),
+}
+
+/// Some rows of one table in a reply: which, and where they and their found flags go.
 pub(crate) struct Share<'a> {
-    pub(crate) table: u32,
-    pub(crate) keys: &'a [u64],
-    pub(crate) counts: &'a [u32],
-    pub(crate) rows: &'a mut [f32],
+    /// Place of the table in the call.
+    pub(crate) table: usize,
+    /// Of its keys, or bags.
+    pub(crate) range: Range<usize>,
+    /// float32 or narrower, as the call wants them.
+    pub(crate) rows: Array<'a>,
+    /// Empty, or one a row.
     pub(crate) found: &'a mut [u8],
 }
 
-fn lookup_batch(share: Share<'_>) -> LookupBatch<'_> {
-    let Share { table, keys, rows, found, .. } = share;
-    LookupBatch { table, keys, rows, found }
+/// Room for numbers in a reply.
+pub(crate) struct Array<'a> {
+    words: &'a mut [u64],
+    bytes: usize,
 }
 
-pub(crate) fn read(store: &Store, verb: u16, shares: Vec<Share<'_>>) -> Result<(), Failure> {
-    if verb == LOOKUP {
-        return Ok(store.lookup(&mut shares.into_iter().map(lookup_batch).collect::<Vec<_>>())?);
+impl<'a> Array<'a> {
+    /// Takes an array of `bytes` off the front of `words`; its padding is cleared.
+    pub(crate) fn take(words: &mut &'a mut [u64], bytes: usize) -> Self {
+        let (array, rest) = std::mem::take(words).split_at_mut(bytes.div_ceil(8));
+        *words = rest;
+        if let (Some(last), false) = (array.last_mut(), bytes % 8 == 0) {
+            *last = 0;
+        }
+        Self { words: array, bytes }
     }
-    let batch = |Share { table, keys, counts, rows, .. }| InsertBatch { table, keys, counts, rows };
-    Ok(store.lookup_or_insert(&mut shares.into_iter().map(batch).collect::<Vec<_>>())?)
+
+    pub(crate) fn numbers<T: Number>(self) -> &'a mut [T] {
+        &mut as_numbers_mut(self.words)[..self.bytes / size_of::<T>()]
+    }
 }
 
-/// The reply in one piece.
-pub(crate) fn whole(
-    store: &Store,
-    question: u32,
-    verb: u16,
-    batches: &[Batch<'_>],
-    sizes: &[(usize, usize)],
-) -> Result<Words, Failure> {
-    let (reply, ()) = filled(question, batches, sizes, |shares| read(store, verb, shares))?;
-    Ok(reply)
+impl<'a> Reading<'a> {
+    pub(crate) fn decode(verb: u16, frame: &'a [u64], keys_max: usize) -> Result<Self, Failure> {
+        let tables = match verb {
+            LOOKUP_POOLED => Tables::Bags(wire::decode_bags(frame, keys_max)?),
+            _ => Tables::Keys(wire::decode_batches(verb, frame, keys_max)?),
+        };
+        Ok(Self { verb, dtype: wire::decode_dtype(verb, frame)?, tables })
+    }
+
+    /// Of each table its id and rows.
+    pub(crate) fn rows(&self) -> Vec<(u32, usize)> {
+        match &self.tables {
+            Tables::Keys(batches) => batches.iter().map(|b| (b.table, b.keys.len())).collect(),
+            Tables::Bags(batches) => batches.iter().map(|b| (b.table, b.bags.len / 4)).collect(),
+        }
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Finds what is wrong with the arrays beside the keys.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match &self.tables {
+            Tables::Keys(batches) => batches.iter().try_for_each(check_counts),
+            Tables::Bags(batches) => batches.iter().try_for_each(check_bags),
+        }
+    }
+
+    /// Writes the rows. `waits`: false if the engine is not to wait, whose answer says whether it
+    /// would have had to.
+    pub(crate) fn fill(
+        &self,
+        store: &Store,
+        mut shares: Vec<Share<'_>>,
+        waits: bool,
+    ) -> Result<bool, Failure> {
+        if self.dtype == Dtype::Float32 {
+            let (mut rows, mut rest) = (Vec::new(), Vec::new());
+            for share in shares {
+                rows.push(share.rows.numbers::<f32>());
+                rest.push((share.table, share.range, share.found));
+            }
+            return self.read(store, rest, rows, waits);
+        }
+        let size = |share: &Share<'_>| share.rows.bytes / self.dtype.bytes();
+        let mut wide: Vec<Vec<f32>> = shares.iter().map(|share| vec![0.0; size(share)]).collect();
+        let rows = wide.iter_mut().map(|wide| &mut wide[..]).collect();
+        let rest = shares.iter_mut().map(|s| (s.table, s.range.clone(), &mut *s.found)).collect();
+        let is_done = self.read(store, rest, rows, waits)?;
+        for (share, wide) in shares.into_iter().zip(&wide) {
+            let dim = wide.len() / share.range.len().max(1);
+            narrow(self.dtype, wide, share.rows.numbers())
+                .map_err(|at| beyond(wide[at], at % dim))?;
+        }
+        Ok(is_done)
+    }
+
+    /// Rows of 32 bits. The place of a table, which of its rows, and where flags go, for each.
+    fn read(
+        &self,
+        store: &Store,
+        shares: Vec<(usize, Range<usize>, &mut [u8])>,
+        rows: Vec<&mut [f32]>,
+        waits: bool,
+    ) -> Result<bool, Failure> {
+        let shares = shares.into_iter().zip(rows);
+        let batches = match &self.tables {
+            Tables::Bags(batches) => return pooled(store, batches, shares, waits),
+            Tables::Keys(batches) => batches,
+        };
+        if self.verb == LOOKUP {
+            let of = |((n, range, found), rows): ((usize, Range<usize>, _), _)| {
+                let Batch { table, keys, .. } = batches[n];
+                LookupBatch { table, keys: &keys[range], rows, found }
+            };
+            let mut parts: Vec<_> = shares.map(of).collect();
+            return Ok(match waits {
+                true => store.lookup(&mut parts).map(|()| true)?,
+                false => store.try_lookup(&mut parts)?,
+            });
+        }
+        let mut parts = Vec::new();
+        for ((n, range, _), rows) in shares {
+            let counts = numbers::<u32>("counts", &batches[n])?;
+            let counts = counts.get(range.clone()).unwrap_or_default();
+            let Batch { table, keys, .. } = batches[n];
+            parts.push(InsertBatch { table, keys: &keys[range], counts, rows });
+        }
+        store.lookup_or_insert(&mut parts)?;
+        Ok(true)
+    }
 }
 
-/// The reply of a lookup; `None` if the engine would have to wait for it.
-pub(crate) fn try_lookup(
+fn pooled<'r>(
+    store: &Store,
+    batches: &[BagBatch<'_>],
+    shares: impl Iterator<Item = ((usize, Range<usize>, &'r mut [u8]), &'r mut [f32])>,
+    waits: bool,
+) -> Result<bool, Failure> {
+    let taken: Vec<_> = shares.map(|((n, range, _), sums)| (n, range, sums)).collect();
+    let mut keys = Vec::with_capacity(taken.len());
+    for (n, range, _) in &taken {
+        let batch = &batches[*n];
+        let bags = sizes_of(batch);
+        let start: usize = bags[..range.start].iter().map(|&size| size as usize).sum();
+        let count: usize = bags[range.clone()].iter().map(|&size| size as usize).sum();
+        keys.push((start, keys_of(batch, start..start + count)));
+    }
+    let mut parts = Vec::with_capacity(taken.len());
+    for ((n, range, sums), (start, keys)) in taken.into_iter().zip(&keys) {
+        let batch = &batches[n];
+        let weights = whole::<f32>(&batch.weights);
+        let weights = weights.get(*start..start + keys.len()).unwrap_or_default();
+        let bags = &sizes_of(batch)[range];
+        parts.push(PooledBatch { table: batch.table, keys, bags, weights, sums });
+    }
+    Ok(match waits {
+        true => store.lookup_pooled(&mut parts).map(|()| true)?,
+        false => store.try_lookup_pooled(&mut parts)?,
+    })
+}
+
+/// The whole numbers of 32 bits in an array.
+fn whole<'a, T: Number>(array: &Bytes<'a>) -> &'a [T] {
+    &as_numbers(array.words)[..array.len / 4]
+}
+
+fn sizes_of<'a>(batch: &BagBatch<'a>) -> &'a [u32] {
+    whole(&batch.bags)
+}
+
+fn keys_of<'a>(batch: &BagBatch<'a>, range: Range<usize>) -> Cow<'a, [u64]> {
+    if batch.key_bytes == 8 {
+        return Cow::Borrowed(&batch.keys.words[range]);
+    }
+    let narrow = &whole::<u32>(&batch.keys)[range];
+    Cow::Owned(narrow.iter().map(|&key| u64::from(key)).collect())
+}
+
+fn check_counts(batch: &Batch<'_>) -> Result<(), Failure> {
+    let (have, want) = (numbers::<u32>("counts", batch)?.len(), batch.keys.len());
+    if have == 0 || have == want {
+        return Ok(());
+    }
+    Err(bad_input(format!("{have} counts for {want} keys; give none or one each")))
+}
+
+fn check_bags(batch: &BagBatch<'_>) -> Result<(), Failure> {
+    let (keys, weights) = (batch.keys.len / batch.key_bytes, batch.weights.len / 4);
+    let held: u64 = sizes_of(batch).iter().map(|&size| u64::from(size)).sum();
+    if held != keys as u64 {
+        return Err(bad_input(format!("bags of {held} keys in all, but {keys} keys")));
+    }
+    if weights != 0 && weights != keys {
+        return Err(bad_input(format!("{weights} weights for {keys} keys; give none or one each")));
+    }
+    Ok(())
+}
+
+fn beyond(number: f32, column: usize) -> Failure {
+    bad_input(format!(
+        "a row holds {number} at column {column}, which float16 does not reach; connect with \
+         wire_dtype=\"bfloat16\" or \"float32\""
+    ))
+}
+
+/// The reply in one piece; None if the engine would have to wait for it, and `waits` is false.
+pub(crate) fn whole_reply(
     store: &Store,
     question: u32,
-    batches: &[Batch<'_>],
-    sizes: &[(usize, usize)],
+    reading: &Reading<'_>,
+    sizes: &Sizes,
+    waits: bool,
 ) -> Result<Option<Words>, Failure> {
-    let (reply, is_done) = filled(question, batches, sizes, |shares| {
-        Ok(store.try_lookup(&mut shares.into_iter().map(lookup_batch).collect::<Vec<_>>())?)
-    })?;
-    Ok(is_done.then_some(reply))
-}
-
-/// A reply with the rows that `fill` writes into it.
-fn filled<T>(
-    question: u32,
-    batches: &[Batch<'_>],
-    sizes: &[(usize, usize)],
-    fill: impl FnOnce(Vec<Share<'_>>) -> Result<T, Failure>,
-) -> Result<(Words, T), Failure> {
     let layout = wire::rows_reply(question, sizes);
     let mut reply = Words::new(layout.words);
     let (header, mut rest) = reply.split_at_mut(layout.header.len());
     header.copy_from_slice(&layout.header);
-    let mut shares = Vec::with_capacity(batches.len());
-    for (batch, &(rows, found)) in batches.iter().zip(sizes) {
-        let (rows, found) = (take(&mut rest, rows), take(&mut rest, found));
-        let counts = numbers::<u32>("counts", batch)?;
-        shares.push(Share { table: batch.table, keys: batch.keys, counts, rows, found });
+    let mut shares = Vec::with_capacity(sizes.len());
+    for (table, (&(rows, found), (_, count))) in sizes.iter().zip(reading.rows()).enumerate() {
+        let (rows, found) = (Array::take(&mut rest, rows), Array::take(&mut rest, found).numbers());
+        shares.push(Share { table, range: 0..count, rows, found });
     }
-    let outcome = fill(shares)?;
-    Ok((reply, outcome))
-}
-
-/// Takes an array of `bytes` off the front of `words`; its padding is cleared.
-pub(crate) fn take<'a, T: Number>(words: &mut &'a mut [u64], bytes: usize) -> &'a mut [T] {
-    let (array, rest) = std::mem::take(words).split_at_mut(bytes.div_ceil(8));
-    *words = rest;
-    if let (Some(last), false) = (array.last_mut(), bytes % 8 == 0) {
-        *last = 0;
-    }
-    &mut as_numbers_mut(array)[..bytes / size_of::<T>()]
+    let is_done = reading.fill(store, shares, waits)?;
+    Ok(is_done.then_some(reply))
 }

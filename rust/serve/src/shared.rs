@@ -4,21 +4,25 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hybridps_core::Store;
+use hybridps_core::{Store, POOL_BYTES};
 use hybridps_wire::{
-    self as wire, Batch, Parts, StreamedReply, LOOKUP, LOOKUP_OR_INSERT, PREFETCH,
+    self as wire, Batch, Dtype, Parts, StreamedReply, APPLY_GRADIENTS, LOOKUP, LOOKUP_POOLED,
+    PREFETCH,
 };
 
 use crate::failure::{bad_input, Failure};
 use crate::memory::{as_numbers, Number};
-use crate::reads::Sizes;
+use crate::reads::{Reading, Sizes};
+use crate::stream::PIECE_BYTES;
 
 /// What is known of a call before it runs.
 #[derive(Default)]
 pub(crate) struct Plan {
-    /// Of a read, the reply's arrays, and the keys per table.
+    /// Of a read, the reply's arrays, and the rows per table.
     pub(crate) sizes: Sizes,
-    pub(crate) keys: Vec<usize>,
+    pub(crate) rows: Vec<usize>,
+    /// Bytes that it takes besides: for rows that are summed, or widened.
+    beside: usize,
     /// Bytes that a push in parts announces.
     pub(crate) announced: u64,
 }
@@ -27,6 +31,11 @@ impl Plan {
     /// About the bytes of the reply; 0 if it is small and of fixed size.
     pub(crate) fn reply_bytes(&self) -> usize {
         self.sizes.iter().map(|(rows, found)| rows + found + TABLE_BYTES).sum()
+    }
+
+    /// About the bytes that the call takes beside its frame.
+    pub(crate) fn cost_bytes(&self) -> usize {
+        self.reply_bytes() + self.beside
     }
 }
 
@@ -72,26 +81,36 @@ impl Shared {
         Ok(dim)
     }
 
-    /// The reply's shape. What is wrong with a read's arrays is found here, before a byte is sent.
+    /// What the call will take. What is wrong with a read's arrays is found here, before a byte is
+    /// sent.
     pub(crate) fn plan(&self, verb: u16, frame: &[u64]) -> Result<Plan, Failure> {
+        if wire::is_read(verb) {
+            return self.plan_read(verb, frame);
+        }
         let batches = wire::decode_batches(verb, frame, self.keys_limit)?;
         if verb == PREFETCH {
             // Nobody hears what goes wrong later.
             batches.iter().try_for_each(|batch| self.dim(batch.table).map(drop))?;
             return Ok(Plan::default());
         }
-        if verb > LOOKUP_OR_INSERT {
-            let header = wire::decode_push(frame)?;
-            let announced = if wire::is_announcement(&header, &batches) { header.total } else { 0 };
-            return Ok(Plan { announced, ..Plan::default() });
-        }
+        let header = wire::decode_push(frame)?;
+        let announced = if wire::is_announcement(&header, &batches) { header.total } else { 0 };
+        let beside = match dtype_of(verb, frame)? {
+            Dtype::Float32 => 0,
+            _ => batches.iter().map(|batch| 2 * batch.blob.len).sum(),
+        };
+        Ok(Plan { announced, beside, ..Plan::default() })
+    }
+
+    fn plan_read(&self, verb: u16, frame: &[u64]) -> Result<Plan, Failure> {
+        let reading = Reading::decode(verb, frame, self.keys_limit)?;
+        reading.check()?;
         let want_found = verb == LOOKUP && wire::decode_want_found(frame)?;
         let mut plan = Plan::default();
         let mut total = StreamedReply::FIXED_BYTES;
-        for batch in &batches {
-            check_counts(verb, batch)?;
-            let rows = batch.keys.len() * self.dim(batch.table)? * 4;
-            let found = if want_found { batch.keys.len() } else { 0 };
+        for (table, count) in reading.rows() {
+            let rows = count * self.dim(table)? * reading.dtype().bytes();
+            let found = if want_found { count } else { 0 };
             total += rows + found + TABLE_BYTES;
             if rows > wire::DATA_MAX || total > self.frame_limit {
                 return Err(bad_input(format!(
@@ -100,21 +119,24 @@ impl Shared {
                 )));
             }
             plan.sizes.push((rows, found));
-            plan.keys.push(batch.keys.len());
+            plan.rows.push(count);
+        }
+        if verb == LOOKUP_POOLED {
+            plan.beside += POOL_BYTES.min(frame.len() * 8);
+        }
+        if reading.dtype() != Dtype::Float32 {
+            plan.beside += 2 * plan.reply_bytes().min(4 * PIECE_BYTES);
         }
         Ok(plan)
     }
 }
 
-fn check_counts(verb: u16, batch: &Batch<'_>) -> Result<(), Failure> {
-    if verb != LOOKUP_OR_INSERT {
-        return Ok(());
+/// How the gradients of a push travel.
+pub(crate) fn dtype_of(verb: u16, frame: &[u64]) -> Result<Dtype, Failure> {
+    match verb {
+        APPLY_GRADIENTS => Ok(wire::decode_dtype(verb, frame)?),
+        _ => Ok(Dtype::Float32),
     }
-    let (have, want) = (numbers::<u32>("counts", batch)?.len(), batch.keys.len());
-    if have == 0 || have == want {
-        return Ok(());
-    }
-    Err(bad_input(format!("{have} counts for {want} keys; give none or one each")))
 }
 
 /// The numbers of a batch's blob.

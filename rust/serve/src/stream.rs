@@ -12,8 +12,8 @@ use hybridps_wire::{self as wire, ExceptionKind, StreamedReply};
 use crate::failure::{guarded, Failure};
 use crate::memory::{as_numbers, Words};
 use crate::outlet::Outlet;
-use crate::reads::{read, take, Share, Sizes};
-use crate::shared::{numbers, Shared};
+use crate::reads::{Array, Reading, Share, Sizes};
+use crate::shared::Shared;
 
 /// Bytes of rows that are gathered, then sent. Measured (50,000 rows of 64 floats): below, visits
 /// of stripes cost more; above, rows have left the cache before they are sent.
@@ -32,7 +32,7 @@ const PATIENCE_MS: i32 = 5;
 pub(crate) struct Stream {
     frame: Words,
     reply: StreamedReply,
-    /// Keys of each piece but the last.
+    /// Rows of each piece but the last.
     pieces: Vec<Vec<Span>>,
     /// Found flags of each.
     found: Vec<OnceLock<Vec<u8>>>,
@@ -90,18 +90,18 @@ impl Progress {
     }
 }
 
-/// A run of one table's keys, and the bytes of their rows.
+/// A run of one table's rows in the reply, and their bytes.
 struct Span {
     table: usize,
-    keys: Range<usize>,
-    rows: usize,
+    range: Range<usize>,
+    bytes: usize,
 }
 
 impl Stream {
-    /// `keys`: of each table, as `sizes`.
-    pub(crate) fn new(question: u32, frame: Words, sizes: &Sizes, keys: &[usize]) -> Self {
+    /// `rows`: how many each table has.
+    pub(crate) fn new(question: u32, frame: Words, sizes: &Sizes, rows: &[usize]) -> Self {
         let reply = StreamedReply::new(question, sizes);
-        let pieces = cut(sizes, keys);
+        let pieces = cut(sizes, rows);
         let found = pieces.iter().map(|_| OnceLock::new()).collect();
         let arrays: usize = reply.blobs.iter().map(|blob| blob.bytes.div_ceil(8)).sum();
         let progress = Progress {
@@ -192,7 +192,7 @@ impl Stream {
     fn make(&self, n: usize, verb: u16, shared: &Shared) -> Words {
         let Some(spans) = self.pieces.get(n) else { return self.last() };
         let head = if n == 0 { &self.reply.head[..] } else { &[] };
-        let words: usize = spans.iter().map(|span| span.rows.div_ceil(8)).sum();
+        let words: usize = spans.iter().map(|span| span.bytes.div_ceil(8)).sum();
         let mut piece = Words::new(head.len() + words);
         let (start, rows) = piece.split_at_mut(head.len());
         start.copy_from_slice(head);
@@ -258,24 +258,19 @@ impl Stream {
         shared: &Shared,
         mut words: &mut [u64],
     ) -> Result<Vec<u8>, Failure> {
-        let batches = wire::decode_batches(verb, &self.frame, shared.keys_limit)?;
-        let is_found_wanted = self.reply.blobs[batches.len()..].iter().any(|blob| blob.bytes > 0);
-        let keys: usize = spans.iter().map(|span| span.keys.len()).sum();
-        let mut found = vec![0; if is_found_wanted { keys } else { 0 }];
+        let reading = Reading::decode(verb, &self.frame, shared.keys_limit)?;
+        let tables = self.reply.blobs.len() / 2;
+        let is_found_wanted = self.reply.blobs[tables..].iter().any(|blob| blob.bytes > 0);
+        let count: usize = spans.iter().map(|span| span.range.len()).sum();
+        let mut found = vec![0; if is_found_wanted { count } else { 0 }];
         let (mut shares, mut flags) = (Vec::with_capacity(spans.len()), &mut found[..]);
-        for span in spans {
-            let batch = &batches[span.table];
-            let (own, rest) = flags.split_at_mut(span.keys.len().min(flags.len()));
+        for Span { table, range, bytes } in spans {
+            let (own, rest) = flags.split_at_mut(range.len().min(flags.len()));
             flags = rest;
-            shares.push(Share {
-                table: batch.table,
-                keys: &batch.keys[span.keys.clone()],
-                counts: numbers("counts", batch)?.get(span.keys.clone()).unwrap_or_default(),
-                rows: take(&mut words, span.rows),
-                found: own,
-            });
+            let rows = Array::take(&mut words, *bytes);
+            shares.push(Share { table: *table, range: range.clone(), rows, found: own });
         }
-        read(&shared.store, verb, shares)?;
+        reading.fill(&shared.store, shares, true)?;
         Ok(found)
     }
 
@@ -293,34 +288,36 @@ impl Stream {
         let mut found = self.found.iter().flat_map(|found| found.get().into_iter().flatten());
         for blob in flags {
             // Nothing is left of them when a piece failed.
-            let flags: &mut [u8] = take(&mut rest, blob.bytes);
+            let flags: &mut [u8] = Array::take(&mut rest, blob.bytes).numbers();
             flags.fill_with(|| found.next().copied().unwrap_or(0));
         }
         piece
     }
 }
 
-/// Cuts the keys of all tables into pieces of about `PIECE_BYTES` of rows.
-fn cut(sizes: &Sizes, keys: &[usize]) -> Vec<Vec<Span>> {
+/// Rows whose bytes are a whole number of words, whatever their dim and dtype.
+const ROWS_OF_WORDS: usize = 4;
+
+/// Cuts the rows of all tables into pieces of about `PIECE_BYTES`.
+fn cut(sizes: &Sizes, rows: &[usize]) -> Vec<Vec<Span>> {
     let mut pieces = vec![Vec::new()];
     let mut room = PIECE_BYTES;
-    for (table, (&(bytes, _), &keys)) in sizes.iter().zip(keys).enumerate() {
-        let row = bytes / keys.max(1);
+    for (table, (&(bytes, _), &rows)) in sizes.iter().zip(rows).enumerate() {
+        let row = bytes / rows.max(1);
         let mut start = 0;
-        while start < keys {
+        while start < rows {
             if room == 0 {
                 pieces.push(Vec::new());
                 room = PIECE_BYTES;
             }
-            // An even number of rows is a whole number of words.
-            let count = (room / row).max(1).next_multiple_of(2).min(keys - start);
-            let rows = count * row;
+            let count = (room / row).max(1).next_multiple_of(ROWS_OF_WORDS).min(rows - start);
+            let bytes = count * row;
             if let Some(piece) = pieces.last_mut() {
-                piece.push(Span { table, keys: start..start + count, rows });
+                piece.push(Span { table, range: start..start + count, bytes });
             }
             start += count;
             // A part of a table ends its piece, full or nearly.
-            room = if start < keys { 0 } else { room.saturating_sub(rows) };
+            room = if start < rows { 0 } else { room.saturating_sub(bytes) };
         }
     }
     pieces

@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test stops at what it did not expect")]
 
 use hybridps_serve::{as_numbers, Call, Event};
-use hybridps_wire::{Ask, Outcome, PushHeader};
+use hybridps_wire::{Ask, Dtype, Outcome, PushHeader};
 
 mod kit;
 use kit::{bytes, class, row, rows_of, Served, DIM, KEYS, KEYS_LIMIT};
 
-const LOOKUP: Ask = Ask::Lookup { want_found: true };
+const LOOKUP: Ask = Ask::Lookup { want_found: true, dtype: Dtype::Float32 };
 
 fn push(number: u64) -> PushHeader {
     PushHeader { number, step: None, total: 0 }
@@ -27,7 +27,7 @@ fn reads_answer_rows_and_flags_and_training_reads_create() {
     assert_eq!(served.store.len(served.table).unwrap(), KEYS, "a lookup creates nothing");
     let counts: [u32; 4] = [1, 2, 3, 4];
     let tables = [(served.table, vec![bytes(&keys), bytes(&counts)])];
-    let (outcome, frame) = peer.done(&Ask::LookupOrInsert, &tables);
+    let (outcome, frame) = peer.done(&Ask::LookupOrInsert { dtype: Dtype::Float32 }, &tables);
     assert_eq!((outcome, rows_of(&frame)), (Outcome::Rows, vec![keys.map(row).concat()]));
     assert_eq!(served.store.len(served.table).unwrap(), KEYS + 1);
 }
@@ -38,9 +38,11 @@ fn pushes_apply_once_by_number() {
     let mut peer = served.peer();
     served.store.attach(7, "").unwrap();
     let tables = [(served.table, vec![bytes(&[1_u64]), bytes(&[1.0_f32; DIM])])];
-    let (outcome, _) = peer.done(&Ask::ApplyGradients(push(1)), &tables);
+    let (outcome, _) =
+        peer.done(&Ask::ApplyGradients { push: push(1), dtype: Dtype::Float32 }, &tables);
     assert_eq!(outcome, Outcome::Duplicate(false));
-    let (outcome, _) = peer.done(&Ask::ApplyGradients(push(1)), &tables);
+    let (outcome, _) =
+        peer.done(&Ask::ApplyGradients { push: push(1), dtype: Dtype::Float32 }, &tables);
     assert_eq!(outcome, Outcome::Duplicate(true));
     let trained: Vec<f32> = row(1).iter().map(|x| x - 1.0).collect();
     let read = [(served.table, vec![bytes(&[1_u64])])];
@@ -63,16 +65,19 @@ fn a_push_in_parts_is_applied_with_its_last() {
     };
     let header = PushHeader { number: 1, step: None, total: 2 * (8 + 4 * DIM as u64) };
     let announced = [(served.table, vec![Vec::new(), Vec::new()])];
-    let (_, sent) = peer.ask(&Ask::ApplyGradients(header), &announced);
+    let (_, sent) =
+        peer.ask(&Ask::ApplyGradients { push: header, dtype: Dtype::Float32 }, &announced);
     let call = peer.call(&sent);
     assert_eq!(call.announced_bytes(), header.total);
     call.run().unwrap();
     assert!(peer.server.is_collecting());
-    let (_, first) = peer.ask(&Ask::ApplyGradients(header), &part(&[1]));
+    let (_, first) =
+        peer.ask(&Ask::ApplyGradients { push: header, dtype: Dtype::Float32 }, &part(&[1]));
     peer.call(&first).run().unwrap();
     let read = [(served.table, vec![bytes(&[1_u64])])];
     assert_eq!(rows_of(&peer.done(&LOOKUP, &read).1), [row(1)], "nothing before the last");
-    let (outcome, _) = peer.done(&Ask::ApplyGradients(header), &part(&[2]));
+    let (outcome, _) =
+        peer.done(&Ask::ApplyGradients { push: header, dtype: Dtype::Float32 }, &part(&[2]));
     assert_eq!((outcome, peer.server.is_collecting()), (Outcome::Duplicate(false), false));
     let trained: Vec<f32> = row(1).iter().map(|x| x - 1.0).collect();
     assert_eq!(rows_of(&peer.done(&LOOKUP, &read).1), [trained]);
@@ -89,15 +94,30 @@ fn what_is_wrong_is_told_and_changes_nothing() {
         (LOOKUP, table + 9, vec![one.clone()], "TableNotFoundError"),
         (LOOKUP, table, vec![too_many], "BadInputError"),
         (LOOKUP, table, vec![vec![0; 7]], "BadInputError"),
-        (Ask::LookupOrInsert, table, vec![one.clone(), vec![0; 8]], "BadInputError"),
-        (Ask::LookupOrInsert, table, vec![one.clone(), vec![0; 5]], "BadInputError"),
         (
-            Ask::ApplyGradients(push(0)),
+            Ask::LookupOrInsert { dtype: Dtype::Float32 },
+            table,
+            vec![one.clone(), vec![0; 8]],
+            "BadInputError",
+        ),
+        (
+            Ask::LookupOrInsert { dtype: Dtype::Float32 },
+            table,
+            vec![one.clone(), vec![0; 5]],
+            "BadInputError",
+        ),
+        (
+            Ask::ApplyGradients { push: push(0), dtype: Dtype::Float32 },
             table,
             vec![one.clone(), gradients.clone()],
             "BadInputError",
         ),
-        (Ask::ApplyGradients(push(1)), table, vec![one.clone(), vec![0; 12]], "BadInputError"),
+        (
+            Ask::ApplyGradients { push: push(1), dtype: Dtype::Float32 },
+            table,
+            vec![one.clone(), vec![0; 12]],
+            "BadInputError",
+        ),
         (Ask::Assign(push(1)), table, vec![one.clone(), bytes(&[f32::NAN; DIM])], "BadInputError"),
     ];
     for (ask, table, arrays, expected) in wrong {
@@ -125,8 +145,10 @@ fn small_lookups_are_answered_where_they_are_decoded_and_in_order() {
         asked.push(question);
         sent.extend(call);
     }
-    let (training, call) =
-        peer.ask(&Ask::LookupOrInsert, &[(served.table, vec![bytes(&[9_u64]), Vec::new()])]);
+    let (training, call) = peer.ask(
+        &Ask::LookupOrInsert { dtype: Dtype::Float32 },
+        &[(served.table, vec![bytes(&[9_u64]), Vec::new()])],
+    );
     sent.extend(call);
     sent.extend(peer.ask(&LOOKUP, &key(4)).1);
     let events = peer.tell(&sent, 1 << 16);

@@ -7,7 +7,7 @@ use std::io::Result;
 use std::sync::Mutex;
 
 use hybridps_serve::{as_numbers, Call, Connection, Event, Outlet};
-use hybridps_wire::{Ask, FrameSize, PushHeader};
+use hybridps_wire::{Ask, Dtype, FrameSize, PushHeader};
 use std::sync::Arc;
 
 mod kit;
@@ -48,13 +48,25 @@ fn honest(served: &Served) -> Vec<Vec<u8>> {
     let rows = bytes(&[0.25_f32; 3 * DIM]);
     let both = |arrays: &[&Vec<u8>]| vec![(table, arrays.iter().map(|a| (*a).clone()).collect())];
     [
-        peer.ask(&Ask::Lookup { want_found: true }, &both(&[&few])),
-        peer.ask(&Ask::Lookup { want_found: false }, &both(&[&many])),
-        peer.ask(&Ask::LookupOrInsert, &both(&[&few, &bytes(&[1_u32, 2, 3])])),
+        peer.ask(&Ask::Lookup { want_found: true, dtype: Dtype::Float32 }, &both(&[&few])),
+        peer.ask(&Ask::Lookup { want_found: false, dtype: Dtype::Float32 }, &both(&[&many])),
+        peer.ask(
+            &Ask::LookupOrInsert { dtype: Dtype::Float32 },
+            &both(&[&few, &bytes(&[1_u32, 2, 3])]),
+        ),
         peer.ask(&Ask::Prefetch, &both(&[&few])),
-        peer.ask(&Ask::ApplyGradients(push(1, 0)), &both(&[&few, &rows])),
-        peer.ask(&Ask::ApplyGradients(push(2, 9000)), &both(&[&Vec::new(), &Vec::new()])),
-        peer.ask(&Ask::ApplyGradients(push(2, 9000)), &both(&[&few, &rows])),
+        peer.ask(
+            &Ask::ApplyGradients { push: push(1, 0), dtype: Dtype::Float32 },
+            &both(&[&few, &rows]),
+        ),
+        peer.ask(
+            &Ask::ApplyGradients { push: push(2, 9000), dtype: Dtype::Float32 },
+            &both(&[&Vec::new(), &Vec::new()]),
+        ),
+        peer.ask(
+            &Ask::ApplyGradients { push: push(2, 9000), dtype: Dtype::Float32 },
+            &both(&[&few, &rows]),
+        ),
         peer.ask(&Ask::Assign(push(3, 0)), &both(&[&few, &rows])),
         peer.ask(&Ask::Remove(push(4, 0)), &both(&[&few])),
     ]
@@ -125,7 +137,7 @@ fn mutated_conversations_harm_nobody() {
     for round in 0..rounds {
         let mut server = Connection::new(Arc::clone(&served.store), FRAME_LIMIT, KEYS_LIMIT);
         server.set_session(7);
-        let login = hybridps_serve::Client::new(FRAME_LIMIT).start(7, "", "").1;
+        let login = hybridps_serve::Client::new(FRAME_LIMIT, "float32").unwrap().start(7, "", "").1;
         let mut sent = as_numbers::<u8>(&login).to_vec();
         for _ in 0..1 + random.below(3) {
             let mut call = calls[random.below(calls.len())].clone();
@@ -144,7 +156,7 @@ fn mutated_conversations_harm_nobody() {
     }
     let mut peer = served.peer();
     let read = [(served.table, vec![bytes(&[KEYS])])];
-    let (_, frame) = peer.done(&Ask::Lookup { want_found: false }, &read);
+    let (_, frame) = peer.done(&Ask::Lookup { want_found: false, dtype: Dtype::Float32 }, &read);
     assert_eq!(rows_of(&frame), [row(KEYS)], "the next client is served");
 }
 

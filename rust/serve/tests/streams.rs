@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 use hybridps_serve::{as_numbers, Call, Outlet};
-use hybridps_wire::{Ask, Outcome};
+use hybridps_wire::{Ask, Dtype, Outcome};
 
 mod kit;
 use kit::{bytes, class, row, rows_of, Peer, Served, DIM, KEYS};
@@ -98,7 +98,10 @@ fn send(call: &Call, outlet: &Fake, threads: usize) -> Result<()> {
 }
 
 fn lookup(peer: &mut Peer, table: u32, keys: &[u64]) -> Call {
-    let (_, sent) = peer.ask(&Ask::Lookup { want_found: false }, &[(table, vec![bytes(keys)])]);
+    let (_, sent) = peer.ask(
+        &Ask::Lookup { want_found: false, dtype: Dtype::Float32 },
+        &[(table, vec![bytes(keys)])],
+    );
     let call = peer.call(&sent);
     assert!(call.is_streamed(), "large enough");
     call
@@ -236,11 +239,15 @@ fn memory_comes_back_however_a_call_ends() {
         assert!(lookup(peer, served.table, &keys).send(&stalled).unwrap().unwrap());
         let closed = Fake::new(usize::MAX, usize::MAX, 1 << 19);
         send(&lookup(peer, served.table, &keys), &closed, 2).unwrap_err();
-        let (_, small) = peer
-            .ask(&Ask::Lookup { want_found: true }, &[(served.table, vec![bytes(&keys[..100])])]);
+        let (_, small) = peer.ask(
+            &Ask::Lookup { want_found: true, dtype: Dtype::Float32 },
+            &[(served.table, vec![bytes(&keys[..100])])],
+        );
         drop(peer.call(&small));
-        let (_, small) = peer
-            .ask(&Ask::Lookup { want_found: true }, &[(served.table, vec![bytes(&keys[..100])])]);
+        let (_, small) = peer.ask(
+            &Ask::Lookup { want_found: true, dtype: Dtype::Float32 },
+            &[(served.table, vec![bytes(&keys[..100])])],
+        );
         peer.call(&small).run().unwrap();
     };
     end_all(&mut peer);

@@ -3,9 +3,10 @@
 use crate::compose::Composer;
 use crate::rpc::{self, Target};
 use crate::schema::{
-    APPLY_GRADIENTS, ASSIGN, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT, PREFETCH, REMOVE,
+    Dtype, APPLY_GRADIENTS, ASSIGN, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT, LOOKUP_POOLED,
+    PREFETCH, REMOVE,
 };
-use crate::verbs::{layout, place, BlobAt, Layout, PushHeader};
+use crate::verbs::{layout, place, BlobAt, Layout, PushHeader, KEY_BYTES};
 
 /// What is asked. Each table comes with as many arrays as `arrays` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,11 +15,28 @@ pub enum Ask {
     Lookup {
         /// Whether found flags come with the rows.
         want_found: bool,
+        /// Of the rows.
+        dtype: Dtype,
     },
     /// `lookupOrInsert`.
-    LookupOrInsert,
+    LookupOrInsert {
+        /// Of the rows.
+        dtype: Dtype,
+    },
+    /// `lookupPooled`.
+    LookupPooled {
+        /// Bytes of a key, 4 or 8.
+        key_bytes: u8,
+        /// Of the rows.
+        dtype: Dtype,
+    },
     /// `applyGradients`.
-    ApplyGradients(PushHeader),
+    ApplyGradients {
+        /// The push.
+        push: PushHeader,
+        /// Of the gradients.
+        dtype: Dtype,
+    },
     /// `prefetch`.
     Prefetch,
     /// `assign`, of one table.
@@ -35,8 +53,9 @@ impl Ask {
     pub fn verb(&self) -> u16 {
         match self {
             Self::Lookup { .. } => LOOKUP,
-            Self::LookupOrInsert => LOOKUP_OR_INSERT,
-            Self::ApplyGradients(_) => APPLY_GRADIENTS,
+            Self::LookupOrInsert { .. } => LOOKUP_OR_INSERT,
+            Self::LookupPooled { .. } => LOOKUP_POOLED,
+            Self::ApplyGradients { .. } => APPLY_GRADIENTS,
             Self::Prefetch => PREFETCH,
             Self::Assign(_) => ASSIGN,
             Self::Remove(_) => REMOVE,
@@ -47,8 +66,9 @@ impl Ask {
     pub fn arrays(&self) -> &'static [&'static str] {
         match self {
             Self::Lookup { .. } | Self::Prefetch | Self::Remove(_) => &["keys"],
-            Self::LookupOrInsert => &["keys", "counts"],
-            Self::ApplyGradients(_) => &["keys", "gradients"],
+            Self::LookupOrInsert { .. } => &["keys", "counts"],
+            Self::LookupPooled { .. } => &["keys", "bags", "weights"],
+            Self::ApplyGradients { .. } => &["keys", "gradients"],
             Self::Assign(_) => &["keys", "rows"],
         }
     }
@@ -57,25 +77,46 @@ impl Ask {
     pub(crate) fn call(&self, question: u32, target: &Target, tables: &[Sizes]) -> Layout {
         let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, self.verb());
         let blobs = match self {
-            Self::Lookup { want_found } => {
-                let params = composer.structure(at, 1, 1);
-                composer.words[params] = u64::from(*want_found);
-                self.batches(&mut composer, params + 1, tables)
+            Self::Lookup { want_found, dtype } => {
+                let flags = u64::from(*want_found) | dtype_word(*dtype) << 16;
+                self.with_flags(&mut composer, at, flags, tables)
             }
-            Self::LookupOrInsert | Self::Prefetch => {
+            Self::LookupOrInsert { dtype } => {
+                self.with_flags(&mut composer, at, dtype_word(*dtype), tables)
+            }
+            Self::LookupPooled { key_bytes, dtype } => {
+                // A field with a default is stored as its difference from it.
+                let keys = u64::from(*key_bytes ^ KEY_BYTES) << 16;
+                self.with_flags(&mut composer, at, dtype_word(*dtype) | keys, tables)
+            }
+            Self::Prefetch => {
                 let params = composer.structure(at, 0, 1);
                 self.batches(&mut composer, params, tables)
             }
-            Self::ApplyGradients(push) => {
-                let params = composer.structure(at, 0, 2);
-                push_header(&mut composer, params, push);
-                self.batches(&mut composer, params + 1, tables)
+            Self::ApplyGradients { push, dtype } => {
+                let params = composer.structure(at, 1, 2);
+                composer.words[params] = dtype_word(*dtype);
+                push_header(&mut composer, params + 1, push);
+                self.batches(&mut composer, params + 2, tables)
             }
             Self::Assign(push) | Self::Remove(push) => {
                 self.one_table(&mut composer, at, push, tables)
             }
         };
         layout(composer, blobs)
+    }
+
+    /// Params of one word and the tables.
+    fn with_flags(
+        &self,
+        composer: &mut Composer,
+        at: usize,
+        flags: u64,
+        tables: &[Sizes],
+    ) -> Vec<BlobAt> {
+        let params = composer.structure(at, 1, 1);
+        composer.words[params] = flags;
+        self.batches(composer, params + 1, tables)
     }
 
     /// A list of structs: the table in their data, a pointer for each array.
@@ -106,6 +147,11 @@ impl Ask {
         let pointers = (0..arrays).map(|a| params + 2 + a);
         place(composer, pointers.zip(sizes.iter().copied()))
     }
+}
+
+/// A dtype as the lowest 16 bits of a word.
+fn dtype_word(dtype: Dtype) -> u64 {
+    dtype as u64
 }
 
 fn push_header(composer: &mut Composer, at: usize, push: &PushHeader) {

@@ -8,8 +8,7 @@ use crate::compose::Composer;
 use crate::message::{set_root, Malformed, Message, Struct};
 use crate::rpc::{self, ExceptionKind, Incoming, Returned, Target};
 use crate::schema::{
-    APPLY_GRADIENTS, HELLO, INTERFACE_GATE, INTERFACE_SESSION, LOGIN, LOOKUP, LOOKUP_OR_INSERT,
-    REMOVE,
+    is_read, APPLY_GRADIENTS, HELLO, INTERFACE_GATE, INTERFACE_SESSION, LOGIN, REMOVE,
 };
 use crate::verbs::{self, Layout};
 
@@ -82,7 +81,7 @@ impl Kind {
     /// What a verb is answered with.
     fn of(verb: u16) -> Self {
         match verb {
-            LOOKUP | LOOKUP_OR_INSERT => Self::Rows,
+            _ if is_read(verb) => Self::Rows,
             APPLY_GRADIENTS => Self::Duplicate,
             REMOVE => Self::Removed,
             _ => Self::Results,

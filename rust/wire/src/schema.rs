@@ -44,10 +44,57 @@ pub const PREFETCH: u16 = 4;
 pub const ASSIGN: u16 = 5;
 /// As above.
 pub const REMOVE: u16 = 6;
+/// As above.
+pub const LOOKUP_POOLED: u16 = 18;
 
 /// Whether a verb is one of those above.
 pub fn is_hot(verb: u16) -> bool {
-    matches!(verb, LOOKUP | LOOKUP_OR_INSERT | APPLY_GRADIENTS | PREFETCH | ASSIGN | REMOVE)
+    is_read(verb) || matches!(verb, APPLY_GRADIENTS | PREFETCH | ASSIGN | REMOVE)
+}
+
+/// Whether a verb is answered with rows.
+pub fn is_read(verb: u16) -> bool {
+    matches!(verb, LOOKUP | LOOKUP_OR_INSERT | LOOKUP_POOLED)
+}
+
+/// How numbers of rows and gradients travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dtype {
+    /// As they are.
+    #[default]
+    Float32,
+    /// Their upper half.
+    Bfloat16,
+    /// IEEE 754 binary16.
+    Float16,
+}
+
+impl Dtype {
+    /// By its name in the schema.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Float32, Self::Bfloat16, Self::Float16].into_iter().find(|d| d.name() == name)
+    }
+
+    /// Its name in the schema.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+            Self::Float16 => "float16",
+        }
+    }
+
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::Bfloat16 | Self::Float16 => 2,
+        }
+    }
+
+    pub(crate) fn of(ordinal: u16) -> Option<Self> {
+        [Self::Float32, Self::Bfloat16, Self::Float16].get(usize::from(ordinal)).copied()
+    }
 }
 
 #[cfg(test)]

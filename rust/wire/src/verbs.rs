@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::compose::Composer;
 use crate::message::{Bytes, Malformed, Message};
 use crate::rpc;
-use crate::schema::{APPLY_GRADIENTS, ASSIGN, LOOKUP, PREFETCH, REMOVE};
+use crate::schema::{Dtype, APPLY_GRADIENTS, ASSIGN, LOOKUP, PREFETCH, REMOVE};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -27,6 +27,24 @@ pub struct Batch<'a> {
     /// Counts of `lookupOrInsert`, gradients of `applyGradients`, rows of `assign`; else empty.
     pub blob: Bytes<'a>,
 }
+
+/// One table's part of a `lookupPooled`.
+#[derive(Debug, Clone, Copy)]
+pub struct BagBatch<'a> {
+    /// Table id.
+    pub table: u32,
+    /// Keys of all bags, `key_bytes` each.
+    pub keys: Bytes<'a>,
+    /// 4 or 8.
+    pub key_bytes: usize,
+    /// uint32 a bag.
+    pub bags: Bytes<'a>,
+    /// float32 a key, or empty.
+    pub weights: Bytes<'a>,
+}
+
+/// Bytes of a key, unless a call says otherwise.
+pub(crate) const KEY_BYTES: u8 = 8;
 
 /// The push of an `applyGradients`, an `assign` or a `remove`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +189,49 @@ pub fn decode_batches(
     }
     check_keys(keys, keys_max)?;
     Ok(batches)
+}
+
+/// The batches of a `lookupPooled`.
+///
+/// # Errors
+/// Not such a message, arrays that are not whole numbers, or more than `keys_max` keys in all or
+/// batches.
+pub fn decode_bags(
+    frame: &[u64],
+    keys_max: usize,
+) -> std::result::Result<Vec<BagBatch<'_>>, Refusal> {
+    let message = Message::new(frame)?;
+    let params = message.root()?;
+    let key_bytes = (params.u16(1) as u8 ^ KEY_BYTES).into();
+    if !matches!(key_bytes, 4 | 8) {
+        return Err(Malformed("keys are of neither 4 nor 8 bytes").into());
+    }
+    let list = params.list(0)?;
+    if list.len() > keys_max {
+        return Err(Refusal::TooMany { what: "tables", sent: list.len(), limit: keys_max });
+    }
+    let mut count = 0;
+    let mut batches = Vec::with_capacity(list.len());
+    for element in list.iter() {
+        let (keys, bags, weights) = (element.bytes(0)?, element.bytes(1)?, element.bytes(2)?);
+        if keys.len % key_bytes + bags.len % 4 + weights.len % 4 != 0 {
+            return Err(Malformed("keys, bags or weights are not whole numbers").into());
+        }
+        count += keys.len / key_bytes;
+        batches.push(BagBatch { table: element.u32(0), keys, key_bytes, bags, weights });
+    }
+    check_keys(count, keys_max)?;
+    Ok(batches)
+}
+
+/// How the rows of a read, or the gradients of an `applyGradients`, travel.
+///
+/// # Errors
+/// Not such a message, or a dtype of the future.
+pub fn decode_dtype(verb: u16, frame: &[u64]) -> Result<Dtype> {
+    let index = usize::from(verb == LOOKUP);
+    let ordinal = Message::new(frame)?.root()?.u16(index);
+    Dtype::of(ordinal).ok_or(Malformed("the dtype is none that this server knows"))
 }
 
 const NOTHING: Bytes<'static> = Bytes { words: &[], len: 0 };

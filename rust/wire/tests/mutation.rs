@@ -7,9 +7,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use hybridps_wire::{
-    decode_batches, decode_push, decode_rows, decode_want_found, duplicate_reply, empty_reply,
-    exception_return, is_hot, removed_reply, rows_reply, Ask, ClientConnection, Event,
-    ExceptionKind, Message, PushHeader, ServerConnection, StreamedReply, LOOKUP,
+    decode_bags, decode_batches, decode_dtype, decode_push, decode_rows, decode_want_found,
+    duplicate_reply, empty_reply, exception_return, is_hot, removed_reply, rows_reply, Ask,
+    ClientConnection, Dtype, Event, ExceptionKind, Message, PushHeader, ServerConnection,
+    StreamedReply, LOOKUP,
 };
 
 mod stream;
@@ -66,13 +67,28 @@ fn calls() -> Vec<Vec<u64>> {
     let mut said = frames(&client.start(9, "trainer", "token").1);
     said.push(filled(
         client
-            .ask(&Ask::Lookup { want_found: true }, &[(1, vec![80]), (2, vec![0]), (3, vec![8])])
+            .ask(
+                &Ask::Lookup { want_found: true, dtype: Dtype::Float32 },
+                &[(1, vec![80]), (2, vec![0]), (3, vec![8])],
+            )
             .1,
     ));
-    said.push(filled(client.ask(&Ask::LookupOrInsert, &[(1, vec![80, 40]), (2, vec![16, 0])]).1));
+    said.push(filled(
+        client
+            .ask(
+                &Ask::LookupOrInsert { dtype: Dtype::Float32 },
+                &[(1, vec![80, 40]), (2, vec![16, 0])],
+            )
+            .1,
+    ));
     let push = PushHeader { number: 1, step: Some(-1), total: 0 };
     said.push(filled(
-        client.ask(&Ask::ApplyGradients(push), &[(1, vec![80, 200]), (2, vec![8, 12])]).1,
+        client
+            .ask(
+                &Ask::ApplyGradients { push, dtype: Dtype::Float32 },
+                &[(1, vec![80, 200]), (2, vec![8, 12])],
+            )
+            .1,
     ));
     let params = [2 << 32, 0x0000_0001_0000_0000, 7];
     said.push(client.call(13, &params).expect("a message").1);
@@ -85,6 +101,8 @@ fn calls() -> Vec<Vec<u64>> {
     said.push(filled(
         client.ask(&Ask::Remove(PushHeader { total: 80, ..push }), &[(1, vec![80])]).1,
     ));
+    let pooled = Ask::LookupPooled { key_bytes: 4, dtype: Dtype::Float16 };
+    said.push(filled(client.ask(&pooled, &[(1, vec![40, 12, 40]), (2, vec![0, 8, 0])]).1));
     client.forget(4);
     said.extend(frames(&client.pending()));
     said
@@ -103,7 +121,7 @@ fn answers() -> Vec<Vec<u64>> {
                 let arrays = vec![0x0101_0101_0101_0101; arrays];
                 said.push([reply.head, arrays, reply.tail].concat());
             }
-            Some(Event::Call { question, verb: 0 }) => {
+            Some(Event::Call { question, verb: 0 | 18 }) => {
                 said.push(filled(rows_reply(question, &[(400, 10), (0, 0), (40, 1)])));
             }
             Some(Event::Call { question, verb: 2 }) => said.push(duplicate_reply(question, true)),
@@ -147,12 +165,14 @@ fn mutate(random: &mut Random, frame: &mut Vec<u64>, others: &[Vec<u64>]) {
     }
 }
 
-/// The last three of `calls`.
+/// The last four of `calls`.
 fn ask_the_rest(client: &mut ClientConnection) {
     let push = PushHeader { number: 1, step: None, total: 0 };
     client.ask(&Ask::Prefetch, &[(1, vec![80])]);
     client.ask(&Ask::Assign(push), &[(1, vec![16, 200])]);
     client.ask(&Ask::Remove(push), &[(1, vec![80])]);
+    let pooled = Ask::LookupPooled { key_bytes: 8, dtype: Dtype::Float32 };
+    client.ask(&pooled, &[(1, vec![80, 12, 40])]);
 }
 
 /// The most that one frame may make a decoder allocate, over all steps.
@@ -165,7 +185,12 @@ fn decode_all(verb: u16, frame: &[u64]) {
         let keys: usize = batches.iter().map(|batch| batch.keys.len()).sum();
         assert!(keys <= 2 * frame.len() + 64, "{keys} keys in {} words", frame.len());
     });
+    let _ = decode_bags(frame, 1 << 16).map(|batches| {
+        let keys: usize = batches.iter().map(|batch| batch.keys.len / batch.key_bytes).sum();
+        assert!(keys <= 1 << 16, "{keys} keys");
+    });
     let _ = (decode_push(frame), decode_want_found(frame), decode_rows(frame));
+    let _ = decode_dtype(verb, frame);
     let _ = Message::new(frame).map(|message| message.root().map(|root| root.text(0)));
 }
 
@@ -204,10 +229,16 @@ fn no_bytes_hurt_the_client() {
     for _ in 0..60_000 {
         let mut client = ClientConnection::new();
         client.start(9, "trainer", "token");
-        client.ask(&Ask::Lookup { want_found: true }, &[(1, vec![80]), (2, vec![0]), (3, vec![8])]);
-        client.ask(&Ask::LookupOrInsert, &[(1, vec![80, 40])]);
         client.ask(
-            &Ask::ApplyGradients(PushHeader { number: 1, step: None, total: 0 }),
+            &Ask::Lookup { want_found: true, dtype: Dtype::Float32 },
+            &[(1, vec![80]), (2, vec![0]), (3, vec![8])],
+        );
+        client.ask(&Ask::LookupOrInsert { dtype: Dtype::Float32 }, &[(1, vec![80, 40])]);
+        client.ask(
+            &Ask::ApplyGradients {
+                push: PushHeader { number: 1, step: None, total: 0 },
+                dtype: Dtype::Float32,
+            },
             &[(1, vec![80, 200])],
         );
         client.call(13, &[1 << 32, 0]).expect("a message");
@@ -234,10 +265,19 @@ fn no_bytes_hurt_the_client() {
 fn honest_conversations_pass_unharmed() {
     let mut client = ClientConnection::new();
     client.start(9, "trainer", "token");
-    client.ask(&Ask::Lookup { want_found: true }, &[(1, vec![80]), (2, vec![0]), (3, vec![8])]);
-    client.ask(&Ask::LookupOrInsert, &[(1, vec![80, 40]), (2, vec![16, 0])]);
     client.ask(
-        &Ask::ApplyGradients(PushHeader { number: 1, step: Some(-1), total: 0 }),
+        &Ask::Lookup { want_found: true, dtype: Dtype::Float32 },
+        &[(1, vec![80]), (2, vec![0]), (3, vec![8])],
+    );
+    client.ask(
+        &Ask::LookupOrInsert { dtype: Dtype::Float32 },
+        &[(1, vec![80, 40]), (2, vec![16, 0])],
+    );
+    client.ask(
+        &Ask::ApplyGradients {
+            push: PushHeader { number: 1, step: Some(-1), total: 0 },
+            dtype: Dtype::Float32,
+        },
         &[(1, vec![80, 200]), (2, vec![8, 12])],
     );
     client.call(13, &[2 << 32, 0x0000_0001_0000_0000, 7]).expect("a message");
@@ -249,5 +289,5 @@ fn honest_conversations_pass_unharmed() {
         assert_eq!(client.closed(), None);
     }
     // hello, two reads, a push, two cold verbs, and the rest.
-    assert_eq!((outcomes, client.in_flight()), (9, 0));
+    assert_eq!((outcomes, client.in_flight()), (10, 0));
 }

@@ -3,8 +3,8 @@
 //! here.
 
 use hybridps_wire::{
-    decode_rows, Ask, ClientConnection, Event, ExceptionKind, Message, Outcome, ServerConnection,
-    StreamedReply, QUESTIONS_MAX,
+    decode_rows, Ask, ClientConnection, Dtype, Event, ExceptionKind, Message, Outcome,
+    ServerConnection, StreamedReply, QUESTIONS_MAX,
 };
 
 mod stream;
@@ -195,8 +195,10 @@ fn streamed(reply: &StreamedReply, tail: &[u64]) -> Vec<u64> {
 #[test]
 fn a_streamed_reply_says_where_its_arrays_lie() {
     let (_, mut client, _) = connected();
-    let (question, _) =
-        client.ask(&Ask::Lookup { want_found: true }, &[(1, vec![24]), (2, vec![0]), (3, vec![8])]);
+    let (question, _) = client.ask(
+        &Ask::Lookup { want_found: true, dtype: Dtype::Float32 },
+        &[(1, vec![24]), (2, vec![0]), (3, vec![8])],
+    );
     let reply = StreamedReply::new(question, &[(24, 3), (0, 0), (8, 1)]);
     let mut frame = streamed(&reply, &reply.tail);
     let answer = client.receive(&mut frame).expect("an answer");
@@ -215,7 +217,8 @@ fn a_streamed_reply_says_where_its_arrays_lie() {
 fn a_streamed_reply_can_end_in_an_exception() {
     for length in [0, 1, 7, 8, 900, 1100, 5000] {
         let (_, mut client, _) = connected();
-        let (question, _) = client.ask(&Ask::Lookup { want_found: false }, &[(1, vec![24])]);
+        let (question, _) =
+            client.ask(&Ask::Lookup { want_found: false, dtype: Dtype::Float32 }, &[(1, vec![24])]);
         let reply = StreamedReply::new(question, &[(24, 0)]);
         let text = "é".repeat(length);
         let tail = reply.failed_tail(ExceptionKind::Failed, &format!("BadInputError: {text}"));

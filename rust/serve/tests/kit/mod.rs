@@ -50,7 +50,13 @@ impl Served {
     }
 
     pub(crate) fn peer(&self) -> Peer {
-        Peer::new(Connection::new(Arc::clone(&self.store), FRAME_LIMIT, KEYS_LIMIT))
+        self.peer_of("float32")
+    }
+
+    /// A client whose rows and gradients travel as `dtype`.
+    pub(crate) fn peer_of(&self, dtype: &str) -> Peer {
+        let server = Connection::new(Arc::clone(&self.store), FRAME_LIMIT, KEYS_LIMIT);
+        Peer::new(server, Client::new(FRAME_LIMIT, dtype).unwrap())
     }
 }
 
@@ -104,8 +110,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn new(server: Connection) -> Self {
-        let mut peer = Self { client: Client::new(FRAME_LIMIT), server };
+    fn new(server: Connection, client: Client) -> Self {
+        let mut peer = Self { client, server };
         let (_, flight) = peer.client.start(7, "", "");
         let [Event::Login { question, .. }] = &peer.tell(as_numbers(&flight), 0)[..] else {
             panic!("a login")
