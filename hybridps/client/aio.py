@@ -27,6 +27,10 @@ class Transport(Protocol):
     def limits(self) -> ReadLimits:
         """Of one read, as far as the servers were met."""
 
+    @property
+    def wire_dtype(self) -> str:
+        """How rows and gradients travel."""
+
     async def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order; raises the first error when all have ended."""
 
@@ -46,6 +50,7 @@ class ThreadedTransport:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="hybridps")
         self.shards = transport.shards
         self.limits = transport.limits
+        self.wire_dtype = transport.wire_dtype
         self._is_closed = False
 
     async def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
@@ -75,7 +80,7 @@ class Driver:
 
     def __init__(self, transport: Transport, url: str) -> None:
         self.transport = transport
-        self.catalog = Catalog(transport.shards, transport.limits)
+        self.catalog = Catalog(transport.shards, transport.limits, transport.wire_dtype)
         self.url = url
 
     async def finish(self, run: Run[T]) -> T:

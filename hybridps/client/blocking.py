@@ -25,6 +25,10 @@ class Transport(Protocol):
     def limits(self) -> ReadLimits:
         """Of one read, as far as the servers were met."""
 
+    @property
+    def wire_dtype(self) -> str:
+        """How rows and gradients travel."""
+
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order; raises the first error when all have ended."""
 
@@ -37,7 +41,7 @@ class Driver:
 
     def __init__(self, transport: Transport, url: str) -> None:
         self.transport = transport
-        self.catalog = Catalog(transport.shards, transport.limits)
+        self.catalog = Catalog(transport.shards, transport.limits, transport.wire_dtype)
         self.url = url
 
     def finish(self, run: Run[T]) -> T:

@@ -30,6 +30,7 @@ def connect(
     threads: int | None = None,
     token: str | None = None,
     tls: Tls = None,
+    wire_dtype: str = "float32",
 ) -> ParameterServer:
     """A client of the servers of `url`, or a store in this process.
 
@@ -42,18 +43,21 @@ def connect(
              token: what the operator of the servers has issued, if they ask for one.
              tls: encrypts TCP connections: True trusts the authorities of the system, a path those
              of that PEM file; or a dict of ca, cert and key (the client's own) and server_name.
+             wire_dtype: how rows and gradients travel: "float32", or rounded to the nearest
+             "bfloat16" or "float16" at half the bytes. Results are float32, the server computes in
+             float32, `assign` stays exact. What float16 does not reach (65504) is refused.
     Raises:  ConfigError for the URL or a setting, UnavailableError when no server answers,
              AuthError when one refuses the token or the certificate, or shows one not trusted.
     """
     own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
     shown = credentials(token, tls)
-    addresses = _checked(url, client_id, timeout, own, shown)
+    addresses = _checked(url, client_id, timeout, own, shown, wire_dtype)
     if addresses is None:
         return ParameterServer(_open_local(url, client_id, own), url)
     # The wire needs pycapnp, which a store in this process does not.
     from hybridps.client.remote import RemoteTransport  # noqa: PLC0415
 
-    transport = RemoteTransport(addresses, client_id, timeout, shown)
+    transport = RemoteTransport(addresses, client_id, timeout, shown, wire_dtype)
     try:
         transport.connect()
     except BaseException:
@@ -74,39 +78,53 @@ def connect_async(
     threads: int | None = None,
     token: str | None = None,
     tls: Tls = None,
+    wire_dtype: str = "float32",
 ) -> aio.Connecting:
     """The asyncio client of `url`; see `hybridps.connect`. Await it, or use `async with`."""
     own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
 
     async def opening() -> aio.ParameterServer:
         shown = credentials(token, tls)
-        return aio.ParameterServer(await _open_async(url, client_id, timeout, own, shown), url)
+        opened = await _open_async(url, client_id, timeout, own, shown, wire_dtype)
+        return aio.ParameterServer(opened, url)
 
     return aio.Connecting(opening)
 
 
 async def _open_async(
-    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any], shown: Credentials
+    url: str,
+    client_id: str | None,
+    timeout: float,
+    own: Mapping[str, Any],
+    shown: Credentials,
+    wire_dtype: str,
 ) -> aio.Transport:
-    addresses = _checked(url, client_id, timeout, own, shown)
+    addresses = _checked(url, client_id, timeout, own, shown, wire_dtype)
     if addresses is None:
         leave.handle_signals()  # The thread that opens it may not.
         opened = await asyncio.to_thread(_open_local, url, client_id, own)
         return aio.ThreadedTransport(opened, timeout)
     from hybridps.client.streams import StreamTransport  # noqa: PLC0415 - as above
 
-    transport = StreamTransport(addresses, client_id, timeout, shown)
+    transport = StreamTransport(addresses, client_id, timeout, shown, wire_dtype)
     await transport.connect()
     return transport
 
 
 def _checked(
-    url: str, client_id: str | None, timeout: float, own: Mapping[str, Any], shown: Credentials
+    url: str,
+    client_id: str | None,
+    timeout: float,
+    own: Mapping[str, Any],
+    shown: Credentials,
+    wire_dtype: str,
 ) -> list[Address] | None:
-    check_settings(client_id, timeout)
+    check_settings(client_id, timeout, wire_dtype)
     addresses = parse_servers(url)
     if addresses is not None:
         refuse_local_settings(url, own)
+    elif wire_dtype != "float32":
+        raise ConfigError(f"wire_dtype= belongs to servers, url is {url!r}; leave it out")
     elif shown != NOBODY:
         raise ConfigError(f"token= and tls= belong to servers, url is {url!r}; leave them out")
     if shown.tls is not None and any(address.port is None for address in addresses or ()):

@@ -152,8 +152,8 @@ class Line:
 
     def opened(self, now_s: float) -> None:
         """A socket is connected: says hello."""
-        self.wire = _core.ClientConnection()
         who = self._identity
+        self.wire = _core.ClientConnection(dtype=who.wire_dtype)
         self._hello, data = self.wire.start(who.session, who.client_id, who.token)
         self._put(data, None)
         self._silent_since_s, self._probed_s = now_s, None
@@ -289,6 +289,7 @@ class Line:
         try:
             info = messages.read_hello(answer)
             messages.check_server(info, str(self.address), *self._place)
+            messages.check_dtype(info, self._identity.wire_dtype, str(self.address))
         except HybridPSError as error:
             self.refused(error)
             return

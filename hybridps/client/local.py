@@ -28,6 +28,7 @@ class LocalTransport:
     """Executes calls on a `_core.Store`. Safe to use from many threads."""
 
     shards = 1
+    wire_dtype = "float32"
 
     def __init__(self, store: _core.Store, path: str, client_id: str | None) -> None:
         self._store = store

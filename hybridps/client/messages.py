@@ -9,7 +9,7 @@ from hybridps import _core
 from hybridps.errors import ConfigError, HybridPSError, from_reason
 from hybridps.rpc import schemas
 from hybridps.verbs.calls import Begun, Call, Cold, Hot, ServerInfo
-from hybridps.verbs.hello import Hello
+from hybridps.verbs.hello import WIRE_DTYPE, Hello
 
 T = TypeVar("T")
 
@@ -42,6 +42,16 @@ def check_known(info: ServerInfo, call: Call[Any], where: str) -> None:
             f"server {where} is hybridps {info.version or 'of no version'} and does not know"
             f" {names}, which this client, hybridps {_core.__version__}, asks for; use a newer"
             " server"
+        )
+
+
+def check_dtype(info: ServerInfo, wire_dtype: str, where: str) -> None:
+    """Refuses a server that would not see how rows and gradients travel."""
+    if wire_dtype != "float32" and WIRE_DTYPE not in info.features:
+        raise ConfigError(
+            f"server {where} is hybridps {info.version or 'of no version'}, which takes rows and"
+            f" gradients as float32 alone; connect without wire_dtype={wire_dtype!r}, or use a"
+            " newer server"
         )
 
 

@@ -17,6 +17,8 @@ LONGEST_DELAY_S: Final = 1.0
 # What infinity and the like come to: clocks and system calls take no more.
 FOREVER_S: Final = 365 * 86400.0
 
+WIRE_DTYPES: Final = ("float32", "bfloat16", "float16")
+
 
 def delays() -> Iterator[float]:
     """Seconds before each further attempt: full jitter, so that clients do not return as one."""
@@ -75,8 +77,11 @@ def check_timeout(timeout: float | None, default: float) -> float:
     return min(timeout, FOREVER_S)
 
 
-def check_settings(client_id: object, timeout: object) -> None:
+def check_settings(client_id: object, timeout: object, wire_dtype: object = "float32") -> None:
     """Refuses what no connection can have."""
+    if wire_dtype not in WIRE_DTYPES:
+        names = ", ".join(map(repr, WIRE_DTYPES))
+        raise ConfigError(f"wire_dtype is {wire_dtype!r}; give one of {names}")
     if client_id is not None and not (isinstance(client_id, str) and client_id):
         raise ConfigError(f"client_id is {client_id!r}; give a non-empty str, or None")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:

@@ -14,9 +14,11 @@ from hybridps.verbs.router import ReadLimits
 class Identity:
     """Who this process is to its servers."""
 
-    def __init__(self, client_id: str | None, token: str = "") -> None:
+    def __init__(self, client_id: str | None, token: str = "", wire_dtype: str = "float32") -> None:
         self.client_id = client_id or ""
         self.token = token
+        # How rows and gradients travel.
+        self.wire_dtype = wire_dtype
         self.session = secrets.randbits(63) + 1
 
     def renew(self) -> None:
@@ -31,9 +33,13 @@ class Session:
     """
 
     def __init__(
-        self, addresses: Sequence[Address], client_id: str | None, credentials: Credentials
+        self,
+        addresses: Sequence[Address],
+        client_id: str | None,
+        credentials: Credentials,
+        wire_dtype: str = "float32",
     ) -> None:
-        self._identity = Identity(client_id, credentials.token)
+        self._identity = Identity(client_id, credentials.token, wire_dtype)
         self._last_push = 0
         self.lines = [
             Line(address, shard, len(addresses), self._identity)

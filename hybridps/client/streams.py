@@ -204,16 +204,19 @@ class StreamTransport:
         client_id: str | None,
         timeout: float,
         credentials: Credentials = NOBODY,
+        wire_dtype: str = "float32",
     ) -> None:
+        self.wire_dtype = wire_dtype
         self._addresses = list(addresses)
         self._timeout = check_timeout(timeout, timeout)
         self._credentials = credentials
-        self._session = Session(addresses, client_id, credentials)
+        self._session = Session(addresses, client_id, credentials, wire_dtype)
         self._channels = [Channel(line, credentials) for line in self._session.lines]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy connects by itself, at its first call, as a client of its own."""
-        return StreamTransport, (self._addresses, None, self._timeout, self._credentials)
+        settings = (self._timeout, self._credentials, self.wire_dtype)
+        return StreamTransport, (self._addresses, None, *settings)
 
     @property
     def shards(self) -> int:

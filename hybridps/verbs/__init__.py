@@ -20,7 +20,7 @@ from hybridps.verbs.catalog import TableT
 from hybridps.verbs.counters import CountersOfStore, CountersOfTable, Stats, TableStats
 from hybridps.verbs.create_table import CreateTable, CreateTableOfStore
 from hybridps.verbs.flush import Flush, FlushOfStore
-from hybridps.verbs.hello import Hello
+from hybridps.verbs.hello import WIRE_DTYPE, Hello
 from hybridps.verbs.listing import KeysOf, ListingOfTable, Size
 from hybridps.verbs.lookup import Lookup, LookupOfStore, LookupOfTable
 from hybridps.verbs.lookup_or_insert import (
@@ -43,7 +43,7 @@ _CALLS: Final[tuple[type[Call[Any]], ...]] = (
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
 # What a server of this version tells in hello.
-FEATURES: Final = frozenset(call.VERB for call in _CALLS)
+FEATURES: Final = frozenset((WIRE_DTYPE, *(call.VERB for call in _CALLS)))
 
 
 class TableVerbs(

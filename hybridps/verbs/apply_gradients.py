@@ -7,7 +7,7 @@ from typing import Any
 from hybridps import _core
 from hybridps.errors import BadInputError
 from hybridps.keys import KeysLike
-from hybridps.verbs.batches import RowsLike, as_rows, as_step
+from hybridps.verbs.batches import RowsLike, as_rows, as_step, check_reach
 from hybridps.verbs.calls import Begun, Keys, Push, Rows, Site
 from hybridps.verbs.catalog import Catalog, Handle, StoreFace, TableFace, TableT, check_mapping
 from hybridps.verbs.face import Run, Steps, verb
@@ -56,6 +56,9 @@ def apply_gradients(
     for split, table_gradients in zip(splits, gradients, strict=True):
         rows = as_rows(split.batch, table_gradients, "gradients")
         parts = split.sums(rows)
+        if catalog.wire_dtype == "float16":
+            for keys_of, sums in parts.values():
+                check_reach(split.batch.table, keys_of, sums)
         ref = split.batch.table
         for shard in range(catalog.shards):
             if shard in parts:

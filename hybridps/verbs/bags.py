@@ -16,7 +16,7 @@ from hybridps.errors import BadInputError, HybridPSError
 from hybridps.keys import KeysLike, Shape, to_host
 from hybridps.verbs.batches import Batch, RowsLike, TableRef, as_numbers, batch
 from hybridps.verbs.calls import Counts, Keys, Rows
-from hybridps.verbs.router import READ_BYTES_MAX, READ_KEYS_MAX
+from hybridps.verbs.router import DEFAULT_LIMITS, ReadLimits
 
 Pool = Literal["sum", "mean", "sqrtn"]
 Weights = NDArray[np.float32]
@@ -70,11 +70,6 @@ class Piece:
     keys: Keys
     sizes: Counts
     weights: Weights | None
-
-    @property
-    def share(self) -> float:
-        """Of what one message holds."""
-        return len(self.keys) / READ_KEYS_MAX
 
 
 def check_pool(pool: object) -> None:
@@ -164,16 +159,19 @@ def as_out(out: object, shape: Shape, table: str) -> Rows:
     return out
 
 
-def pieces_of(tables: Sequence[Bags], shards: int) -> dict[int, list[list[Piece]]]:
+def pieces_of(
+    tables: Sequence[Bags], shards: int, limits: ReadLimits = DEFAULT_LIMITS
+) -> dict[int, list[list[Piece]]]:
     """The calls for each server, in order: each the pieces that one message holds."""
     calls: dict[int, list[list[Piece]]] = {}
     filled: dict[int, float] = {}
     for index, of in enumerate(tables):
+        keys_max, bags_max = limits.keys_max(0), limits.keys_max(of.batch.table.dim)
         for shard, piece in _by_shard(index, of, shards):
             own = calls.setdefault(shard, [[]])
-            most = max(1, READ_BYTES_MAX // (4 * of.batch.table.dim))
-            for part in _cut(piece, most):
-                share = max(part.share, len(part.bags) / most)
+            for part in _cut(piece, keys_max, bags_max):
+                # Both directions hold something for each bag.
+                share = len(part.keys) / keys_max + len(part.bags) / bags_max
                 if own[-1] and filled[shard] + share > 1:
                     own.append([])
                 filled[shard] = share + (filled[shard] if own[-1] else 0.0)
@@ -197,29 +195,38 @@ def _by_shard(index: int, of: Bags, shards: int) -> Iterator[tuple[int, Piece]]:
             yield shard, Piece(index, held, of.batch.keys[own], sizes[held], weights)
 
 
-def _cut(piece: Piece, bags_max: int) -> Iterator[Piece]:
+def _cut(piece: Piece, keys_max: int, bags_max: int) -> Iterator[Piece]:
     """Cuts at the borders of bags; within one only if it fits no message alone."""
     if not piece.sizes.size:
         yield piece
         return
     ends = np.cumsum(piece.sizes, dtype=np.int64)
+    # Of a message, what the bags take up to each end.
+    shares = ends / keys_max + np.arange(1, len(ends) + 1) / bags_max
     first, start = 0, 0
     while first < len(ends):
-        last = min(int(np.searchsorted(ends, start + READ_KEYS_MAX, "right")), first + bags_max)
-        end = int(ends[last - 1]) if last > first else start + READ_KEYS_MAX
+        room = start / keys_max + first / bags_max + 1
+        last = max(first, int(np.searchsorted(shares, room, "right")))
+        end = int(ends[last - 1]) if last > first else _inside(start, int(ends[first]), keys_max)
         stop = max(last, first + 1)
-        sizes = np.diff(ends[first:stop], prepend=start).astype(np.uint32)
-        sizes[-1] = end - (start + int(sizes[:-1].sum()))
+        sizes = np.diff(ends[first:stop], prepend=start)
+        sizes[-1] = end - start - int(sizes[:-1].sum())
         weights = None if piece.weights is None else piece.weights[start:end]
-        yield Piece(piece.index, piece.bags[first:stop], piece.keys[start:end], sizes, weights)
-        first, start = last, end
+        bags, keys = piece.bags[first:stop], piece.keys[start:end]
+        yield Piece(piece.index, bags, keys, sizes.astype(np.uint32), weights)
+        first, start = (stop if end == ends[stop - 1] else first), end
+
+
+def _inside(start: int, end: int, keys_max: int) -> int:
+    """Where a bag is cut that fits no message."""
+    return min(end, start + max(1, keys_max // 2))
 
 
 def added(tables: Sequence[Bags], answers: Sequence[tuple[Sequence[Piece], Any]]) -> list[Rows]:
     """The sums of each table's bags: those of the servers added in their order."""
     parts = list(_rows(tables, answers))
     is_whole = [len(piece.bags) == len(tables[piece.index].sizes) for piece, _ in parts]
-    if len(parts) == len(tables) and all(is_whole):
+    if sorted(piece.index for piece, _ in parts) == list(range(len(tables))) and all(is_whole):
         return [rows for _, rows in sorted(parts, key=lambda part: part[0].index)]
     sums = [np.zeros((len(of.sizes), of.batch.table.dim), np.float32) for of in tables]
     for piece, rows in parts:

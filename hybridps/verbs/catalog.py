@@ -30,11 +30,16 @@ class Catalog:
     """Tables that a client has met, by name. Shared by its threads: single dict operations only."""
 
     def __init__(
-        self, shards: int, limits: Callable[[], ReadLimits] = lambda: DEFAULT_LIMITS
+        self,
+        shards: int,
+        limits: Callable[[], ReadLimits] = lambda: DEFAULT_LIMITS,
+        wire_dtype: str = "float32",
     ) -> None:
         self.shards = shards
         # Of one read; servers tell them when they are met.
         self.limits = limits
+        # How rows and gradients travel.
+        self.wire_dtype = wire_dtype
         self._handles: dict[str, Handle] = {}
         self.has_warned_of_replay = False
 

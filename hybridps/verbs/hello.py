@@ -18,6 +18,8 @@ FIRST_FEATURES: Final = frozenset(
         *("size", "keys", "table_stats", "stats", "flush"),
     )
 )
+# The field `dtype` of verbs with rows or gradients.
+WIRE_DTYPE: Final = "wire_dtype"
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def lookup_pooled(
         if of.out is not None:
             as_out(of.out, bags.rows_shape, ref.name)
         tables.append(bags)
-    answers = yield from _answers(tables, pieces_of(tables, catalog.shards))
+    answers = yield from _answers(tables, pieces_of(tables, catalog.shards, catalog.limits()))
     results = []
     for of, bags, sums in zip(asked, tables, added(tables, answers), strict=True):
         rows = bags.divided(sums, pool).reshape(bags.rows_shape)
