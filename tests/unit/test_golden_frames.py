@@ -53,6 +53,9 @@ ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.TableStats(TABLE), {"keys": 2, "probes": 2**60}),
     (verbs.Stats(), {"tables": 1}),
     (verbs.Flush(), None),
+    (verbs.Assign([(TABLE, KEYS, ROWS)]), None),
+    (verbs.LookupPooled([(TABLE, KEYS, np.array([2, 0], np.uint32), ROWS[0])]), [[0, -10], [0, 0]]),
+    (verbs.LookupPooled([(TABLE, KEYS[:1], np.array([1], np.uint32), None)]), [[1, -2]]),
 ]
 
 
@@ -178,6 +181,8 @@ def test_a_client_reads_the_answers(conversation: Conversation) -> None:
             assert (reply[0][1] is not None) == call.want_found
         elif isinstance(call, verbs.LookupOrInsert):
             np.testing.assert_array_equal(reply[0], value)
+        elif isinstance(call, verbs.LookupPooled):
+            np.testing.assert_array_equal(reply[0], told)
         elif isinstance(call, verbs.KeysOf):
             np.testing.assert_array_equal(reply[0], told[0])
         elif isinstance(call, verbs.Remove):
