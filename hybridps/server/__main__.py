@@ -52,6 +52,8 @@ async def serve(config: ServerConfig, guard: Guard, loop_name: str) -> None:
     server = Server(config, guard, loop_name)
     try:
         await server.start()
+        # Who reads that it is ready finds all about it in the log.
+        await asyncio.to_thread(logs.flush)
         if not stop.is_set():
             print(server.ready_line(), flush=True)  # noqa: T201 - the contract of stdout
         await _first(stop, server.failed if config.restart_on_failure else None)

@@ -2,7 +2,8 @@
 
 An event is a short constant phrase; everything that varies is a field, so that lines can be
 grouped. Repeats of one event are limited per window and the number left out is told, so that a
-client in a loop cannot fill a disk. Never here: keys, rows or other contents of tables.
+client in a loop cannot fill a disk. Who logs never waits for a reader (`lines`). Never here: keys,
+rows or other contents of tables.
 """
 
 import json
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
+
+from hybridps.server.lines import Lines, writer_to
 
 # Ten lines show a burst's beginning; one window later the count of the rest follows.
 REPEATS_MAX = 10
@@ -107,9 +110,31 @@ class TextFormatter(logging.Formatter):
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
+class LineHandler(logging.Handler):
+    """Formats where it is logged, writes elsewhere: an event loop that logs waits for no reader."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._lines = Lines(writer_to(stream))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hands the line over. Those of the audit are never left out."""
+        try:
+            left_out = self._lines.take_left_out()
+            if left_out:
+                self._lines.put(self.format(_of_left_out(left_out)), must_keep=True)
+            self._lines.put(self.format(record), must_keep=record.name == AUDIT)
+        except Exception:  # noqa: BLE001 - as every handler: logging fails no call
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Waits for what was logged to be written, if anybody reads it."""
+        self._lines.flush()
+
+
 def configure(log_format: str, stream: TextIO | None = None) -> None:
     """Sends all logging of this process to stderr (or `stream`) in `json` or `text` form."""
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = LineHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(TextFormatter() if log_format == "text" else JsonFormatter())
     handler.addFilter(RepeatFilter())
     root = logging.getLogger()
@@ -119,6 +144,19 @@ def configure(log_format: str, stream: TextIO | None = None) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("hybridps").setLevel(logging.INFO)
     logging.captureWarnings(True)
+
+
+def flush() -> None:
+    """Waits, though not for ever, until somebody was given what was logged so far."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _of_left_out(count: int) -> logging.LogRecord:
+    event = "lines left out: nobody read the log in time"
+    record = logging.LogRecord("hybridps.server", logging.WARNING, "", 0, event, (), None)
+    record.fields = {"lines": count}
+    return record
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -107,8 +107,14 @@ class ServerProcess:
         return self._log.read()
 
     def events(self) -> list[dict[str, Any]]:
-        """The log's lines, each of which must be JSON."""
-        return [json.loads(line) for line in self.stderr().splitlines()]
+        """The log's lines, each of which must be JSON. They are written a moment after what they
+        tell of.
+        """
+        text, before = self.stderr(), ""
+        while text != before and self.process.poll() is None:
+            time.sleep(0.1)
+            text, before = self.stderr(), text
+        return [json.loads(line) for line in text.splitlines()]
 
     def http(self, path: str) -> tuple[int, str]:
         """Status and body of a GET from the ops port."""

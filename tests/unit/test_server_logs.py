@@ -3,10 +3,14 @@
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from hybridps.server import lines as lines_module
 from hybridps.server import logs
 
 
@@ -21,6 +25,7 @@ def _restore_logging() -> Iterator[None]:
 
 
 def lines(stream: io.StringIO) -> list[str]:
+    logging.getLogger().handlers[0].flush()
     return stream.getvalue().splitlines()
 
 
@@ -44,6 +49,7 @@ def test_hostile_fields_stay_on_one_line() -> None:
         stream = io.StringIO()
         logs.configure(log_format, stream)
         logs.Logger("hybridps.server").warning("bad name", name="a\nb\x1b[31m\u2028")
+        lines(stream)
         (line,) = stream.getvalue().split("\n")[:-1]
         assert line.isprintable()
         assert "\x1b" not in line
@@ -106,3 +112,60 @@ def test_the_filter_remembers_a_bounded_number_of_events() -> None:
     for number in range(3 * logs.EVENTS_REMEMBERED_MAX):
         repeats.filter(logging.LogRecord("x", logging.INFO, "", 0, f"event {number}", (), None))
     assert len(repeats._windows) <= logs.EVENTS_REMEMBERED_MAX
+
+
+PROGRAM = """
+import asyncio, logging
+from hybridps.server import lines, logs
+
+logs.configure("json")
+
+async def main():
+    for number in range(3 * lines.WAITING_MAX):
+        logging.getLogger("hybridps.server").warning("event %d", number)
+        if number % 1000 == 0:
+            logging.getLogger(logs.AUDIT).warning("who did what")
+            await asyncio.sleep(0)
+    print("done", flush=True)
+    input()
+    logging.getLogger("hybridps.server").warning("read again")
+
+asyncio.run(main())
+"""
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody() -> None:
+    """Much more than a pipe holds; lines are left out and told, those of the audit are not."""
+    command = [sys.executable, "-c", PROGRAM]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stderr is not None
+        assert program.stdout.readline() == "done\n"
+        told = [json.loads(program.stderr.readline()) for _ in range(lines_module.WAITING_MAX)]
+        program.stdin.write("\n")
+        program.stdin.flush()
+        told += [json.loads(line) for line in program.stderr.read().splitlines()]
+        assert program.wait(60) == 0
+    numbers = [int(e["event"].split()[1]) for e in told if e["event"].startswith("event ")]
+    assert numbers == list(range(len(numbers))), "in order, and the first ones"
+    audit = 1 + (3 * lines_module.WAITING_MAX - 1) // 1000
+    assert sum(event["event"] == "who did what" for event in told) == audit
+    left_out, last = told[-2:]
+    assert last["event"] == "read again"
+    assert left_out["lines"] == 3 * lines_module.WAITING_MAX - len(numbers)
+
+
+def test_a_program_ends_though_nobody_reads_its_log() -> None:
+    program = PROGRAM.replace("    input()\n", "")
+    command = [sys.executable, "-c", program]
+    reader, writer = os.pipe()
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=writer, timeout=60, check=True
+        )
+    finally:
+        os.close(writer)
+        os.close(reader)
+    assert done.stdout == b"done\n"
