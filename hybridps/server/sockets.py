@@ -27,13 +27,19 @@ class UnixSocket:
     def __init__(self, path: Path, bound: socket.socket) -> None:
         self.path = path
         self.socket = bound
-        self._inode = path.stat().st_ino
+        self._made = _identity(path)
 
     def remove(self) -> None:
         """Removes the file, unless another server has put its own there meanwhile."""
         with contextlib.suppress(OSError):
-            if self.path.lstat().st_ino == self._inode:
+            if _identity(self.path) == self._made:
                 self.path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    # The number alone is given again, often at once, when a file was removed.
+    status = path.lstat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def bind_tcp(address: Address) -> socket.socket:
