@@ -111,3 +111,12 @@ fn a_file_of_another_length_is_no_image() {
     assert_eq!(sound_buckets(&path), None);
     assert!(Image::open(&scratch.path().join("absent")).is_none());
 }
+
+/// Length and crc of the file that docs/format.md asks for, computed after that page by a program
+/// of its own.
+#[test]
+fn the_bytes_are_those_of_the_format_s_page() {
+    let scratch = Scratch::new();
+    let bytes = std::fs::read(write(&scratch)).unwrap();
+    assert_eq!((bytes.len(), crc32c::crc32c(&bytes)), (196_800, 0x014e_86b7));
+}

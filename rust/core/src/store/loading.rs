@@ -6,25 +6,28 @@
 //! that need it wait for the one that began. Until all is loaded no segment goes, so what the image
 //! says of the log stays true.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::engine::Engine;
 use super::load::side_by_side;
 use super::source::{Restored, Source};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ledger::Kind;
 use crate::types::{bucket, hash, TableId, BUCKETS};
 
 /// Buckets that are loaded together where footers are read: one group of theirs.
 const UNIT: u32 = 64;
 /// Units that are worth a thread of their own.
 const UNITS_PER_THREAD: usize = 4;
+/// Pause before a unit that found no room is tried again in the background.
+const RETRY: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unit {
@@ -37,16 +40,16 @@ enum Unit {
 /// How far the index has come.
 pub(super) struct Loading {
     is_done: AtomicBool,
-    progress: Mutex<Progress>,
+    units: Mutex<Units>,
     changed: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
-struct Progress {
+struct Units {
     /// None when nothing is left.
     source: Option<Arc<Source>>,
-    units: Vec<Unit>,
+    states: Vec<Unit>,
     left: usize,
     /// Keys of each table that the image counts in units that are not loaded.
     pending: HashMap<TableId, u64>,
@@ -68,14 +71,14 @@ struct Claim<'a> {
 impl Default for Loading {
     /// Nothing is to be loaded.
     fn default() -> Self {
-        let (is_done, progress) = (AtomicBool::new(true), Mutex::default());
-        Self { is_done, progress, changed: Condvar::new(), thread: Mutex::default() }
+        let (is_done, units) = (AtomicBool::new(true), Mutex::default());
+        Self { is_done, units, changed: Condvar::new(), thread: Mutex::default() }
     }
 }
 
-impl Progress {
+impl Units {
     fn unit_buckets(&self) -> u32 {
-        BUCKETS / self.units.len() as u32
+        BUCKETS / self.states.len() as u32
     }
 }
 
@@ -87,40 +90,43 @@ impl Loading {
 
     fn begin(&self, source: Source, pending: HashMap<TableId, u64>, awaited_bytes: u64) {
         let unit = if source.younger().is_empty() { 1 } else { UNIT };
-        let mut progress = self.progress.lock();
-        progress.units = vec![Unit::Absent; (BUCKETS / unit) as usize];
-        progress.left = progress.units.len();
-        (progress.pending, progress.awaited_bytes) = (pending, awaited_bytes);
-        progress.source = Some(Arc::new(source));
+        let mut units = self.units.lock();
+        units.states = vec![Unit::Absent; (BUCKETS / unit) as usize];
+        units.left = units.states.len();
+        (units.pending, units.awaited_bytes) = (pending, awaited_bytes);
+        units.source = Some(Arc::new(source));
         self.is_done.store(false, Ordering::Release);
     }
 
     fn awaited_bytes(&self) -> u64 {
-        self.progress.lock().awaited_bytes
+        self.units.lock().awaited_bytes
     }
 
     /// Units of these buckets that are not loaded.
     fn missing(&self, buckets: impl Iterator<Item = u32>) -> Vec<usize> {
-        let progress = self.progress.lock();
-        if progress.source.is_none() {
+        let mut wanted = vec![false; BUCKETS as usize];
+        buckets.for_each(|bucket| wanted[bucket as usize] = true);
+        let units = self.units.lock();
+        if units.source.is_none() {
             return Vec::new();
         }
-        let unit = progress.unit_buckets();
-        let wanted: HashSet<usize> = buckets.map(|bucket| (bucket / unit) as usize).collect();
-        let is_missing = |unit: &usize| progress.units[*unit] != Unit::Loaded;
-        wanted.into_iter().filter(is_missing).collect()
+        let wanted = wanted.chunks(units.unit_buckets() as usize);
+        let states = units.states.iter().zip(wanted).enumerate();
+        let missing =
+            states.filter(|(_, (&state, of))| state != Unit::Loaded && of.contains(&true));
+        missing.map(|(n, _)| n).collect()
     }
 
     /// None when the unit is loaded; waits where somebody else loads it.
     fn claim(&self, unit: usize) -> Option<Claim<'_>> {
-        let mut progress = self.progress.lock();
+        let mut units = self.units.lock();
         loop {
-            let source = progress.source.clone()?;
-            match progress.units[unit] {
+            let source = units.source.clone()?;
+            match units.states[unit] {
                 Unit::Loaded => return None,
-                Unit::Claimed => self.changed.wait(&mut progress),
+                Unit::Claimed => self.changed.wait(&mut units),
                 Unit::Absent => {
-                    progress.units[unit] = Unit::Claimed;
+                    units.states[unit] = Unit::Claimed;
                     return Some(Claim { loading: self, unit, source, is_loaded: false });
                 }
             }
@@ -130,14 +136,14 @@ impl Loading {
     /// The next unit for the thread in the background, when no call is loading; None when nothing
     /// is left to be claimed, or the store is closed.
     fn next(&self) -> Option<usize> {
-        let mut progress = self.progress.lock();
-        while progress.calls > 0 && !progress.is_stopping {
-            self.changed.wait(&mut progress);
+        let mut units = self.units.lock();
+        while units.calls > 0 && !units.is_stopping {
+            self.changed.wait(&mut units);
         }
-        if progress.is_stopping {
+        if units.is_stopping {
             return None;
         }
-        progress.units.iter().position(|&unit| unit == Unit::Absent)
+        units.states.iter().position(|&unit| unit == Unit::Absent)
     }
 
     /// Keys of a table, as the image counts them, that are not in the index yet.
@@ -145,18 +151,18 @@ impl Loading {
         if self.is_done() {
             return 0;
         }
-        self.progress.lock().pending.get(&table).copied().unwrap_or(0)
+        self.units.lock().pending.get(&table).copied().unwrap_or(0)
     }
 
     fn count_call(&self, change: impl Fn(usize) -> usize) {
-        let mut progress = self.progress.lock();
-        progress.calls = change(progress.calls);
+        let mut units = self.units.lock();
+        units.calls = change(units.calls);
         self.changed.notify_all();
     }
 
     /// Ends the thread, after the unit that it is at.
     pub(super) fn stop(&self) {
-        self.progress.lock().is_stopping = true;
+        self.units.lock().is_stopping = true;
         self.changed.notify_all();
         if let Some(thread) = self.thread.lock().take() {
             // A panic has failed the store already, and said so.
@@ -167,7 +173,7 @@ impl Loading {
 
 impl Claim<'_> {
     fn buckets(&self) -> Range<u32> {
-        let unit = self.loading.progress.lock().unit_buckets();
+        let unit = self.loading.units.lock().unit_buckets();
         let first = self.unit as u32 * unit;
         first..first + unit
     }
@@ -176,18 +182,18 @@ impl Claim<'_> {
     /// of those that were pending are not any more.
     fn finish(mut self, imaged: HashMap<TableId, u64>) -> HashMap<TableId, u64> {
         self.is_loaded = true;
-        let mut progress = self.loading.progress.lock();
-        progress.units[self.unit] = Unit::Loaded;
-        progress.left -= 1;
+        let mut units = self.loading.units.lock();
+        units.states[self.unit] = Unit::Loaded;
+        units.left -= 1;
         let mut settled = imaged;
         for (table, keys) in &mut settled {
-            let pending = progress.pending.entry(*table).or_default();
+            let pending = units.pending.entry(*table).or_default();
             *keys = (*keys).min(*pending);
             *pending -= *keys;
         }
-        if progress.left == 0 {
-            progress.source = None;
-            for (table, keys) in progress.pending.drain() {
+        if units.left == 0 {
+            units.source = None;
+            for (table, keys) in units.pending.drain() {
                 *settled.entry(table).or_default() += keys;
             }
             self.loading.is_done.store(true, Ordering::Release);
@@ -200,7 +206,7 @@ impl Claim<'_> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         if !self.is_loaded {
-            self.loading.progress.lock().units[self.unit] = Unit::Absent;
+            self.loading.units.lock().states[self.unit] = Unit::Absent;
             self.loading.changed.notify_all();
         }
     }
@@ -273,6 +279,8 @@ impl Engine {
     fn load_unit(&self, unit: usize) -> Result<()> {
         let Some(claim) = self.loading.claim(unit) else { return Ok(()) };
         let buckets = claim.buckets();
+        let bytes = claim.source.bytes_of(buckets.len());
+        let _memory = self.ledger.hold(Kind::Calls, bytes);
         let restored = self.restore(&claim.source, buckets.clone())?;
         let _watch = self.failure.watch();
         self.adopt(&restored, buckets)?;
@@ -333,11 +341,16 @@ impl Engine {
     fn load_in_background(&self) {
         while let Some(unit) = self.loading.next() {
             let start = Instant::now();
-            if let Err(error) = self.load_unit(unit) {
+            match self.load_unit(unit) {
+                // Rows would have to leave for a full log: perhaps not for long.
+                Err(error) if error.kind == ErrorKind::StoreFull => {
+                    self.failure.note_refusal(&error);
+                    std::thread::sleep(RETRY);
+                }
                 // Whoever needs its keys is told the same.
-                return self.fail(&error);
+                Err(error) => return self.fail(&error),
+                Ok(()) => std::thread::sleep(start.elapsed()),
             }
-            std::thread::sleep(start.elapsed());
         }
     }
 }

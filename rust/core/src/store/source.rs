@@ -12,7 +12,7 @@ use crate::image::{Image, TableKeys};
 use crate::index::Entry;
 use crate::log::{FooterEntry, SegmentId};
 use crate::table::Table;
-use crate::types::{bucket, hash, Disk, Place, Sequence, TableId};
+use crate::types::{bucket, hash, Disk, Place, Sequence, TableId, BUCKETS};
 
 /// An image that fits the log, as it is at the opening.
 pub(super) struct Source {
@@ -23,10 +23,14 @@ pub(super) struct Source {
     /// For each slot of each disk whether it holds one of `known`: places in others are of rows
     /// that have moved or gone since.
     is_known: [Vec<bool>; 2],
+    younger_records: u64,
 }
 
+/// Memory for a record in a younger footer: itself, the change that it is, the places it asks for.
+const RECORD_BYTES: u64 = 160;
+
 /// Entries by bucket and table.
-type Found = BTreeMap<(u32, TableId), Vec<Entry>>;
+type Runs = BTreeMap<(u32, TableId), Vec<Entry>>;
 
 /// The newest record of a key that is younger than the image.
 struct Change {
@@ -39,7 +43,7 @@ struct Change {
 /// What some buckets hold, and how many keys of each table the image counts there.
 #[derive(Default)]
 pub(super) struct Restored {
-    pub(super) entries: Found,
+    pub(super) entries: Runs,
     pub(super) imaged: HashMap<TableId, u64>,
     /// Records that counted as live so far, with the length of their rows, and marks of removals.
     dead: Vec<(Place, usize)>,
@@ -60,7 +64,9 @@ impl Source {
         let slots = known.iter().map(|id| id.slot + 1).max()? as usize;
         let mut is_known = [vec![false; slots], vec![false; slots]];
         known.iter().for_each(|id| is_known[id.disk as usize][id.slot as usize] = true);
-        Some(Self { image, known, younger, is_known })
+        let is_younger = |segment: &&(SegmentId, u32)| segment.0.incarnation > end;
+        let younger_records = segments.iter().filter(is_younger).map(|s| u64::from(s.1)).sum();
+        Some(Self { image, known, younger, is_known, younger_records })
     }
 
     /// Whether the segment of a place is one that the image speaks for.
@@ -71,6 +77,13 @@ impl Source {
 
     pub(super) fn tables(&self) -> &[TableKeys] {
         &self.image.summary().tables
+    }
+
+    /// Memory that it takes to restore so many buckets.
+    pub(super) fn bytes_of(&self, buckets: usize) -> u64 {
+        let keys: u64 = self.tables().iter().map(|of| of.keys).sum();
+        let bytes = keys * size_of::<Entry>() as u64 + self.younger_records * RECORD_BYTES;
+        bytes * buckets as u64 / u64::from(BUCKETS)
     }
 
     /// Segments whose records are not in the image.
@@ -127,9 +140,9 @@ impl Engine {
     }
 
     /// What the image should have said, by the footers of the segments that it speaks for.
-    fn entries_before(&self, source: &Source, buckets: &Range<u32>) -> Result<Found> {
+    fn entries_before(&self, source: &Source, buckets: &Range<u32>) -> Result<Runs> {
         let mut dated = self.footers(&source.known, buckets)?;
-        let mut entries = Found::new();
+        let mut entries = Runs::new();
         for of_key in by_key(&mut dated) {
             let Some(Dated { entry, .. }) = of_key.last() else { continue };
             if !entry.tombstone {
@@ -231,7 +244,7 @@ impl Engine {
         source: &Source,
         buckets: &Range<u32>,
         changes: &[Change],
-        entries: &Found,
+        entries: &Runs,
     ) -> Result<HashMap<Place, u64>> {
         let mut asked = HashSet::new();
         for Change { entry, hash, .. } in changes {
@@ -255,7 +268,7 @@ impl Engine {
 }
 
 /// Entries of sorted runs that may be those of a key with this hash.
-fn like(entries: &Found, at: (u32, TableId), hash: u64) -> &[Entry] {
+fn like(entries: &Runs, at: (u32, TableId), hash: u64) -> &[Entry] {
     let run = entries.get(&at).map_or(&[][..], Vec::as_slice);
     let first = run.partition_point(|entry| entry.is_before(hash));
     let alike = run[first..].iter().take_while(|entry| entry.is_like(hash)).count();

@@ -230,7 +230,11 @@ fn another_store_s_image_is_refused() {
     let (tables, keys) = fill(scratch.path());
     let store = open(other.path());
     store.create_table(&spec("a", DIM as u32)).unwrap();
-    apply(&store, 1, 1, &keys[..10], 1.0);
+    // Its segments bear the same numbers, and are as many at least.
+    for number in 1..20 {
+        apply(&store, number, 1, &keys[..10], 1.0);
+        write_all(&store);
+    }
     store.close().unwrap();
     std::fs::copy(scratch.path().join(IMAGE), other.path().join(IMAGE)).unwrap();
     let store = open(other.path());
@@ -314,8 +318,8 @@ enum Call {
     Insert(u64, u64),
     Write,
     Checkpoint,
-    /// Rewrites the oldest segment.
-    Compact,
+    /// Rewrites a segment.
+    Compact(usize),
     Close,
     Kill,
     /// A kill, after which the image is one of a closing before.
@@ -330,7 +334,7 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
         3 => range().prop_map(|(first, count)| Call::Insert(first, count)),
         4 => Just(Call::Write),
         1 => Just(Call::Checkpoint),
-        3 => Just(Call::Compact),
+        3 => (0..9usize).prop_map(Call::Compact),
         2 => Just(Call::Close),
         2 => Just(Call::Kill),
         1 => (0..4usize).prop_map(Call::Stale),
@@ -379,10 +383,11 @@ impl Model {
             }
             Call::Write => write_all(&self.store),
             Call::Checkpoint => self.store.engine.checkpoint(false).unwrap(),
-            Call::Compact => {
-                let oldest = self.store.engine.tier.log.segments().unwrap();
-                if let Some((segment, _)) = oldest.first() {
-                    self.store.engine.compact_segment(*segment).unwrap();
+            Call::Compact(n) => {
+                let segments = self.store.engine.tier.log.segments().unwrap();
+                if !segments.is_empty() {
+                    let (segment, _) = segments[n % segments.len()];
+                    self.store.engine.compact_segment(segment).unwrap();
                 }
             }
             Call::Close => {
@@ -447,15 +452,64 @@ proptest! {
     fn a_store_is_a_map_whatever_image_it_is_opened_with(calls in calls()) {
         let mut model = Model::new();
         for call in &calls {
+            let is_opening = matches!(call, Call::Close | Call::Kill | Call::Stale(_));
+            if is_opening {
+                model.check();
+            }
             model.run(call);
-            if matches!(call, Call::Close | Call::Kill | Call::Stale(_)) {
+            if is_opening {
                 model.store.engine.tier.log.sync().unwrap();
                 check_openings(model.scratch.path(), model.table);
-                model.check();
             }
         }
         model.check();
     }
+}
+
+/// Compaction copies the mark of a removal: what was made anew before the image stays.
+#[test]
+fn a_copied_mark_removes_nothing_that_came_after_it() {
+    let scratch = Scratch::in_memory();
+    let (tables, keys) = fill(scratch.path());
+    let store = open(scratch.path());
+    let (table, log) = (tables[0], &store.engine.tier.log);
+    let newest = || log.segments().unwrap().last().unwrap().0;
+    store.remove(push(10), table, &keys[600..610]).unwrap();
+    write_all(&store);
+    let marks = newest();
+    apply(&store, 11, table, &keys[600..605], 4.0);
+    write_all(&store);
+    store.close().unwrap();
+    let store = open(scratch.path());
+    store.engine.compact_segment(marks).unwrap();
+    write_all(&store);
+    std::mem::forget(store);
+    let without = copy(scratch.path());
+    std::fs::remove_file(without.path().join(IMAGE)).unwrap();
+    let with = copy(scratch.path());
+    let (store, other) = (open(with.path()), open(without.path()));
+    assert_eq!(
+        lookup(&store, table, &keys[600..606])[..],
+        [[Some(4.0); 5].to_vec(), vec![None]].concat()
+    );
+    assert_eq!(index(&store), index(&other));
+}
+
+#[test]
+fn who_needs_a_bucket_waits_for_whoever_loads_it() {
+    let scratch = Scratch::in_memory();
+    let (tables, keys) = fill(scratch.path());
+    let store = open(scratch.path());
+    let claim = store.engine.loading.claim(bucket(hash(keys[0])) as usize);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| lookup(&store, tables[0], &keys[..1]));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(!call.is_finished(), "it did not wait");
+        // Given up: the call takes it over.
+        drop(claim);
+        assert_eq!(call.join().unwrap(), [Some(1.0)]);
+    });
+    assert_eq!(missing(&store), BUCKETS as usize - 1);
 }
 
 #[test]
