@@ -87,7 +87,7 @@ test-long: setup
 	@HYBRIDPS_LONG=1 $(BIN)/python -m pytest $(ARGS)
 
 bench: setup
-	@for script in inprocess tier device tiers stalls opening wire redis; do \
+	@for script in inprocess tier device tiers stalls opening wire pooled redis; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 check:
