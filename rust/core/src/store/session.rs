@@ -68,11 +68,11 @@ impl Session {
             number: self.last_push,
             last_used: self.last_used,
             steps: self.steps.iter().map(|(&table, &step)| (table, step)).collect(),
-            removals: self.told_removals(),
+            removals: self.removal_records(),
         }
     }
 
-    fn told_removals(&self) -> Vec<(u64, u64)> {
+    fn removal_records(&self) -> Vec<(u64, u64)> {
         self.removals.iter().map(|removal| (removal.number, removal.rows)).collect()
     }
 
@@ -81,7 +81,7 @@ impl Session {
     }
 
     fn add_removal(&mut self, removal: Removal) {
-        if self.removals.len() == REMOVALS {
+        if self.removals.len() >= REMOVALS {
             self.removals.pop_front();
         }
         self.removals.push_back(removal);
@@ -244,7 +244,7 @@ impl Sessions {
             number,
             last_used: owner.last_used,
             steps: client.steps.iter().map(|(&table, &step)| (table, step)).collect(),
-            removals: known.map_or_else(Vec::new, Session::told_removals),
+            removals: known.map_or_else(Vec::new, Session::removal_records),
         })
     }
 
@@ -379,6 +379,26 @@ mod tests {
         }
         let known = |number| sessions.removal(push(1, number, None));
         assert_eq!([known(44), known(45), known(300), known(301)], [0, 1045, 1300, 0]);
+    }
+
+    /// A replay finds fewer rows than the removal did, where some were written back as removed.
+    #[test]
+    fn what_a_removal_told_outweighs_its_replay() {
+        let mut sessions = Sessions::default();
+        let removal = push(1, 1, None);
+        sessions.admit(removal, &[7], 0).unwrap();
+        for rows in [2, 5] {
+            // Of its first window, and of its second as well.
+            sessions.note_replayed(1, 1, rows);
+            assert_eq!(sessions.removal(removal), rows);
+        }
+        sessions.note_removal(1, 1, 7);
+        sessions.note_replayed(1, 1, 0);
+        assert_eq!(sessions.removal(removal), 7);
+        let mut restored = Sessions::default();
+        restored.restore(sessions.records(1));
+        restored.note_replayed(1, 1, 0);
+        assert_eq!(restored.removal(removal), 7);
     }
 
     /// Idle times go on from where a snapshot left them: closed stores make nobody idle.
