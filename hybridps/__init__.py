@@ -57,6 +57,8 @@ from hybridps.types import (
     Uniform,
     Zeros,
 )
+from hybridps.verbs.inspect import Inspected
+from hybridps.verbs.scrub import Damaged, Scrubbed
 
 __all__ = [
     "FTRL",
@@ -71,9 +73,11 @@ __all__ = [
     "ConfigError",
     "Constant",
     "CorruptionError",
+    "Damaged",
     "DeadlineError",
     "GroupAdam",
     "HybridPSError",
+    "Inspected",
     "Lamb",
     "Momentum",
     "Normal",
@@ -82,6 +86,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "RowWiseAdagrad",
+    "Scrubbed",
     "SparseGroupFtrl",
     "StoreFullError",
     "Table",

@@ -55,6 +55,7 @@ class Store:
         threads: int,
         shard: int = 0,
         shards: int = 1,
+        scrub_rate: int = 0,
     ) -> None: ...
     @staticmethod
     def exists(path: str) -> bool:
@@ -109,6 +110,19 @@ class Store:
     def stats(self) -> dict[str, int]: ...
     def snapshot(self) -> tuple[dict[str, int], list[str], list[tuple[str, list[int]]]]:
         """The store's counters, the names of a table's, and each table with their values."""
+    def inspect(
+        self, table: int, keys: Keys
+    ) -> list[tuple[str | None, int | None, bool, int, int, int, float, str | None]]:
+        """Of each key: tier, place, is dirty, sequence, frequency, last seen, norm, error."""
+    def scrub(
+        self, start: int, step_bytes: int
+    ) -> tuple[int | None, int, int, int, list[tuple[tuple[str, int] | None, int, str]]]:
+        """One step: where to go on, records, bytes, bytes of a pass, and what is damaged.
+
+        Of each damaged part: table and key, byte offset, fate.
+        """
+    def take_damaged(self) -> tuple[list[tuple[tuple[str, int] | None, int, str]], int]:
+        """What was found damaged since the last time, and how many findings were left out."""
     def flush(self) -> None: ...
     def close(self) -> None: ...
 

@@ -1,8 +1,9 @@
 """The command `hybridps`: a server, tables of it or of a local store, demonstration, benchmarks.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage, a bad setting or bad input; 3 no such table; 4 the
-table exists with another shape; 5 no server, or not in time. Errors are one line on stderr, or with
---json one object {"error": ..., "message": ...} there; results go to stdout.
+Exit codes: 0 done; 1 failed, or a scrub found damage; 2 wrong usage, a bad setting or bad input; 3
+no such table; 4 the table exists with another shape; 5 no server, or not in time. Errors are one
+line on stderr, or with --json one object {"error": ..., "message": ...} there; results go to
+stdout.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from hybridps import (
     Zeros,
     __version__,
     cli_token,
+    cli_upkeep,
     connect,
     plan,
 )
@@ -90,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             planned = plan(_spec_of(flags, dram=None), flags.rows, flags.dram)
             told = dataclasses.asdict(planned)
             return _print(json.dumps(told) if flags.json else _show_plan(told))
+        if getattr(flags, "store", None) is not None:
+            flags.url = flags.store
         if not flags.may_make_store:
             _check_store(flags.url)
         token, ca = os.environ.get("HYBRIDPS_TOKEN"), os.environ.get("HYBRIDPS_TLS_CA")
@@ -105,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = flags.run(ps, flags)
     except HybridPSError as error:
         return _fail(error, as_json=flags.json)
-    return _print(json.dumps(result) if flags.json else flags.show(result))
+    printed = _print(json.dumps(result) if flags.json else flags.show(result))
+    is_damaged = flags.command == "scrub" and result["damaged"] > 0
+    return EXIT_FAILED if is_damaged else printed
 
 
 def _print(text: str) -> int:
@@ -121,10 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hybridps",
         description="A hybridps server, its tables, the demonstration, and benchmarks.",
-        epilog="exit codes: 0 done, 1 failed, 2 usage or bad input, 3 no such table,"
-        " 4 table of another shape, 5 no server or not in time. Servers that ask for a token"
-        " are shown that of HYBRIDPS_TOKEN; HYBRIDPS_TLS_CA names the authorities of those with"
-        " TLS.",
+        epilog="exit codes: 0 done, 1 failed or damage found, 2 usage or bad input,"
+        " 3 no such table, 4 table of another shape, 5 no server or not in time. Servers that ask"
+        " for a token are shown that of HYBRIDPS_TOKEN; HYBRIDPS_TLS_CA names the authorities of"
+        " those with TLS.",
     )
     parser.add_argument("--version", action="version", version=f"hybridps {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -146,6 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--nvme", help="cap on NVMe")
     _add_spec(create)
     create.set_defaults(may_make_store=True)
+    scrub = _add(commands, "scrub", cli_upkeep.scrub, cli_upkeep.show_scrub,
+                 "read and check all that is on the device; mend what can be")  # fmt: skip
+    cli_upkeep.add_scrub(scrub)
+    scrub.set_defaults(timeout=60.0)
+    inspect = _add(commands, "inspect", cli_upkeep.inspect, cli_upkeep.show_inspect,
+                   "where a row is, and what is known of it")  # fmt: skip
+    cli_upkeep.add_inspect(inspect)
     _add_plan(commands)
     return parser
 

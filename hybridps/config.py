@@ -107,6 +107,7 @@ class ServerConfig:
     log_format: str
     restart_on_failure: bool
     drain_s: float
+    scrub_rate_bytes: int
 
     @property
     def is_secured(self) -> bool:
@@ -323,6 +324,13 @@ SETTINGS = (
         _parse_bool,
         "exit with 1 when the store has failed, for a supervisor to start it anew (false)",
     ),
+    Setting(
+        "scrub_rate",
+        "scrub_rate_bytes",
+        _size(0),
+        "bytes a second that the scrub reads and checks in the background (4MiB; 0: none)",
+        "SIZE",
+    ),
     Setting("drain", "drain_s", _seconds, "seconds that calls in flight may take after SIGTERM"),
 )
 _NAMES = tuple(setting.name for setting in SETTINGS)
@@ -429,6 +437,8 @@ def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfi
     values.setdefault("log_format", "json")
     values.setdefault("restart_on_failure", False)
     values.setdefault("drain_s", 30.0)
+    # A thousandth of what a disk reads; a pass over a TiB takes three days.
+    values.setdefault("scrub_rate_bytes", 4 * MIB)
     config = ServerConfig(**values)
     _check_together(config, origins)
     return config

@@ -172,6 +172,33 @@ interface Session {
   # bag. keyBytes 4: keys are uint32, for tables whose keys fit; else 8.
   lookupPooled @18 (tables :List(BagBatch), dtype :Dtype, keyBytes :UInt8 = 8)
       -> (tables :List(RowBatch));
+  # Rows as they are stored, one a key in the order of the keys; no visit.
+  inspect @19 (table :UInt32, keys :Data) -> (rows :List(InspectedRow));
+  # Reads and checks what is on the device from `start` on (0: the beginning) until about `bytes`
+  # were read; mends what can be. The next step begins at `next`, unless `isEnd`.
+  scrub @20 (start :UInt64, bytes :UInt64) -> (next :UInt64, isEnd :Bool, records :UInt64,
+    bytes :UInt64, totalBytes :UInt64, damaged :List(Damaged));
+}
+
+struct InspectedRow {
+  key @0 :UInt64;
+  tier @1 :Text;                 # "dram", "nvme" or "cold"; empty: the key has no row
+  hasPlace @2 :Bool;
+  place @3 :UInt64;              # byte offset of its record in the file of its tier
+  dirty @4 :Bool;                # newer in DRAM than that record
+  sequence @5 :UInt64;           # of the last call that changed it
+  frequency @6 :UInt32;
+  lastSeen @7 :UInt32;           # Unix seconds of the last training read; 0: never
+  norm @8 :Float64;              # Euclidean length of the value
+  error @9 :Text;                # why it cannot be read; empty: it can
+}
+
+struct Damaged {
+  hasRow @0 :Bool;
+  table @1 :Text;
+  key @2 :UInt64;
+  offset @3 :UInt64;             # bytes, in the log
+  fate @4 :Text;                 # "lost", "rewritten", "freed" or "left"
 }
 
 struct TableChange {

@@ -28,6 +28,7 @@ def connect(
     cold: str | None = None,
     durability: str | None = None,
     threads: int | None = None,
+    scrub_rate: int | str | None = None,
     token: str | None = None,
     tls: Tls = None,
     wire_dtype: str = "float32",
@@ -40,6 +41,8 @@ def connect(
              timeout: seconds for connecting, and for each call that does not say otherwise.
              dram, nvme, cold, durability, threads: of `local:` alone; a quarter of the memory,
              three quarters of the free disk, "none" and one thread per core unless given.
+             scrub_rate: of `local:` alone; bytes a second that are read and checked in the
+             background. None: not at all, for most such stores are not open for long.
              token: what the operator of the servers has issued, if they ask for one.
              tls: encrypts TCP connections: True trusts the authorities of the system, a path those
              of that PEM file; or a dict of ca, cert and key (the client's own) and server_name.
@@ -49,7 +52,8 @@ def connect(
     Raises:  ConfigError for the URL or a setting, UnavailableError when no server answers,
              AuthError when one refuses the token or the certificate, or shows one not trusted.
     """
-    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
+    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads,
+           "scrub_rate": scrub_rate}  # fmt: skip
     shown = credentials(token, tls)
     addresses = _checked(url, client_id, timeout, own, shown, wire_dtype)
     if addresses is None:
@@ -76,12 +80,14 @@ def connect_async(
     cold: str | None = None,
     durability: str | None = None,
     threads: int | None = None,
+    scrub_rate: int | str | None = None,
     token: str | None = None,
     tls: Tls = None,
     wire_dtype: str = "float32",
 ) -> aio.Connecting:
     """The asyncio client of `url`; see `hybridps.connect`. Await it, or use `async with`."""
-    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads}
+    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads,
+           "scrub_rate": scrub_rate}  # fmt: skip
 
     async def opening() -> aio.ParameterServer:
         shown = credentials(token, tls)
@@ -140,5 +146,6 @@ def _open_local(url: str, client_id: str | None, own: Mapping[str, Any]) -> Loca
         nvme=settings.nvme,
         durability=settings.durability,
         threads=settings.threads,
+        scrub_rate=settings.scrub_rate,
     )
     return LocalTransport(store, settings.path, client_id)

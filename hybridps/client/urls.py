@@ -45,6 +45,7 @@ class LocalSettings:
     nvme: int
     durability: str
     threads: int
+    scrub_rate: int
 
 
 def parse_servers(url: str) -> list[Address] | None:
@@ -89,6 +90,7 @@ def local_settings(
     cold: object,
     durability: str | None,
     threads: int | None,
+    scrub_rate: int | str | None,
 ) -> LocalSettings:
     """The store of a `local:` URL. Raises ConfigError."""
     path = url.removeprefix("local:")
@@ -106,6 +108,7 @@ def local_settings(
         nvme=nvme_bytes,
         durability=durability or "none",
         threads=threads or cores(),
+        scrub_rate=0 if scrub_rate is None else _size(scrub_rate, "scrub_rate"),
     )
 
 

@@ -136,6 +136,7 @@ class Server:
                 self._note_health(*health)
             known = health
             self._ops.told = health[1] and f"{health[0]}: {health[1]}"
+            _note_damaged(store)
             await asyncio.sleep(HEALTH_EVERY_S)
 
     def _note_health(self, health: str, reason: str) -> None:
@@ -225,7 +226,18 @@ def _open(config: ServerConfig) -> _core.Store:
         threads=config.threads,
         shard=config.shard[0],
         shards=config.shard[1],
+        scrub_rate=config.scrub_rate_bytes,
     )
+
+
+def _note_damaged(store: _core.Store) -> None:
+    """Tells the log what was found damaged since the last time."""
+    found, left_out = store.take_damaged()
+    for row, offset, fate in found:
+        table, key = row or (None, None)
+        log.error("damaged on the device", table=table, key=key, offset=offset, fate=fate)
+    if left_out:
+        log.error("more was found damaged than is told", left_out=left_out)
 
 
 def _close(store: _core.Store) -> None:

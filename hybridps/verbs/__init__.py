@@ -21,6 +21,7 @@ from hybridps.verbs.counters import CountersOfStore, CountersOfTable, Stats, Tab
 from hybridps.verbs.create_table import CreateTable, CreateTableOfStore
 from hybridps.verbs.flush import Flush, FlushOfStore
 from hybridps.verbs.hello import WIRE_DTYPE, Hello
+from hybridps.verbs.inspect import Inspect, InspectOfTable
 from hybridps.verbs.listing import KeysOf, ListingOfTable, Size
 from hybridps.verbs.lookup import Lookup, LookupOfStore, LookupOfTable
 from hybridps.verbs.lookup_or_insert import (
@@ -32,13 +33,14 @@ from hybridps.verbs.open_table import OpenTable
 from hybridps.verbs.pooled import LookupPooled
 from hybridps.verbs.prefetch import Prefetch, PrefetchOfStore
 from hybridps.verbs.remove import Remove, RemoveOfTable
+from hybridps.verbs.scrub import Scrub, ScrubOfStore
 from hybridps.verbs.settings import Alter, SetLearningRate, SettingsOfTable
 from hybridps.verbs.tables import DropTable, ListTables, TablesOfStore
 
 _CALLS: Final[tuple[type[Call[Any]], ...]] = (
     *(Lookup, LookupOrInsert, ApplyGradients, Hello, Prefetch, Assign, Remove),
     *(CreateTable, OpenTable, ListTables, DropTable, SetLearningRate, Alter),
-    *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled),
+    *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled, Inspect, Scrub),
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
@@ -55,6 +57,7 @@ class TableVerbs(
     SettingsOfTable,
     ListingOfTable,
     CountersOfTable,
+    InspectOfTable,
 ):
     """All verbs of a table."""
 
@@ -68,5 +71,6 @@ class StoreVerbs(
     TablesOfStore[TableT],
     CountersOfStore[TableT],
     FlushOfStore[TableT],
+    ScrubOfStore[TableT],
 ):
     """All verbs of a store, or of all servers of a client."""

@@ -23,7 +23,7 @@ ELSEWHERE = {
     "size": {"engine": "len"},  # Rust and Python both say len; a client cannot await it
 }
 OF_A_TABLE = {"lookup", "lookup_or_insert", "apply_gradients", "assign", "remove", "keys", "alter",
-              "set_learning_rate", "size", "stats"}  # fmt: skip
+              "set_learning_rate", "size", "stats", "inspect"}  # fmt: skip
 
 
 def stub_classes() -> dict[str, set[str]]:

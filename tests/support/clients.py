@@ -117,6 +117,10 @@ class AsyncClient:
         table.size()
         return table
 
+    def scrub(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """All steps."""
+        return self.run(_collect(self.ps.scrub(*args, **kwargs)))
+
     def close(self) -> None:
         """Closes the client and its loop."""
         if self._thread.is_alive():

@@ -10,6 +10,7 @@ from hybridps.client.urls import Address, local_settings, parse_servers
 
 NONE: dict[str, Any] = {
     "dram": None, "nvme": None, "cold": None, "durability": None, "threads": None,
+    "scrub_rate": None,
 }  # fmt: skip
 
 
@@ -85,3 +86,5 @@ def test_defaults_of_a_local_store(tmp_path: Path) -> None:
     assert settings.threads >= 1
     given = local_settings("local:x", **NONE | {"dram": "1GiB", "nvme": "2GiB", "threads": 3})
     assert (given.dram, given.nvme, given.threads) == (1 << 30, 2 << 30, 3)
+    assert settings.scrub_rate == 0
+    assert local_settings("local:x", **NONE | {"scrub_rate": "1MiB"}).scrub_rate == 1 << 20

@@ -21,6 +21,9 @@ pub enum ErrorKind {
     Config,
     /// The store cannot answer: closed, taken over, or its device failed.
     Unavailable,
+    /// It would have to wait for the device, and holds what others need. Inside the engine alone:
+    /// no verb returns it.
+    Busy,
 }
 
 /// Error of every verb of the engine.
@@ -65,4 +68,5 @@ macro_rules! constructors {
 }
 
 constructors!(bad_input BadInput, table_not_found TableNotFound, table_mismatch TableMismatch,
-    store_full StoreFull, corruption Corruption, config Config, unavailable Unavailable);
+    store_full StoreFull, corruption Corruption, config Config, unavailable Unavailable,
+    busy Busy);

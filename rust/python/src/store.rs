@@ -7,7 +7,7 @@ use hybridps_core::{
     Assign, GradientBatch, InsertBatch, LookupBatch, PooledBatch, Push, PushOutcome, Snapshot,
     Store, StoreConfig, Unique,
 };
-use hybridps_serve::texts;
+use hybridps_serve::texts::{self, Finding, Row, Step};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -17,6 +17,7 @@ use crate::errors::{bad_input, raise};
 
 type RowsOut<'py> = Bound<'py, PyArray2<f32>>;
 type Found<'py> = (RowsOut<'py>, Option<Bound<'py, PyAny>>);
+type KeysOut<'py> = (Bound<'py, PyArray1<u64>>, u32);
 type Counters = Vec<(&'static str, u64)>;
 type SnapshotOut<'py> = (Bound<'py, PyDict>, Vec<&'static str>, Vec<(String, Vec<u64>)>);
 
@@ -65,7 +66,7 @@ impl PyStore {
 #[pymethods]
 impl PyStore {
     #[new]
-    #[pyo3(signature = (path, *, dram, nvme, durability, threads, shard=0, shards=1))]
+    #[pyo3(signature = (path, *, dram, nvme, durability, threads, shard=0, shards=1, scrub_rate=0))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python constructor")]
     fn new(
         py: Python<'_>,
@@ -76,12 +77,14 @@ impl PyStore {
         threads: usize,
         shard: u32,
         shards: u32,
+        scrub_rate: u64,
     ) -> PyResult<Self> {
         let (durability, shard) =
             (texts::parse_durability(durability).map_err(raise)?, (shard, shards));
         let config =
             StoreConfig { path, dram_bytes: dram, nvme_bytes: nvme, durability, threads, shard };
-        let store = py.detach(|| Store::open(config)).map_err(raise)?;
+        let scrubbed = |store: Store| store.set_scrub_rate(scrub_rate).map(|()| store);
+        let store = py.detach(|| Store::open(config).and_then(scrubbed)).map_err(raise)?;
         Ok(Self { store: Arc::new(store), process: std::process::id() })
     }
 
@@ -257,12 +260,7 @@ impl PyStore {
         self.run(py, |store| store.len(table))
     }
 
-    fn keys<'py>(
-        &self,
-        py: Python<'py>,
-        table: u32,
-        bucket: u32,
-    ) -> PyResult<(Bound<'py, PyArray1<u64>>, u32)> {
+    fn keys<'py>(&self, py: Python<'py>, table: u32, bucket: u32) -> PyResult<KeysOut<'py>> {
         let mut keys = Vec::new();
         let next = self.run(py, |store| store.keys(table, bucket, &mut keys))?;
         Ok((keys.into_pyarray(py), next))
@@ -280,6 +278,19 @@ impl PyStore {
         let Snapshot { store, tables } = self.run(py, |store| Ok(store.snapshot()))?;
         let (names, tables) = texts::counters(tables);
         Ok((dict(py, store)?, names, tables))
+    }
+
+    fn inspect(&self, py: Python<'_>, table: u32, keys: KeysIn<'_>) -> PyResult<Vec<Row>> {
+        let keys = slice(&keys)?;
+        self.run(py, |store| Ok(texts::rows(store.inspect(table, keys)?)))
+    }
+
+    fn scrub(&self, py: Python<'_>, start: u64, step_bytes: u64) -> PyResult<Step> {
+        self.run(py, |store| Ok(texts::step(store.scrub(start, step_bytes)?)))
+    }
+
+    fn take_damaged(&self) -> (Vec<Finding>, u64) {
+        texts::told(self.store.take_damaged())
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {

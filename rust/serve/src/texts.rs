@@ -1,6 +1,10 @@
-//! What comes or goes as text: specs and changes of tables as JSON, settings and counters by name.
+//! What comes or goes as text, or in plain fields: specs and changes of tables as JSON, settings,
+//! counters and findings by name.
 
-use hybridps_core::{initial_row, Durability, Error, Health, Result, TableChange, TableSpec};
+use hybridps_core::{
+    initial_row, Damaged, Durability, Error, Health, Inspected, Result, Scrubbed, TableChange,
+    TableSpec,
+};
 
 /// Reads the JSON of a spec and checks its ranges.
 ///
@@ -73,6 +77,37 @@ pub fn health_text(health: Health) -> (&'static str, String) {
         Health::Degraded(reason) => ("degraded", reason),
         Health::Failed(reason) => ("failed", reason),
     }
+}
+
+/// A row as it is stored: tier, place, is dirty, sequence, frequency, last seen, norm, error.
+pub type Row = (Option<&'static str>, Option<u64>, bool, u64, u32, u32, f64, Option<String>);
+/// What is damaged: table and key, byte offset, fate.
+pub type Finding = (Option<(String, u64)>, u64, &'static str);
+/// A step of a scrub: where to go on, records, bytes, bytes of a whole pass, findings.
+pub type Step = (Option<u64>, u64, u64, u64, Vec<Finding>);
+
+/// Rows as they are stored, field by field.
+pub fn rows(rows: Vec<Inspected>) -> Vec<Row> {
+    let row = |row: Inspected| {
+        let tier = row.tier.map(|tier| tier.name());
+        let Inspected { place, is_dirty, sequence, frequency, last_seen, norm, error, .. } = row;
+        (tier, place, is_dirty, sequence, frequency, last_seen, norm, error)
+    };
+    rows.into_iter().map(row).collect()
+}
+
+fn findings(found: Vec<Damaged>) -> Vec<Finding> {
+    found.into_iter().map(|found| (found.row, found.offset, found.fate.name())).collect()
+}
+
+/// What is damaged, field by field, and how much more there was.
+pub fn told((found, left_out): (Vec<Damaged>, u64)) -> (Vec<Finding>, u64) {
+    (findings(found), left_out)
+}
+
+/// A step of a scrub, field by field.
+pub fn step(step: Scrubbed) -> Step {
+    (step.next, step.records, step.bytes, step.total_bytes, findings(step.damaged))
 }
 
 /// What so many rows of a table will take, by name.

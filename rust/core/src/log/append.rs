@@ -15,12 +15,15 @@ use crate::types::{Place, TableId};
 pub(super) const RESERVED: u32 = 2;
 
 impl Volume {
+    /// `may_wait`: for the device, if all buffers are on their way there or slots come back by a
+    /// sync; else `Busy` or `StoreFull` is returned at once.
     pub(super) fn append(
         &self,
         stream: Stream,
         table: TableId,
         record: &Record<'_>,
         tombstone: bool,
+        may_wait: bool,
     ) -> Result<Place> {
         self.check()?;
         let row_floats = record.row.len();
@@ -31,11 +34,11 @@ impl Volume {
             )));
         }
         // Who appends to the cold volume syncs by itself, when no lock is held.
-        let mut may_sync = self.anchor.is_none();
+        let mut may_sync = may_wait && self.anchor.is_none();
         loop {
             let mut current = self.streams[stream as usize].lock();
             if current.is_none() {
-                *current = self.begin(stream)?;
+                *current = self.begin(stream, may_wait)?;
             }
             let Some(segment) = current.as_mut() else {
                 drop(current);
@@ -58,8 +61,8 @@ impl Volume {
         }
     }
 
-    /// Begins a segment; waits for a buffer, but not for a slot: none if there is none.
-    fn begin(&self, stream: Stream) -> Result<Option<OpenSegment>> {
+    /// Begins a segment; may wait for a buffer, but not for a slot: none if there is none.
+    fn begin(&self, stream: Stream, may_wait: bool) -> Result<Option<OpenSegment>> {
         let mut state = self.state.lock();
         let (buffer, id) = loop {
             self.check()?;
@@ -78,6 +81,9 @@ impl Volume {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 return Err(error.clone());
             }
+            if !may_wait {
+                return Err(Error::busy("all segment buffers are on their way to the device"));
+            }
             self.progress.wait(&mut state);
         };
         drop(state);
@@ -85,9 +91,11 @@ impl Volume {
         Ok(Some(OpenSegment::new(id, buffer, base, self.config.segment_bytes)))
     }
 
-    /// Whether a segment could be begun at once.
-    pub(super) fn has_buffer(&self) -> bool {
-        self.state.lock().has_buffer(&self.config)
+    /// Whether rows have no open segment, and none can be begun.
+    #[cfg(test)]
+    pub(super) fn is_stuck(&self) -> bool {
+        let rows = self.streams[Stream::Rows as usize].lock();
+        rows.is_none() && !self.state.lock().has_buffer(&self.config)
     }
 
     /// Waits until a segment could be begun at once.

@@ -55,7 +55,7 @@ impl Volume {
         table: TableId,
         record: &Record<'_>,
     ) -> Result<Place> {
-        self.append(stream, table, record, false)
+        self.append(stream, table, record, false, true)
     }
 
     /// Returns when all copies are on the device and known to be: from now on an index may name

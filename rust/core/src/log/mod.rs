@@ -140,7 +140,8 @@ impl Log {
         std::iter::once(&self.nvme).chain(&self.cold).map(Arc::as_ref)
     }
 
-    /// Adds a record, live until it is released. In memory until its segment is full or `sync`.
+    /// Adds a record, live until it is released. In memory until its segment is full or `sync`. May
+    /// wait for the device, so the caller holds no lock that others need; `try_append` does not.
     ///
     /// Compaction appends its copy while nothing can remove the key (under the lock of the row):
     /// a dead copy behind a forgotten tombstone would come back at recovery.
@@ -154,11 +155,40 @@ impl Log {
         table: TableId,
         record: &Record<'_>,
     ) -> Result<Place> {
-        self.nvme.append(stream, table, record, false)
+        self.nvme.append(stream, table, record, false, true)
+    }
+
+    /// As `append`, under a lock that others need: it does not wait.
+    ///
+    /// # Errors
+    /// As `append`; `Busy` while all buffers are on their way to the device: give the lock up,
+    /// `wait_for_buffer`, and try again.
+    pub(crate) fn try_append(
+        &self,
+        stream: Stream,
+        table: TableId,
+        record: &Record<'_>,
+    ) -> Result<Place> {
+        self.nvme.append(stream, table, record, false, false)
     }
 
     /// Adds the mark of a removed key, while nothing can append the key (under the lock of the
     /// row). Its horizon is the newest segment: no older record of the key is in a later one.
+    ///
+    /// # Errors
+    /// As `try_append`.
+    pub(crate) fn try_append_tombstone(
+        &self,
+        stream: Stream,
+        table: TableId,
+        key: u64,
+        sequence: Sequence,
+    ) -> Result<Place> {
+        let record = Record::tombstone(key, sequence, self.nvme.slots.numbers().newest());
+        self.nvme.append(stream, table, &record, true, false)
+    }
+
+    /// As `try_append_tombstone`, where no lock is held and the key cannot be appended: it waits.
     ///
     /// # Errors
     /// As `append`.
@@ -170,20 +200,21 @@ impl Log {
         sequence: Sequence,
     ) -> Result<Place> {
         let record = Record::tombstone(key, sequence, self.nvme.slots.numbers().newest());
-        self.nvme.append(stream, table, &record, true)
+        self.nvme.append(stream, table, &record, true, true)
     }
 
     /// The same for a key that has no record: a mere trace of the removal, which hides nothing.
     ///
     /// # Errors
-    /// As `append`.
-    pub(crate) fn append_trace(
+    /// As `try_append`.
+    pub(crate) fn try_append_trace(
         &self,
         table: TableId,
         key: u64,
         sequence: Sequence,
     ) -> Result<Place> {
-        self.nvme.append(Stream::Rows, table, &Record::tombstone(key, sequence, 0), true)
+        let trace = Record::tombstone(key, sequence, 0);
+        self.nvme.append(Stream::Rows, table, &trace, true, false)
     }
 
     /// Compaction: copies a tombstone with its own horizon. Not needed where `elders` are gone.
@@ -192,7 +223,7 @@ impl Log {
     /// As `append`.
     pub(crate) fn copy_tombstone(&self, table: TableId, record: &RecordView<'_>) -> Result<Place> {
         let record = Record::tombstone(record.key, record.sequence, record.horizon());
-        self.nvme.append(Stream::Compaction, table, &record, true)
+        self.nvme.append(Stream::Compaction, table, &record, true, true)
     }
 
     /// The record at `place` is dead now. Call it before its segment is freed, or not at all.
@@ -200,9 +231,10 @@ impl Log {
         self.on(place.disk()).slots.subtract_live(place, row_floats);
     }
 
-    /// Whether a segment could be begun without waiting for the device.
-    pub(crate) fn has_buffer(&self) -> bool {
-        self.nvme.has_buffer()
+    /// Whether no row can leave DRAM before the device has taken a segment.
+    #[cfg(test)]
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.nvme.is_stuck()
     }
 
     /// Returns when a segment could be begun without waiting for the device: for those who append

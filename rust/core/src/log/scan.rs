@@ -14,8 +14,8 @@ use crate::device::{AlignedBuffer, PAGE};
 use crate::error::{Error, Result};
 use crate::types::{Place, TableId, BUCKETS};
 
-/// One read of a scan: the device's full bandwidth from here on.
-pub(crate) const SCAN_BYTES: usize = 1 << 20;
+/// One read of a scan: larger ones are hardly faster, and hold up the reads of calls.
+pub(crate) const SCAN_BYTES: usize = 256 << 10;
 
 /// What was read of a segment, and whether it is what was written.
 #[derive(Debug, Clone, Copy)]

@@ -100,11 +100,7 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         let mut later = self.change_seen(state, items, ahead);
-        let engine = self.engine;
-        if !later.is_empty() {
-            engine.with_buffer(state);
-        }
-        engine.with_log_room(state, |state| {
+        self.engine.with_log_room(state, |state| {
             self.change_others(state, items, ahead.map(|ahead| ahead.0), &mut later)
         })
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::engine::Engine;
 use super::pressure::Patience;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::history::RESERVED;
 use crate::superblock::Superblock;
 use crate::table::{Due, State, Tickets};
@@ -101,16 +101,12 @@ impl Engine {
             let mut steps = 2 * rows / rows_max + 1;
             let mut patience = Patience::new(self, false);
             loop {
-                self.tier.log.wait_for_buffer()?;
                 let rows_max = if steps > 0 { rows_max } else { usize::MAX };
                 let step = stripe.lock().write_back(&self.tier, due, rows_max);
                 match step {
                     Ok(true) => break,
                     Ok(false) => steps = steps.saturating_sub(1),
-                    Err(error) if error.kind == ErrorKind::StoreFull => {
-                        patience.make_log_room(error)?;
-                    }
-                    Err(error) => return Err(error),
+                    Err(error) => patience.make_log_room(error)?,
                 }
                 if self.log_free() < self.log_reserve() {
                     self.compact()?;

@@ -8,9 +8,8 @@ use super::engine::Engine;
 use super::fetch::count_reads;
 use crate::error::{ErrorKind, Result};
 use crate::index::Location;
-use crate::ledger::Kind;
-use crate::log::{Elders, ReadCounts, Record, RecordView, SegmentId, Stream, SCAN_BYTES};
-use crate::table::{stripe_of, Item};
+use crate::log::{Elders, ReadCounts, Record, RecordView, SegmentId, Stream};
+use crate::table::Item;
 use crate::types::{hash, Place, TableId};
 
 /// So many freed slots are worth a short segment, which the sync costs that brings them back.
@@ -82,7 +81,7 @@ impl Engine {
     }
 
     /// Brings freed slots back by a sync. False if none came.
-    fn recall(&self) -> Result<bool> {
+    pub(super) fn recall(&self) -> Result<bool> {
         let log = &self.tier.log;
         let freed = log.freed_segments();
         if freed == 0 {
@@ -107,7 +106,6 @@ impl Engine {
         // Of keys that are not in the index it would take the records for dead.
         self.load_rest()?;
         let log = &self.tier.log;
-        let _buffer = self.ledger.hold(Kind::Buffers, SCAN_BYTES as u64);
         let copying = Copying { engine: self, segment, elders: log.elders() };
         let (mut outcome, mut is_damaged) = (Ok(()), false);
         let mut records: BTreeMap<TableId, u64> = BTreeMap::new();
@@ -167,19 +165,18 @@ impl Copying<'_> {
     ) -> Result<()> {
         let (engine, log) = (self.engine, &self.engine.tier.log);
         let item = Item { key: record.key, hash: hash(record.key), index: 0 };
-        // Here, and not under the lock, the device is waited for.
-        log.wait_for_buffer()?;
-        let mut state = engine.stripes[stripe_of(item.hash, engine.stripes.len())].lock();
-        let Some(part) = state.parts.get_mut(&table) else { return Ok(()) };
-        let Some(slot) = part.slot(item.hash, Location::nvme(place)) else {
-            // Perhaps a row in DRAM whose record this is. Its present value is written instead.
-            return state.rewrite(&engine.tier, table, &item, place).map(drop);
-        };
-        let RecordView { key, sequence, last_seen, frequency, row, .. } = *record;
-        let copy = Record { key, sequence, last_seen, frequency, row };
-        let new = log.append(Stream::Compaction, table, &copy)?;
-        part.index.relocate(slot, Location::nvme(new));
-        log.release(place, part.table.floats);
-        Ok(())
+        engine.outside_of_turns(item.hash, |state| {
+            let Some(part) = state.parts.get_mut(&table) else { return Ok(()) };
+            let Some(slot) = part.slot(item.hash, Location::nvme(place)) else {
+                // Perhaps a row in DRAM whose record this is. Its present value is written instead.
+                return state.rewrite(&engine.tier, table, &item, place).map(drop);
+            };
+            let RecordView { key, sequence, last_seen, frequency, row, .. } = *record;
+            let copy = Record { key, sequence, last_seen, frequency, row };
+            let new = log.try_append(Stream::Compaction, table, &copy)?;
+            part.index.relocate(slot, Location::nvme(new));
+            log.release(place, part.table.floats);
+            Ok(())
+        })
     }
 }

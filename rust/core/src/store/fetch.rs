@@ -34,6 +34,11 @@ pub(super) struct Miss {
     pub(super) place: Place,
 }
 
+impl Miss {
+    /// The key must be looked up (again).
+    pub(super) const UNKNOWN: Place = Place::from_bits(u64::MAX);
+}
+
 /// A key that is told to a receiver.
 pub(super) struct Wanted<'a> {
     pub(super) source: usize,
@@ -51,7 +56,8 @@ pub(super) struct Damage {
 }
 
 /// What becomes of the keys of a fetch. Each is told once, with its stripe locked, unless the fetch
-/// fails.
+/// fails. What would have to wait for the device returns `Busy`, having changed nothing: the lock
+/// is given up meanwhile, and it is told again.
 pub(super) trait Receiver {
     /// True if no caller waits for these reads: they are counted apart.
     const IS_BACKGROUND: bool = false;
@@ -103,8 +109,9 @@ struct History {
 type Histories = HashMap<(u32, u32), History>;
 
 impl Engine {
-    /// Fetches the rows of `misses`, in the order of their places: it sorts them. `pin` was
-    /// taken before the places were looked up. After an error some keys were not told.
+    /// Fetches the rows of `misses`, in the order of their places: it sorts them. Keys at
+    /// `Miss::UNKNOWN` are looked up. `pin` was taken before the places were. After an error some
+    /// keys were not told.
     ///
     /// # Errors
     /// `Unavailable` if the device fails, and what the receiver returns.
@@ -117,10 +124,15 @@ impl Engine {
     ) -> Result<()> {
         let fetch = Fetch { engine: self, pin, sources };
         let mut histories = Histories::new();
+        misses.sort_unstable_by_key(|miss| miss.place);
+        let known = misses.partition_point(|miss| miss.place != Miss::UNKNOWN);
+        let (misses, unknown) = misses.split_at_mut(known);
         let mut again = fetch.read(misses, receiver, &mut histories, true)?;
+        again.extend_from_slice(unknown);
         while !again.is_empty() {
             let mut misses = fetch.look_again(again, receiver, &mut histories)?;
-            again = fetch.read(&mut misses, receiver, &mut histories, false)?;
+            misses.sort_unstable_by_key(|miss| miss.place);
+            again = fetch.read(&misses, receiver, &mut histories, false)?;
         }
         Ok(())
     }
@@ -151,17 +163,15 @@ impl<'a> Fetch<'a> {
         self.engine.stripes[self.stripe(item)].lock()
     }
 
-    /// Reads all of `misses` in one batch; returns those to be looked up again. While look-ahead
-    /// is at work, what another fetch reads is waited for instead.
+    /// Reads all of `misses`, sorted by place, in one batch; returns those to be looked up again.
+    /// While look-ahead is at work, what another fetch reads is waited for instead.
     fn read<R: Receiver>(
         &self,
-        misses: &mut [Miss],
+        misses: &[Miss],
         receiver: &mut R,
         histories: &mut Histories,
         is_first: bool,
     ) -> Result<Vec<Miss>> {
-        misses.sort_unstable_by_key(|miss| miss.place);
-        let misses = &*misses;
         let read = |n: usize| {
             let table = self.sources[misses[n].source as usize].table;
             Read { place: misses[n].place, row_floats: table.floats, table: table.id }
@@ -238,7 +248,17 @@ impl<'a> Fetch<'a> {
             for head in heads {
                 let miss = &misses[head.miss as usize];
                 let wanted = self.wanted(miss, head.item);
-                if !receiver.record(&mut state, &wanted, &head.view(&batch.floats))? {
+                let record = head.view(&batch.floats);
+                let mut may_sync = true;
+                let is_told = loop {
+                    match receiver.record(&mut state, &wanted, &record) {
+                        Err(error) => Guard::unlocked(&mut state, || {
+                            self.engine.wait_out(&error, &mut may_sync)?.then_some(()).ok_or(error)
+                        })?,
+                        Ok(is_told) => break is_told,
+                    }
+                };
+                if !is_told {
                     again.push(*miss);
                 }
             }
@@ -277,40 +297,59 @@ impl<'a> Fetch<'a> {
         histories: &mut Histories,
     ) -> Result<Vec<Miss>> {
         let mut misses = Vec::new();
-        for mut miss in again {
-            let item = self.item(&miss);
-            let history = histories.get_mut(&(miss.source, miss.index));
-            let (rejected, damage) = match history {
-                Some(history) => (&history.rejected[..], history.damage.take()),
-                None => (&[][..], None),
+        for miss in again {
+            let mut history = histories
+                .get_mut(&(miss.source, miss.index))
+                .map(std::mem::take)
+                .unwrap_or_default();
+            let mut may_sync = true;
+            let left = loop {
+                match self.look_at(miss, receiver, &history) {
+                    Err(error) if self.engine.wait_out(&error, &mut may_sync)? => {}
+                    outcome => break outcome?,
+                }
             };
-            let mut state = self.lock(&item);
-            let part = state.parts.get(&self.sources[miss.source as usize].table.id);
-            let found = part
-                .map_or(Found::Absent, |part| part.find(&item, |place| rejected.contains(&place)));
-            match (found, damage) {
-                (Found::Nvme(place), Some((damaged, damage))) if place == damaged => {
-                    let wanted = self.wanted(&miss, item);
-                    self.engine.note_damaged(Damaged::row(
-                        wanted.table,
-                        item.key,
-                        place,
-                        Fate::Lost,
-                    ));
-                    Counters::add(&wanted.table.counters.corrupt_records, 1);
-                    receiver.damaged(&mut state, &wanted, damage)?;
-                }
-                (Found::Nvme(place), _) => {
-                    miss.place = place;
-                    misses.push(miss);
-                }
-                (Found::Dram(at), _) => {
-                    receiver.resident(&mut state, &self.wanted(&miss, item), at)?;
-                }
-                (Found::Absent, _) => receiver.absent(&mut state, &self.wanted(&miss, item))?,
-            }
+            history.damage = None;
+            histories.insert((miss.source, miss.index), history);
+            misses.extend(left);
         }
         Ok(misses)
+    }
+
+    /// Looks one key up and tells what there is of it. Returns the miss if it must be read.
+    fn look_at(
+        &self,
+        mut miss: Miss,
+        receiver: &mut impl Receiver,
+        history: &History,
+    ) -> Result<Option<Miss>> {
+        let item = self.item(&miss);
+        let mut state = self.lock(&item);
+        let part = state.parts.get(&self.sources[miss.source as usize].table.id);
+        let is_rejected = |place| history.rejected.contains(&place);
+        let found = part.map_or(Found::Absent, |part| part.find(&item, is_rejected));
+        match (found, &history.damage) {
+            (Found::Nvme(place), Some((damaged, damage))) if place == *damaged => {
+                let wanted = self.wanted(&miss, item);
+                let told = receiver.damaged(&mut state, &wanted, damage.clone());
+                // What is told again is counted then.
+                if !matches!(&told, Err(error) if error.kind == ErrorKind::Busy) {
+                    let lost = Damaged::row(wanted.table, item.key, place, Fate::Lost);
+                    self.engine.note_damaged(lost);
+                    Counters::add(&wanted.table.counters.corrupt_records, 1);
+                }
+                told?;
+            }
+            (Found::Nvme(place), _) => {
+                miss.place = place;
+                return Ok(Some(miss));
+            }
+            (Found::Dram(at), _) => {
+                receiver.resident(&mut state, &self.wanted(&miss, item), at)?;
+            }
+            (Found::Absent, _) => receiver.absent(&mut state, &self.wanted(&miss, item))?,
+        }
+        Ok(None)
     }
 
     /// Attributes the device reads of a batch to its tables, in proportion to their misses.

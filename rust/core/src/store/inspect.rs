@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::ledger::Kind;
 use crate::log::RecordView;
 use crate::table::{stripe_of, Found, Item, State};
-use crate::types::{hash, Sequence, TableId};
+use crate::types::{hash, Disk, Place, Sequence, TableId};
 
 /// Most keys of one call.
 const KEYS_MAX: usize = 1 << 16;
@@ -20,6 +20,8 @@ pub enum RowTier {
     Dram,
     /// The log of the data directory.
     Nvme,
+    /// The log of the cold directory.
+    Cold,
 }
 
 impl RowTier {
@@ -28,6 +30,7 @@ impl RowTier {
         match self {
             Self::Dram => "dram",
             Self::Nvme => "nvme",
+            Self::Cold => "cold",
         }
     }
 }
@@ -39,7 +42,7 @@ pub struct Inspected {
     pub key: u64,
     /// `None`: it has no row, and all that follows is zero or absent.
     pub tier: Option<RowTier>,
-    /// Byte offset of its record in `rows.log`, if it has one.
+    /// Byte offset of its record in the log of its disk, if it has one.
     pub place: Option<u64>,
     /// The row in DRAM is newer than that record.
     pub is_dirty: bool,
@@ -53,6 +56,15 @@ pub struct Inspected {
     pub norm: f64,
     /// Why the row cannot be read.
     pub error: Option<String>,
+}
+
+impl RowTier {
+    fn of(place: Place) -> Self {
+        match place.disk() {
+            Disk::Nvme => Self::Nvme,
+            Disk::Cold => Self::Cold,
+        }
+    }
 }
 
 impl Inspected {
@@ -150,7 +162,7 @@ impl Receiver for Inspection {
         record: &RecordView<'_>,
     ) -> Result<bool> {
         self.rows[wanted.item.index as usize] = Inspected {
-            tier: Some(RowTier::Nvme),
+            tier: Some(RowTier::of(wanted.place)),
             place: Some(wanted.place.offset()),
             sequence: record.sequence,
             frequency: record.frequency,
@@ -172,7 +184,7 @@ impl Receiver for Inspection {
 
     fn damaged(&mut self, _: &mut State, wanted: &Wanted<'_>, damage: Damage) -> Result<()> {
         self.rows[wanted.item.index as usize] = Inspected {
-            tier: Some(RowTier::Nvme),
+            tier: Some(RowTier::of(wanted.place)),
             place: Some(wanted.place.offset()),
             sequence: damage.sequence.unwrap_or(0),
             error: Some(damage.error.message),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::table::Guard;
+use crate::table::{stripe_of, Guard, State};
 
 /// Pause of a call that waits in its turn for others to give slots free.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -87,19 +87,28 @@ impl Engine {
         ))
     }
 
-    /// Before work that may push rows out of DRAM: while all buffers of the log are on their way to
-    /// the device, the stripe is free for calls that need none. (A turn is not given up.)
-    pub(super) fn with_buffer(&self, state: &mut Guard<'_>) {
-        if !self.tier.log.has_buffer() {
-            // What is wrong with the log is met by the work itself.
-            let _ = Guard::unlocked(state, || self.tier.log.wait_for_buffer());
+    /// Does `work` under the lock of a key's stripe, for a thread in the background. Where it would
+    /// wait for the device, the lock is given up meanwhile.
+    pub(super) fn outside_of_turns<T>(
+        &self,
+        hash: u64,
+        mut work: impl FnMut(&mut State) -> Result<T>,
+    ) -> Result<T> {
+        let stripe = &self.stripes[stripe_of(hash, self.stripes.len())];
+        loop {
+            let outcome = work(&mut stripe.lock());
+            match outcome {
+                Err(error) if error.kind == ErrorKind::Busy => self.tier.log.wait_for_buffer()?,
+                outcome => return outcome,
+            }
         }
     }
 
     /// Does `work` under a stripe's lock, of a call that has its place in the order. Where the log
-    /// is full, the lock is given up (a turn is not) until compaction has made room, and the work
-    /// is done again: until it has room it changes nothing. Where the file system is full, until
-    /// there is space: the call's entry is in the journal, so it cannot be refused any more.
+    /// is busy or full, the lock is given up (a turn is not) until it has a buffer, or compaction
+    /// has made room, and the work is done again: until it has room it changes nothing. Where the
+    /// file system is full, until there is space: the call's entry is in the journal, so it cannot
+    /// be refused any more.
     pub(super) fn with_log_room<T>(
         &self,
         state: &mut Guard<'_>,
@@ -111,6 +120,20 @@ impl Engine {
                 Err(error) => Guard::unlocked(state, || patience.make_log_room(error))?,
                 outcome => return outcome,
             }
+        }
+    }
+
+    /// A read would have to wait for the device: waits, holding no stripe. False if `error` is of
+    /// another kind, or a sync brings no slot back (it is tried once).
+    pub(super) fn wait_out(&self, error: &Error, may_sync: &mut bool) -> Result<bool> {
+        match error.kind {
+            ErrorKind::Busy => match self.tier.log.wait_for_buffer() {
+                // It says so itself, if that is how it is.
+                Err(error) if error.kind != ErrorKind::StoreFull => Err(error),
+                _ => Ok(true),
+            },
+            ErrorKind::StoreFull if std::mem::take(may_sync) => self.recall(),
+            _ => Ok(false),
         }
     }
 
@@ -139,12 +162,19 @@ impl<'a> Patience<'a> {
         Self { engine, is_ordered, refused: engine.tier.log.refused(), deadline: None }
     }
 
-    /// One round of compaction, and a pause if calls that may look at freed slots go on.
+    /// Returns when it may be tried again: the log has a buffer, or there was a round of
+    /// compaction, and a pause if calls that may look at freed slots go on.
     ///
     /// # Errors
-    /// `error`, if it is not for want of a slot, or the time is over.
+    /// `error`, if it is not for want of a buffer or slot, or the time is over.
     pub(super) fn make_log_room(&mut self, error: Error) -> Result<()> {
         let log = &self.engine.tier.log;
+        if error.kind == ErrorKind::Busy {
+            return match log.wait_for_buffer() {
+                Err(error) if error.kind == ErrorKind::StoreFull => self.wait_for_the_device(error),
+                outcome => outcome,
+            };
+        }
         let refused = std::mem::replace(&mut self.refused, log.refused());
         let is_log_full = error.kind == ErrorKind::StoreFull && self.refused != refused;
         if !is_log_full {

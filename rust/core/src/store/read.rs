@@ -149,10 +149,17 @@ impl Verb for Lookup<'_, '_> {
         Answers { rows, found, dim: self.dims[batch] }
     }
 
-    fn absent(&mut self, _: &Engine, _: &mut State, batch: usize, items: &[Item]) -> Result<()> {
+    fn absent(
+        &mut self,
+        _: &Engine,
+        _: &mut State,
+        batch: usize,
+        items: &mut Vec<Item>,
+    ) -> Result<()> {
         let dim = self.dims[batch];
         let batch = &mut self.batches[batch];
-        for item in items {
+        for item in items.drain(..) {
+            let item = &item;
             row_of::<0>(batch.rows, dim, item).fill(0.0);
             if let Some(found) = batch.found.get_mut(item.index as usize) {
                 *found = 0;
@@ -226,15 +233,14 @@ impl Verb for Insert<'_, '_> {
         engine: &Engine,
         state: &mut State,
         batch: usize,
-        items: &[Item],
+        items: &mut Vec<Item>,
     ) -> Result<()> {
         let table = engine.table(self.batches[batch].table)?;
         let hashes: Vec<u64> = items.iter().map(|item| item.hash).collect();
         state.check_room(&engine.tier, &table, &hashes)?;
         engine.reserve_records(&table, items.len())?;
-        let mut created = 0;
+        let (mut done, mut created) = (0, 0);
         // A key that repeats comes again at once: later its row may have left DRAM.
-        let mut items = items.to_vec();
         items.sort_unstable_by_key(|item| (item.hash, item.index));
         let outcome = items.iter().try_for_each(|item| {
             let at = match state.part(&engine.tier, &table).find(item, |_| true) {
@@ -250,9 +256,11 @@ impl Verb for Insert<'_, '_> {
             };
             let part = state.part(&engine.tier, &table);
             self.hits(batch).hit::<0>(part.pool.row_mut(at), item);
+            done += 1;
             Ok(())
         });
         engine.release_records(&table, items.len() - created);
+        items.drain(..done);
         outcome
     }
 
@@ -292,7 +300,8 @@ impl Verb for Prefetch {
 
     fn hits(&mut self, _: usize) {}
 
-    fn absent(&mut self, _: &Engine, _: &mut State, _: usize, _: &[Item]) -> Result<()> {
+    fn absent(&mut self, _: &Engine, _: &mut State, _: usize, items: &mut Vec<Item>) -> Result<()> {
+        items.clear();
         Ok(())
     }
 

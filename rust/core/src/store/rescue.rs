@@ -120,7 +120,7 @@ impl Copying<'_> {
         gone: &mut Vec<Place>,
         damaged: &mut Vec<Damaged>,
     ) -> Result<()> {
-        let (tier, stripes) = (&self.engine.tier, &self.engine.stripes);
+        let tier = &self.engine.tier;
         let read = |n: usize| {
             let FooterEntry { place, row_floats, .. } = *resident[n];
             Read { place, row_floats, table: table.id }
@@ -132,12 +132,8 @@ impl Copying<'_> {
         count_reads([(&**table, 1)].into_iter(), 1, counts, true);
         for (entry, is_sound) in resident.iter().zip(is_sound) {
             let item = Item { key: entry.key, hash: hash(entry.key), index: 0 };
-            // Here, and not under the lock, the device is waited for.
-            tier.log.wait_for_buffer()?;
-            let mut state = stripes[stripe_of(item.hash, stripes.len())].lock();
-            let is_rewritten = state.rewrite(tier, table.id, &item, entry.place)?;
-            drop(state);
-            if !is_rewritten {
+            let rewrite = |state: &mut State| state.rewrite(tier, table.id, &item, entry.place);
+            if !self.engine.outside_of_turns(item.hash, rewrite)? {
                 gone.push(entry.place);
             } else if !is_sound {
                 self.note(table, entry, Fate::Rewritten, damaged);

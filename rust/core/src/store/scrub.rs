@@ -17,8 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use super::damaged::{Damaged, Fate};
 use super::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ledger::Kind;
-use crate::log::{SegmentId, SCAN_BYTES};
+use crate::log::SegmentId;
 use crate::types::{hash, TableId};
 
 /// Findings of one step; a step ends once it has so many.
@@ -154,7 +153,6 @@ impl Engine {
     }
 
     fn scrub_segment(&self, segment: SegmentId, step: &mut Scrubbed) -> Result<()> {
-        let _buffer = self.ledger.hold(Kind::Buffers, SCAN_BYTES as u64);
         let mut records: BTreeMap<TableId, u64> = BTreeMap::new();
         let verified = self.tier.log.verify(segment, &mut |_, table, record| {
             *records.entry(table).or_default() += u64::from(record.is_ok());

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::Snapshot;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::failure::Health;
 use crate::ledger::{Hold, Kind, Ledger};
-use crate::log::Log;
+use crate::log::{Log, SCAN_BYTES};
 use crate::table::{Counters, Part, Table};
 use crate::types::TableId;
 
@@ -43,10 +43,15 @@ pub(super) struct Holds {
 /// The journal's tail, and entries on their way to it.
 const JOURNAL_BYTES: u64 = 128 << 10;
 
+/// Rings and page buffers of readers, and one buffer each for compaction and scrub.
+fn buffer_bytes(log: &Log) -> u64 {
+    log.reader_bytes() + 2 * SCAN_BYTES as u64
+}
+
 impl Holds {
     pub(super) fn new(ledger: &Arc<Ledger>, log: &Log, segments: u64) -> Self {
         Self {
-            buffers: ledger.hold(Kind::Buffers, log.reader_bytes()),
+            buffers: ledger.hold(Kind::Buffers, buffer_bytes(log)),
             accounts: ledger.hold(Kind::Accounts, log.account_bytes()),
             sessions: ledger.hold(Kind::Sessions, 0),
             _segments: ledger.hold(Kind::Segments, segments),
@@ -61,20 +66,20 @@ impl Engine {
     pub(super) fn account(&self) {
         let sessions = self.sequencer.lock().sessions.memory_bytes();
         let mut holds = self.holds.lock();
-        holds.buffers.resize(self.tier.log.reader_bytes());
+        holds.buffers.resize(buffer_bytes(&self.tier.log));
         holds.accounts.resize(self.tier.log.account_bytes());
         holds.sessions.resize(sessions);
     }
 
-    /// Rows give back what others of the store have taken of their share. A full log is no failure
-    /// here: they will when it has room.
+    /// Rows give back what others of the store have taken of their share. A log that is full or
+    /// busy is no failure here: they will when it has room.
     pub(super) fn fit_rows(&self) -> Result<()> {
         if !self.ledger.is_over() {
             return Ok(());
         }
         for stripe in &self.stripes {
             match stripe.lock().fit(&self.tier) {
-                Err(error) if error.kind == ErrorKind::StoreFull => break,
+                Err(Error { kind: ErrorKind::StoreFull | ErrorKind::Busy, .. }) => break,
                 outcome => outcome?,
             }
         }

@@ -13,7 +13,7 @@ use super::fetch::{self, Damage, Miss, Receiver, Source, Wanted};
 use super::pass::{Pass, Visits};
 use super::pressure::PATIENCE;
 use crate::batch::by_width;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::LocationRing;
 use crate::ledger::Hold;
 use crate::log::RecordView;
@@ -94,13 +94,13 @@ pub(super) trait Verb {
 
     fn hits(&mut self, batch: usize) -> Self::Hits<'_>;
 
-    /// These keys have no row.
+    /// These keys have no row. Takes out those that it is done with, also before an error.
     fn absent(
         &mut self,
         engine: &Engine,
         state: &mut State,
         batch: usize,
-        items: &[Item],
+        items: &mut Vec<Item>,
     ) -> Result<()>;
 
     /// The row was read. Returns false if it is no longer there: look again.
@@ -137,6 +137,8 @@ struct Sorter<'a, V> {
     misses: &'a mut Vec<Miss>,
     absent: Vec<Item>,
     absent_keys: usize,
+    /// Those among them that are not told yet.
+    late_keys: usize,
 }
 
 /// The same, of some keys, in a table of N columns (0: of any number).
@@ -197,9 +199,25 @@ impl<V: Verb> Visits for Sorter<'_, V> {
             return Ok(());
         }
         self.absent_keys += self.absent.len();
-        let outcome = self.verb.absent(self.engine, state, self.batch, &self.absent);
-        self.absent.clear();
-        outcome
+        let log = &self.engine.tier.log;
+        match self.verb.absent(self.engine, state, self.batch, &mut self.absent) {
+            // A row must leave for a new one, and the device would have to be waited for: that is
+            // done where no stripe is held.
+            Err(error)
+                if error.kind == ErrorKind::Busy
+                    || (is_full(&error) && log.freed_segments() > 0) =>
+            {
+                let late = |item: Item| Miss {
+                    source: self.batch as u32,
+                    index: item.index,
+                    place: Miss::UNKNOWN,
+                };
+                self.late_keys += self.absent.len();
+                self.misses.extend(self.absent.drain(..).map(late));
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 }
 
@@ -315,10 +333,12 @@ impl Engine {
         misses: &mut Vec<Miss>,
     ) -> Result<Option<Tally>> {
         let before = misses.len();
+        let (absent, absent_keys, late_keys) = (Vec::new(), 0, 0);
         let mut sorter =
-            Sorter { engine: self, verb, batch, misses, absent: Vec::new(), absent_keys: 0 };
+            Sorter { engine: self, verb, batch, misses, absent, absent_keys, late_keys };
         let is_whole = pass.run(&mut sorter)?;
-        let (absent, missed) = (sorter.absent_keys, misses.len() - before);
+        let (absent, late) = (sorter.absent_keys, sorter.late_keys);
+        let missed = misses.len() - before - late;
         Ok(is_whole.then_some(Tally { absent, missed, is_background: V::IS_BACKGROUND }))
     }
 }
@@ -342,6 +362,10 @@ impl Tally {
         Counters::add(&counters.cache_hits, keys - self.missed - self.absent);
         Counters::add(&counters.cache_misses, self.missed);
     }
+}
+
+fn is_full(error: &Error) -> bool {
+    error.kind == ErrorKind::StoreFull
 }
 
 /// A verb, as the fetch sees it.
@@ -371,7 +395,7 @@ impl<V: Verb> Receiver for Fetching<'_, V> {
     }
 
     fn absent(&mut self, state: &mut State, wanted: &Wanted<'_>) -> Result<()> {
-        self.verb.absent(self.engine, state, wanted.source, &[wanted.item])
+        self.verb.absent(self.engine, state, wanted.source, &mut vec![wanted.item])
     }
 
     fn damaged(&mut self, _: &mut State, _: &Wanted<'_>, damage: Damage) -> Result<()> {

@@ -218,8 +218,8 @@ impl State {
         Ok(())
     }
 
-    /// As `install`, for a read that can do without: a log that takes no rows, to which others
-    /// would have to leave, because it is full or has failed, is no reason to refuse it.
+    /// As `install`, for a read that can do without: a log that takes no rows now, to which others
+    /// would have to leave, because it is busy, full or has failed, is no reason to refuse it.
     pub(crate) fn offer(
         &mut self,
         tier: &Tier,
@@ -229,9 +229,10 @@ impl State {
         record: &RecordView<'_>,
     ) -> Result<Option<u64>> {
         match self.install(tier, table, item, place, record) {
-            Err(error) if matches!(error.kind, ErrorKind::StoreFull | ErrorKind::Unavailable) => {
-                Ok(None)
-            }
+            Err(Error {
+                kind: ErrorKind::StoreFull | ErrorKind::Unavailable | ErrorKind::Busy,
+                ..
+            }) => Ok(None),
             outcome => outcome,
         }
     }
@@ -307,11 +308,11 @@ impl State {
         };
         match place {
             Some(place) => {
-                tier.log.append_tombstone(Stream::Rows, id, item.key, sequence)?;
+                tier.log.try_append_tombstone(Stream::Rows, id, item.key, sequence)?;
                 tier.log.release(place, part.table.floats);
             }
             // Whoever follows the changes learns of it.
-            None => drop(tier.log.append_trace(id, item.key, sequence)?),
+            None => drop(tier.log.try_append_trace(id, item.key, sequence)?),
         }
         accounted(memory, part, |part| {
             part.index.remove(slot);

@@ -130,7 +130,7 @@ pub(super) fn write_row(
         frequency: header.frequency,
         row: numbers,
     };
-    let place = tier.log.append(stream, table.id, &record)?;
+    let place = tier.log.try_append(stream, table.id, &record)?;
     if let Some(old) = header.state.place() {
         tier.log.release(old, table.floats);
     }

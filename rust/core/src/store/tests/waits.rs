@@ -2,12 +2,15 @@
 //! wait is done meanwhile, in a thread that is watched.
 
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::{open, push, spec};
 use crate::scratch::Scratch;
 use crate::store::{Assign, InsertBatch, LookupBatch, Store};
 use crate::types::{bucket, hash, Durability, TableId};
+use crate::vfs::trace::{Change, Traced};
 
 /// Far longer than what is done takes; only a thread that stands still is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -144,4 +147,90 @@ fn a_lookup_that_may_not_wait_does_not_for_the_device() {
     assert_eq!(since(&store, table, before), [hits, hits, hits, 0]);
     let reads = store.stats().iter().find(|counter| counter.0 == "device_reads").unwrap().1;
     assert_eq!(reads, 0);
+}
+
+const WIDE: usize = 64;
+
+fn wide(store: &Store, number: u64, table: TableId, keys: &[u64]) {
+    let rows: Vec<f32> = keys.iter().flat_map(|&key| [key as f32; WIDE]).collect();
+    store.assign(push(number), &Assign { table, keys, rows: &rows }).unwrap();
+}
+
+fn train(store: &Store, table: TableId, keys: &[u64]) -> Vec<f32> {
+    let mut rows = vec![-1.0; keys.len() * WIDE];
+    let batch = InsertBatch { table, keys, counts: &[], rows: &mut rows };
+    store.lookup_or_insert(&mut [batch]).unwrap();
+    rows
+}
+
+fn train_all(store: &Store, table: TableId, keys: &[u64]) -> Vec<f32> {
+    keys.chunks(200).flat_map(|keys| train(store, table, keys)).collect()
+}
+
+/// The device hangs in a write: all segment buffers fill up behind it. Whoever needs one waits, and
+/// holds nothing that others need: rows in DRAM are read, and trained on, as if nothing was.
+#[test]
+fn a_device_that_hangs_holds_up_only_those_who_need_it() {
+    let scratch = Scratch::new();
+    let traced = Traced::new(scratch.path());
+    let store = &open(&scratch, Durability::None);
+    let table = store.create_table(&spec("t", WIDE as u32)).unwrap().id;
+    let all: Vec<u64> = (0..40_000).collect();
+    (1..).zip(all.chunks(1000)).for_each(|(number, keys)| wide(store, number, table, keys));
+    store.flush().unwrap();
+    let (opened, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let is_segment = |change: &Change| match change {
+        Change::Write { offset, bytes, .. } => offset.is_some() && bytes.len() > 65_536,
+        _ => false,
+    };
+    traced.fail(move |change| {
+        if is_segment(change) {
+            // Open for good once the sender is gone.
+            let _ = gate.lock().recv();
+        }
+        None
+    });
+    let new: Vec<u64> = (50_000..70_000).collect();
+    std::thread::scope(|scope| {
+        // Pushes in their turn, and training reads that create rows and bring rows: all must evict.
+        // Few keys a call, so that those that hang leave memory for others.
+        scope.spawn(|| {
+            (1000..)
+                .zip(all[..20_000].chunks(200))
+                .for_each(|(n, keys)| wide(store, n, table, keys));
+        });
+        let created = scope.spawn(|| train_all(store, table, &new));
+        let brought = scope.spawn(|| train_all(store, table, &all[20_000..]));
+        let end = Instant::now() + PATIENCE;
+        while !store.engine.tier.log.is_stuck() {
+            assert!(Instant::now() < end, "there is always a buffer");
+            std::thread::yield_now();
+        }
+        // Now each of them waits, or will when it comes to evict.
+        without_waiting("a read", || {
+            let rows = store.inspect(table, &all).unwrap();
+            let in_dram = |row: &&crate::store::Inspected| {
+                row.tier == Some(crate::store::RowTier::Dram) && row.key >= 20_000
+            };
+            let dram: Vec<u64> = rows.iter().filter(in_dram).map(|row| row.key).collect();
+            assert!(dram.len() > 100, "{}", dram.len());
+            for &key in dram.iter().step_by(50) {
+                assert_eq!(train(store, table, &[key]), [key as f32; WIDE]);
+            }
+            let (mut rows, mut found) = (vec![-1.0; all.len() * WIDE], vec![0; all.len()]);
+            let batch = LookupBatch { table, keys: &all, rows: &mut rows, found: &mut found };
+            // Those on NVMe are answered, and enter DRAM only where no changed row must leave.
+            store.lookup(&mut [batch]).unwrap();
+            assert!(rows.chunks(WIDE).zip(&all).all(|(row, &key)| row == [key as f32; WIDE]));
+        });
+        drop(opened);
+        assert!(created.join().unwrap().iter().all(|&x| x == 0.0));
+        let brought = brought.join().unwrap();
+        assert!(brought.chunks(WIDE).zip(&all[20_000..]).all(|(row, &key)| row[0] == key as f32));
+        // Each was counted once, however often it was taken up.
+        let rows = store.inspect(table, &new).unwrap();
+        assert!(rows.iter().all(|row| row.frequency == 1), "counted twice");
+    });
+    assert_eq!(store.len(table).unwrap(), 60_000);
 }
