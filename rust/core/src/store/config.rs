@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::types::Durability;
+use crate::types::{Durability, Place};
 
 /// How to open a store.
 #[derive(Debug, Clone)]
@@ -64,11 +64,12 @@ impl StoreConfig {
     }
 
     /// Cap of the log file: what nvme leaves it, and no more than a small DRAM budget can keep
-    /// account of.
+    /// account of, nor than places can name.
     pub(super) fn log_bytes(&self, segment_bytes: u64) -> u64 {
         // A journal file may grow past its share by one call: hence twice.
         let left = self.nvme_bytes - 2 * self.journal_bytes() - SMALL_FILES;
-        left.min(self.dram_bytes / SLOTS_SHARE / SLOT_BYTES * segment_bytes)
+        let accountable = self.dram_bytes / SLOTS_SHARE / SLOT_BYTES * segment_bytes;
+        left.min(accountable).min(Place::BYTES_MAX)
     }
 
     /// Most bytes of records that all tables together may have.
