@@ -3,6 +3,7 @@ Proto's own. Method: an unmodified pycapnp client against our listener, our clie
 pycapnp server, and both of ours against each other, on asyncio and uvloop."""
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -115,6 +116,8 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 "keys": ({"table": 1, "bucket": 4}, {"keys": big, "next": 4096}),
                 "tableStats": ({"table": 1}, {"counters": counters}),
                 "stats": ({}, {"counters": counters}),
+                "inspect": ({"table": 1, "keys": big}, {"rows": [{"key": 2**64 - 1}]}),
+                "scrub": ({"start": 5, "bytes": 6}, {"next": 7, "damaged": [{"table": "t"}]}),
                 "flush": ({}, {}),
             }
             hot = {"lookup", "lookupOrInsert", "lookupPooled", "applyGradients", "prefetch"}
@@ -217,8 +220,10 @@ def test_refusals_reach_a_stock_client_by_class_and_text(run: Any, tmp_path: Pat
 
 def test_unknown_interfaces_and_methods_are_unimplemented(run: Any, tmp_path: Path) -> None:
     later = tmp_path / "later.capnp"
-    text = _core.schema().replace("flush @17 () -> ();", "flush @17 () -> (); later @19 () -> ();")
-    later.write_text(text)
+    session = _core.schema().partition("interface Session {")[2].partition("\n}")[0]
+    number = 1 + max(map(int, re.findall(r"^  \w+ @(\d+) ", session, re.MULTILINE)))
+    added = f"{session}\n  later @{number} () -> ();"
+    later.write_text(_core.schema().replace(session, added))
     newer = capnp.SchemaParser().load(str(later))
     other = tmp_path / "other.capnp"
     other.write_text("@0xe1b2c3d4e5f60718; interface Other { f @0 () -> (); }")
@@ -231,11 +236,11 @@ def test_unknown_interfaces_and_methods_are_unimplemented(run: Any, tmp_path: Pa
             with pytest.raises(capnp.KjException, match="Gate does not implement") as caught:
                 await client.bootstrap().cast_as(stranger.Other).f()
             assert caught.value.type == "UNIMPLEMENTED"
-            session = client.bootstrap().cast_as(newer.Gate).login(token="").session
-            with pytest.raises(capnp.KjException, match="no method 19") as caught:
-                await session.later()
+            entered = client.bootstrap().cast_as(newer.Gate).login(token="").session
+            with pytest.raises(capnp.KjException, match=f"no method {number}") as caught:
+                await entered.later()
             assert caught.value.type == "UNIMPLEMENTED"
-            await session.hello(session=5, clientId="x")
+            await entered.hello(session=5, clientId="x")
             client.close()
 
     run(main())

@@ -26,6 +26,8 @@ CALLS: list[Call[Any]] = [
     verbs.Remove([(1, KEYS)]),
     verbs.Prefetch([(1, KEYS)]),
     verbs.LookupPooled([(1, KEYS, np.array([1, 2], np.uint32), None)]),
+    verbs.Inspect(1, KEYS),
+    verbs.Scrub(0, 1 << 20),
     verbs.CreateTable(SPEC.to_json()),
     verbs.OpenTable("item"),
     verbs.ListTables(),
@@ -67,7 +69,9 @@ def test_every_call_is_read_by_the_server_under_its_name(server: Any) -> None:
 
 
 def meaning(call: Call[Any]) -> Any:
-    """A call, or its spec: JSON has several spellings of one."""
+    """A call, its spec (JSON has several spellings of one), or what compares of its arrays."""
+    if isinstance(call, verbs.Inspect):
+        return call.table, call.keys.tolist()
     return hps.TableSpec.from_json(call.spec) if isinstance(call, verbs.CreateTable) else call
 
 

@@ -20,7 +20,9 @@ from hybridps import _core, verbs
 from hybridps.client import messages
 from hybridps.rpc import schemas
 from hybridps.verbs.calls import Call, Cold, Push, ServerInfo
+from hybridps.verbs.inspect import Inspected
 from hybridps.verbs.open_table import Opened
+from hybridps.verbs.scrub import Damaged, Scrubbed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "frames.txt"
 TABLE = 1
@@ -33,6 +35,12 @@ INFO = ServerInfo(
 )
 OPENED = Opened(3, RICH.to_json(), ["learning_rate is 0.5, asked 1.0"])
 # In the order asked, with what a server answers that need not ask a store.
+INSPECTED = [
+    Inspected(7, "nvme", 4096, True, 9, 3, 1_700_000_000, 0.5, None),
+    Inspected(8, None, None, False, 0, 0, 0, 0.0, "gone"),
+]
+DAMAGED = (Damaged("item", 7, 4096, "lost"), Damaged(None, None, 64, "freed"))
+SCRUBBED = Scrubbed(5, 4096, 8192, DAMAGED, 4096)
 ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.Assign([(TABLE, KEYS, ROWS)]), None),
     (verbs.Lookup([(TABLE, KEYS), (TABLE, KEYS[:0])], True), None),
@@ -52,6 +60,8 @@ ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.KeysOf(TABLE, 17), (KEYS, 4096)),
     (verbs.TableStats(TABLE), {"keys": 2, "probes": 2**60}),
     (verbs.Stats(), {"tables": 1}),
+    (verbs.Inspect(TABLE, KEYS), INSPECTED),
+    (verbs.Scrub(0, 1 << 20), SCRUBBED),
     (verbs.Flush(), None),
     (verbs.Assign([(TABLE, KEYS, ROWS)]), None),
     (verbs.LookupPooled([(TABLE, KEYS, np.array([2, 0], np.uint32), ROWS[0])]), [[0, -10], [0, 0]]),

@@ -45,7 +45,7 @@ impl Place {
         debug_assert!(offset < Self::BYTES_MAX);
         match disk {
             Disk::Nvme => Self(offset / Self::UNIT),
-            Disk::Cold => Self(offset / Self::UNIT | Self::COLD),
+            Disk::Cold => Self((offset / Self::UNIT) | Self::COLD),
         }
     }
 

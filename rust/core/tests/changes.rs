@@ -339,7 +339,8 @@ fn a_damaged_row_is_named_and_a_dropped_table_not_found() {
     assert_eq!(follower.rows.len(), 99);
     let ahead = query(table, 0..RANGE, Some(Sequence::MAX));
     assert_eq!(store.changes(&ahead, &mut |_| Ok(())).unwrap().0, ChangesEnd::Ahead);
-    for buckets in [0..0, 4095..4097, 7..3] {
+    for (first, end) in [(0, 0), (4095, 4097), (7, 3)] {
+        let buckets = first..end;
         let error = store.changes(&query(table, buckets, None), &mut |_| Ok(())).unwrap_err();
         assert_eq!(error.kind, ErrorKind::BadInput);
     }

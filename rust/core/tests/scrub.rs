@@ -107,7 +107,7 @@ fn a_record_that_is_nowhere_else_is_named_until_it_is_assigned() {
     let offset = one(&store, &model, bad).place.unwrap();
     flip(scratch.path(), offset + 40);
     let lost = Damaged { row: Some(("t".into(), bad)), offset, fate: Fate::Lost };
-    assert_eq!(all(&store).damaged, [lost.clone()]);
+    assert_eq!(all(&store).damaged, std::slice::from_ref(&lost));
     assert_eq!(store.take_damaged(), (vec![lost.clone()], 0), "and told to who watches");
     assert_eq!(stat(&store, model.table, "corrupt_records"), 1);
     // It stays where it is, alone: the next pass finds it again and nothing else.

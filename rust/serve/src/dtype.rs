@@ -147,7 +147,10 @@ mod tests {
         for beyond in [65520.0, -1e30, f32::INFINITY] {
             assert_eq!(narrow(Dtype::Float16, &[1.0, beyond, 2.0], &mut halves), Err(1));
         }
-        assert_eq!(narrowed(Dtype::Bfloat16, 1e30), Ok((1e30_f32.to_bits() + 0x7fff >> 16) as u16));
+        assert_eq!(
+            narrowed(Dtype::Bfloat16, 1e30),
+            Ok(((1e30_f32.to_bits() + 0x7fff) >> 16) as u16)
+        );
         let nan = narrowed(Dtype::Bfloat16, f32::from_bits(0x7f80_0001)).unwrap();
         assert!(widened(Dtype::Bfloat16, nan).is_nan(), "no infinity is made of it");
     }

@@ -82,9 +82,9 @@ fn sums(keys: &[u64], bags: &[u32], weights: &[f32]) -> Vec<f32> {
     let mut sums = Vec::new();
     for &size in bags {
         let mut sum = vec![0.0; DIM];
-        for n in next..next + size as usize {
+        for (n, &key) in keys.iter().enumerate().skip(next).take(size as usize) {
             let weight = weights.get(n).unwrap_or(&1.0);
-            sum.iter_mut().zip(row(keys[n])).for_each(|(s, x)| *s += weight * x);
+            sum.iter_mut().zip(row(key)).for_each(|(s, x)| *s += weight * x);
         }
         next += size as usize;
         sums.extend(sum);

@@ -236,7 +236,7 @@ mod tests {
             let (store, tables) = store(&scratch, &dims);
             let n = bags.iter().sum::<u32>() as usize;
             // Of dim 4096 a window holds 32 keys, so bags go over its end; some keys are absent.
-            let keys: Vec<u64> = (0..n as u64).map(|i| (seed ^ i * 77) % 120).collect();
+            let keys: Vec<u64> = (0..n as u64).map(|i| (seed ^ (i * 77)) % 120).collect();
             let weights: Vec<f32> = (0..n).map(|i| (i as f32).cos()).collect();
             let weights = if is_weighted { &weights[..] } else { &[] };
             for (&table, dim) in tables.iter().zip(dims.map(|dim| dim as usize)) {

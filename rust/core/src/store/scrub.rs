@@ -116,7 +116,7 @@ impl Engine {
     /// Passes begin anywhere, so that a store which is opened often is scrubbed evenly.
     fn scrub_for_ever(&self) {
         let segments = self.tier.log.capacity_bytes() / self.tier.log.segment_bytes();
-        let mut from = hash(self.clock.date() as u64) % segments.max(1);
+        let mut from = hash(self.clock.date()) % segments.max(1);
         let (mut bytes, mut since) = (self.tier.log.segment_bytes(), Instant::now());
         while self.scrub.wait(bytes, since) {
             since = Instant::now();

@@ -88,10 +88,13 @@ fn copy(from: &Path) -> Scratch {
     to
 }
 
+/// Keys of a bucket of a table, and where they are.
+type BucketEntries = (TableId, u32, Vec<(u64, Place)>);
+
 /// Every entry of every table, and what the log counts.
 #[derive(Debug, PartialEq)]
 struct Index {
-    entries: Vec<(TableId, u32, Vec<(u64, Place)>)>,
+    entries: Vec<BucketEntries>,
     accounts: Vec<Account>,
     live_bytes: u64,
     record_bytes: u64,
