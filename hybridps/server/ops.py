@@ -10,11 +10,13 @@ import enum
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from aiohttp import web
 
 from hybridps.config import Address
 from hybridps.server import page
+from hybridps.server.exposition import Snapshot
 from hybridps.server.history import EVERY_S, History
 from hybridps.server.metrics import CONTENT_TYPE
 from hybridps.server.samples import Sample, Sampler
@@ -141,7 +143,9 @@ class Ops:
         if not sample.snapshot.store:
             return
         if not self._samples or sample.at - self._samples[-1].at >= SAMPLE_S:
-            self._samples.append(sample)
+            # Of thousands of tables the rest would be megabytes each.
+            kept = Snapshot(sample.snapshot.store)
+            self._samples.append(replace(sample, snapshot=kept, exposition=b""))
 
     def _before(self, now: Sample) -> Sample | None:
         """The oldest sample of the rate window, None for the start."""
