@@ -14,7 +14,8 @@ import pytest
 from support.server import ServerProcess, environment
 
 import hybridps as hps
-from hybridps.config import SETTINGS, ServerConfig, load
+from hybridps.config import SETTINGS, ServerConfig, flag_of, load
+from hybridps.security.tokens import read
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -99,7 +100,7 @@ def test_the_command_of_a_server_serves(tmp_path: Path) -> None:
 
 
 def test_the_file_of_settings_is_read_and_shows_the_defaults(tmp_path: Path) -> None:
-    (text,) = blocks("README.md", "toml")
+    text, tokens = blocks("README.md", "toml")
     file = tmp_path / "server.toml"
     file.write_text(text)
     shown, plain = load(["--config", str(file)], {}), load([], {})
@@ -108,10 +109,13 @@ def test_the_file_of_settings_is_read_and_shows_the_defaults(tmp_path: Path) -> 
         assert getattr(shown, name) == getattr(plain, name), name
     without_flag = {setting.name for setting in SETTINGS if setting.metavar is None}
     assert without_flag <= set(re.findall(r"^(\w+) =", text, re.MULTILINE))
+    token_file = tmp_path / "tokens.toml"
+    token_file.write_text(tokens)
+    assert len(read(token_file)) == 1
 
 
 def test_the_table_of_flags_has_every_flag() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| `--(\w+)[ `]", text, re.MULTILINE)
-    flags = [setting.name for setting in SETTINGS if setting.metavar is not None]
-    assert shown == [*flags, "config"]
+    shown = re.findall(r"^\| `(--[\w-]+)[ `]", text, re.MULTILINE)
+    flags = [flag_of(setting.name) for setting in SETTINGS if setting.metavar is not None]
+    assert shown == [*flags, "--config"]
