@@ -55,6 +55,25 @@ class Port(Protocol):
         """Closes the socket now."""
 
 
+class _Nobody:
+    """The port of a connection that is lost."""
+
+    def start(self, booking: Booking) -> None:
+        """Nothing starts any more."""
+
+    def write(self, chunk: memoryview) -> None:
+        """Nothing leaves any more."""
+
+    def read(self, *, on: bool) -> None:
+        """Nothing comes any more."""
+
+    def close(self) -> None:
+        """It is closed."""
+
+    def abort(self) -> None:
+        """It is closed."""
+
+
 class Connection:
     """One connection. Whoever answers hello says who has come: `enter`.
 
@@ -181,6 +200,8 @@ class Connection:
     def lost(self) -> None:
         """The socket is gone. Calls that somebody runs go on, their answers are dropped."""
         self.is_open = False
+        # Who holds the socket holds us too: both are to go as soon as nobody needs them.
+        self._port = _Nobody()
         self.outbox.close()
         if self._client_id:
             self._host.clients.leave(self, self._client_id)

@@ -59,7 +59,8 @@ class Streams:
             if not isinstance(error, ConnectionError):
                 log.exception("call failed inside the server: verb=%s", call.verb)
             # Part of a reply was sent: nothing can follow it.
-            self._socket.abort()
+            if connection.is_open:
+                self._socket.abort()
         connection.outbox.end(frame, instead or b"")
         connection.flush()
         return is_sent
@@ -75,6 +76,7 @@ class Streams:
             self._outlet.shutdown()
             self._outlet = None
         self.wake()
+        del self._socket
 
     def _is_open(self) -> bool:
         return self._connection.is_open and not self._socket.is_closing()

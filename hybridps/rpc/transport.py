@@ -79,6 +79,8 @@ class Transport(asyncio.BufferedProtocol):
         self._host.transports.discard(self)
         self.connection.lost()
         self._streams.close()
+        # The socket knows us: a cycle would stay until the collector comes.
+        del self._socket
 
     # Called by the state machine.
 

@@ -120,5 +120,7 @@ def test_what_the_store_holds_is_free(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def _local(path: Path) -> LocalSettings:
-    none: dict[str, Any] = dict.fromkeys(("dram", "nvme", "cold", "durability", "threads"))
+    none: dict[str, Any] = dict.fromkeys(
+        ("dram", "nvme", "cold", "durability", "threads", "scrub_rate")
+    )
     return local_settings(f"local:{path}", **none)

@@ -149,12 +149,14 @@ def test_a_log_that_nobody_reads_holds_up_nobody() -> None:
         told += [json.loads(line) for line in program.stderr.read().splitlines()]
         assert program.wait(60) == 0
     numbers = [int(e["event"].split()[1]) for e in told if e["event"].startswith("event ")]
-    assert numbers == list(range(len(numbers))), "in order, and the first ones"
+    assert numbers == sorted(set(numbers)), "in order, none twice"
+    first = lines_module.WAITING_MAX
+    assert numbers[:first] == list(range(first)), "the first ones; later ones where there was room"
     audit = 1 + (3 * lines_module.WAITING_MAX - 1) // 1000
     assert sum(event["event"] == "who did what" for event in told) == audit
-    left_out, last = told[-2:]
-    assert last["event"] == "read again"
-    assert left_out["lines"] == 3 * lines_module.WAITING_MAX - len(numbers)
+    assert told[-1]["event"] == "read again"
+    left_out = sum(event.get("lines", 0) for event in told)
+    assert left_out == 3 * lines_module.WAITING_MAX - len(numbers) > 0
 
 
 def test_a_program_ends_though_nobody_reads_its_log() -> None:

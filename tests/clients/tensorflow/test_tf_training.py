@@ -208,10 +208,10 @@ def test_frozen_layers_read_and_learn_nothing(ps, spec, recwarn):
 def test_a_push_that_is_refused_raises_from_fit(ps, spec):
     model = model_of([Embedding(ps, spec())])
     model.compile("sgd", "mse", run_eagerly=True)
-    with pytest.raises(hps.BadInputError, match=r"'item'.*nan"):
+    with pytest.raises(hps.BadInputError, match=r"item.*nan"):
         model.fit(IDS, np.full_like(TARGET, np.nan), verbose=0)
     model.compile("sgd", "mse")
-    with pytest.raises(tf.errors.OpError, match=r"'item'.*nan"):
+    with pytest.raises(tf.errors.OpError, match=r"(?s)item.*nan"):
         model.fit(IDS, np.full_like(TARGET, np.nan), verbose=0)
 
 

@@ -11,8 +11,9 @@ use crate::types::Durability;
 const MIB: u64 = 1 << 20;
 /// No machine has more, and sums of it do not overflow.
 const BYTES_MAX: u64 = 1 << 50;
-/// Buffers and accounts of a store that do not grow with it.
-const FIXED_BYTES: u64 = MIB;
+/// Buffers and accounts of a store that do not grow with it; half of it is what compaction reads
+/// into.
+const FIXED_BYTES: u64 = 2 * MIB;
 
 /// What so many rows of one table take of a store that holds nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
