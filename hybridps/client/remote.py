@@ -73,9 +73,11 @@ class Channel:
     closes the socket; others may hand it bytes, and wake who polls.
     """
 
-    def __init__(self, line: Line, credentials: Credentials) -> None:
+    def __init__(
+        self, line: Line, credentials: Credentials, context: ssl.SSLContext | None
+    ) -> None:
         self.line = line
-        self._context = credentials.context()
+        self._context = context
         self._name = credentials.name_of(line.address.host)
         self._make()
 
@@ -326,7 +328,8 @@ class RemoteTransport:
         self._timeout = check_timeout(timeout, timeout)
         self._credentials = credentials
         self._session = Session(addresses, client_id, credentials, wire_dtype)
-        self._channels = [Channel(line, credentials) for line in self._session.lines]
+        context = credentials.context()  # One for all servers: its files are read once.
+        self._channels = [Channel(line, credentials, context) for line in self._session.lines]
         # A push is numbered and put in all its lines before another one is numbered.
         self._numbering = threading.Lock()
         _OPEN.add(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -75,10 +76,12 @@ class Stream(asyncio.BufferedProtocol):
 class Channel:
     """One server: its line, and the connection that carries it."""
 
-    def __init__(self, line: Line, credentials: Credentials) -> None:
+    def __init__(
+        self, line: Line, credentials: Credentials, context: ssl.SSLContext | None
+    ) -> None:
         self.line = line
         self._credentials = credentials
-        self._context = credentials.context()
+        self._context = context
         self._stream: Stream | None = None
         self._opener: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -211,7 +214,8 @@ class StreamTransport:
         self._timeout = check_timeout(timeout, timeout)
         self._credentials = credentials
         self._session = Session(addresses, client_id, credentials, wire_dtype)
-        self._channels = [Channel(line, credentials) for line in self._session.lines]
+        context = credentials.context()  # One for all servers: its files are read once.
+        self._channels = [Channel(line, credentials, context) for line in self._session.lines]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy connects by itself, at its first call, as a client of its own."""
