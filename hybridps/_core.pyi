@@ -101,8 +101,11 @@ class Store:
         batches: Sequence[tuple[int, Keys, Rows]],
     ) -> bool:
         """True if the push had been applied before."""
-    def assign(self, session: int, number: int, table: int, keys: Keys, rows: Rows) -> None: ...
-    def remove(self, session: int, number: int, table: int, keys: Keys) -> int: ...
+    def assign(
+        self, session: int, number: int, batches: Sequence[tuple[int, Keys, Rows]]
+    ) -> None:
+        """Of one table, as are `remove` and `inspect`."""
+    def remove(self, session: int, number: int, batches: Sequence[tuple[int, Keys]]) -> int: ...
     def prefetch(self, batches: Sequence[tuple[int, Keys]]) -> None: ...
     def size(self, table: int) -> int: ...
     def keys(self, table: int, bucket: int) -> tuple[Keys, int]: ...
@@ -111,7 +114,7 @@ class Store:
     def snapshot(self) -> tuple[dict[str, int], list[str], list[tuple[str, list[int]]]]:
         """The store's counters, the names of a table's, and each table with their values."""
     def inspect(
-        self, table: int, keys: Keys
+        self, batches: Sequence[tuple[int, Keys]]
     ) -> list[tuple[str | None, int | None, bool, int, int, int, float, str | None]]:
         """Of each key: tier, place, is dirty, sequence, frequency, last seen, norm, error."""
     def scrub(
@@ -300,10 +303,10 @@ class ClientConnection:
         """`total`, here and below: bytes of all parts, of a push that comes in parts."""
     def prefetch(self, batches: Sequence[tuple[int, Keys]]) -> tuple[int, list[Buffer]]: ...
     def assign(
-        self, number: int, table: int, keys: Keys, rows: Rows, total: int = 0
+        self, number: int, batches: Sequence[tuple[int, Keys, Rows]], total: int = 0
     ) -> tuple[int, list[Buffer]]: ...
     def remove(
-        self, number: int, table: int, keys: Keys, total: int = 0
+        self, number: int, batches: Sequence[tuple[int, Keys]], total: int = 0
     ) -> tuple[int, list[Buffer]]: ...
     def call(self, verb: Verb, params: bytes) -> tuple[int, list[Buffer]]:
         """Any verb; `params` is the to_bytes() of a message whose root is its params struct."""

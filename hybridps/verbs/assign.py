@@ -22,13 +22,11 @@ class Assign(Push[None]):
 
     def run(self, site: Site) -> None:
         """Room in the log, and syncs of the journal, may be waited for."""
-        ((table, keys, rows),) = self.tables
-        site.store.assign(site.session, site.number, table, keys, rows)
+        site.store.assign(site.session, site.number, self.tables)
 
     def begin(self, wire: _core.ClientConnection, number: int, total: int) -> Begun:
         """Keys and rows behind a header."""
-        ((table, keys, rows),) = self.tables
-        return wire.assign(number, table, keys, rows, total)
+        return wire.assign(number, self.tables, total)
 
     def finish(self, answer: _core.Answer, *, is_first: bool) -> None:
         """They are set."""

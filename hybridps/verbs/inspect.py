@@ -53,7 +53,7 @@ class Inspect(Cold[list[Inspected]]):
 
     def run(self, site: Site) -> list[Inspected]:
         """Those on the device cost a read each."""
-        rows = site.store.inspect(self.table, self.keys)
+        rows = site.store.inspect([(self.table, self.keys)])
         return [Inspected(key, *row) for key, row in zip(self.keys.tolist(), rows, strict=True)]
 
     def fill(self, params: Any) -> None:

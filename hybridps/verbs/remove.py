@@ -21,13 +21,11 @@ class Remove(Push[int]):
 
     def run(self, site: Site) -> int:
         """Room in the log, and syncs of the journal, may be waited for."""
-        ((table, keys),) = self.tables
-        return site.store.remove(site.session, site.number, table, keys)
+        return site.store.remove(site.session, site.number, self.tables)
 
     def begin(self, wire: _core.ClientConnection, number: int, total: int) -> Begun:
         """Keys behind a header."""
-        ((table, keys),) = self.tables
-        return wire.remove(number, table, keys, total)
+        return wire.remove(number, self.tables, total)
 
     def finish(self, answer: _core.Answer, *, is_first: bool) -> int:
         """As many as were there."""

@@ -153,7 +153,7 @@ async def test_a_bad_spec_is_refused(peer: Peer) -> None:
 async def test_size_and_keys(peer: Peer) -> None:
     table = (await peer.call("createTable", spec=spec()))["table"]["id"]
     patterns = np.array([1, 2**63, 3], np.uint64)
-    peer.store.assign(5, 1, table, patterns, np.ones((3, 2), np.float32))
+    peer.store.assign(5, 1, [(table, patterns, np.ones((3, 2), np.float32))])
     assert (await peer.call("size", table=table))["keys"] == 3
     listed, bucket = [], 0
     while bucket < 4096:

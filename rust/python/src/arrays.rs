@@ -2,24 +2,63 @@
 //! crosses is C-contiguous and of the exact dtype; callers in Python make it so.
 
 use hybridps_core as core;
+use hybridps_serve::local::Lent;
 use hybridps_serve::texts::{self, parse_spec};
 use numpy::ndarray::Dimension;
 use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray};
-use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2};
+use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn, PyReadwriteArray2};
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::errors::{bad_input, raise};
 
 /// Keys of one call.
 pub(crate) type KeysIn<'py> = PyReadonlyArray1<'py, u64>;
-/// Counts, or the index of each id's key.
+/// Counts, sizes of bags, or the index of each id's key.
 pub(crate) type NumbersIn<'py> = PyReadonlyArray1<'py, u32>;
-/// Weights of one call.
-pub(crate) type WeightsIn<'py> = PyReadonlyArray1<'py, f32>;
 /// Rows or gradients of one call.
 pub(crate) type RowsIn<'py> = PyReadonlyArray2<'py, f32>;
-type RowsOut<'py> = Bound<'py, PyArray2<f32>>;
+pub(crate) type RowsOut<'py> = Bound<'py, PyArray2<f32>>;
 type UniqueOut<'py> = (Bound<'py, PyArray1<u64>>, Vec<usize>, Bound<'py, PyArray1<u32>>);
+
+/// A table's id, its keys, and what else there is of each key; None stands for an array that is not
+/// given. Which of its arrays is which follows from the dtype.
+pub(crate) struct Batch<'py> {
+    table: u32,
+    keys: KeysIn<'py>,
+    numbers: Option<NumbersIn<'py>>,
+    values: Option<PyReadonlyArrayDyn<'py, f32>>,
+}
+
+impl<'py> FromPyObject<'_, 'py> for Batch<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let fields = object.cast::<PyTuple>()?;
+        let (table, keys) = (fields.get_item(0)?.extract()?, fields.get_item(1)?.extract()?);
+        let mut batch = Self { table, keys, numbers: None, values: None };
+        for array in fields.iter().skip(2).filter(|array| !array.is_none()) {
+            match array.extract() {
+                Ok(numbers) => batch.numbers = Some(numbers),
+                Err(_) => batch.values = Some(array.extract()?),
+            }
+        }
+        Ok(batch)
+    }
+}
+
+/// The arrays of each table, for as long as the batches live.
+pub(crate) fn lend<'a>(batches: &'a [Batch<'_>]) -> PyResult<Vec<Lent<'a>>> {
+    let lent = |batch: &'a Batch<'_>| {
+        Ok(Lent {
+            table: batch.table,
+            keys: slice(&batch.keys)?,
+            numbers: batch.numbers.as_ref().map_or(Ok(&[][..]), slice)?,
+            values: batch.values.as_ref().map_or(Ok(&[][..]), slice)?,
+        })
+    };
+    batches.iter().map(lent).collect()
+}
 
 /// A fresh float32[n, dim] whose content is not defined: for verbs that write it whole.
 pub(crate) fn fresh_rows(py: Python<'_>, n: usize, dim: usize) -> RowsOut<'_> {
@@ -129,3 +168,34 @@ pub(crate) fn is_finite(py: Python<'_>, rows: RowsIn<'_>) -> PyResult<bool> {
     let rows = slice(&rows)?;
     Ok(py.detach(|| core::is_finite(rows)))
 }
+
+/// What Python gets as an array or a dict.
+macro_rules! out {
+    ($name:ident($of:ty) as $target:ty, |$py:ident, $value:ident| $made:expr) => {
+        #[doc = stringify!($of as $target)]
+        pub(crate) struct $name(pub(crate) $of);
+
+        impl From<$of> for $name {
+            fn from(value: $of) -> Self {
+                Self(value)
+            }
+        }
+
+        impl<'py> IntoPyObject<'py> for $name {
+            type Target = $target;
+            type Output = Bound<'py, $target>;
+            type Error = PyErr;
+
+            fn into_pyobject(self, $py: Python<'py>) -> PyResult<Bound<'py, $target>> {
+                let $value = self.0;
+                $made
+            }
+        }
+    };
+}
+
+out!(Keys(Vec<u64>) as PyArray1<u64>, |py, keys| Ok(keys.into_pyarray(py)));
+out!(Flags(Vec<u8>) as PyAny, |py, flags| flags.into_pyarray(py).call_method1("view", ("?",)));
+out!(Counters(texts::Counters) as PyDict, |py, told| PyDict::from_sequence(
+    &told.into_pyobject(py)?
+));

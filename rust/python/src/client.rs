@@ -3,7 +3,7 @@
 use hybridps_serve::{as_numbers, Asked, Client, Words};
 use hybridps_wire::{self as wire, Ask, Outcome, PushHeader};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyMemoryView, PyTuple};
+use pyo3::types::{PyMemoryView, PyTuple};
 
 use crate::arrays::{slice, KeysIn, RowsIn};
 use crate::errors::{misuse, raise};
@@ -12,8 +12,16 @@ use crate::memory::Buffer;
 /// Most bytes of one frame by default, as large as one Data can be.
 const FRAME_LIMIT: usize = 1 << 29;
 
-/// A question, and the buffers to send.
-type Call = (u32, Vec<Py<PyAny>>);
+/// A question, and what to send.
+type Call = (u32, Vec<Sent>);
+
+/// Bytes to send: of our own, or the caller's array as it lies.
+#[derive(IntoPyObject)]
+enum Sent {
+    Ours(Vec<u8>),
+    Array(Py<PyMemoryView>),
+}
+
 /// A table id and its arrays; None stands for an empty one.
 type Batches<'py> = Vec<Bound<'py, PyTuple>>;
 
@@ -52,8 +60,8 @@ fn answer(py: Python<'_>, client: &Client, answer: wire::Answer, frame: Words) -
     Ok(made)
 }
 
-fn bytes_of(py: Python<'_>, words: &[u64]) -> Py<PyAny> {
-    PyBytes::new(py, as_numbers(words)).into_any().unbind()
+fn bytes_of(words: &Words) -> Vec<u8> {
+    as_numbers(words).to_vec()
 }
 
 #[pyclass(module = "hybridps._core")]
@@ -67,7 +75,7 @@ impl ClientConnection {
             .map_or(Ok(array.clone()), |view| Ok(Bound::new(array.py(), Buffer(view))?.into_any()))
     }
 
-    fn ask(&mut self, py: Python<'_>, ask: &Ask, batches: &[Bound<'_, PyTuple>]) -> PyResult<Call> {
+    fn ask(&mut self, ask: &Ask, batches: &[Bound<'_, PyTuple>]) -> PyResult<Call> {
         let (mut sizes, mut views) = (Vec::with_capacity(batches.len()), Vec::new());
         for batch in batches {
             let keys = batch.get_item(1)?;
@@ -89,12 +97,12 @@ impl ClientConnection {
             sizes.push((batch.get_item(0)?.extract()?, bytes));
         }
         let Asked { question, head, arrays } = self.0.ask(ask, &sizes).map_err(raise)?;
-        let mut buffers = vec![bytes_of(py, &head)];
+        let mut buffers = vec![Sent::Ours(bytes_of(&head))];
         for (view, bytes) in views.into_iter().zip(arrays) {
             let Some(view) = view else { continue };
-            buffers.push(view.unbind());
+            buffers.push(Sent::Array(view.cast_into::<PyMemoryView>()?.unbind()));
             if bytes % 8 != 0 {
-                buffers.push(PyBytes::new(py, &[0; 8][bytes % 8..]).into_any().unbind());
+                buffers.push(Sent::Ours(vec![0; 8 - bytes % 8]));
             }
         }
         Ok((question, buffers))
@@ -109,113 +117,53 @@ impl ClientConnection {
         Ok(Self(Client::new(frame_limit, dtype).map_err(misuse)?))
     }
 
-    #[getter]
-    fn closed(&self) -> Option<&str> {
-        self.0.closed()
-    }
-
-    #[getter]
-    fn in_flight(&self) -> usize {
-        self.0.in_flight()
-    }
-
-    #[pyo3(signature = (session, client_id, token=""))]
-    fn start(
-        &mut self,
-        py: Python<'_>,
-        session: u64,
-        client_id: &str,
-        token: &str,
-    ) -> (u32, Py<PyAny>) {
-        let (question, flight) = self.0.start(session, client_id, token);
-        (question, bytes_of(py, &flight))
-    }
-
-    fn lookup(&mut self, py: Python<'_>, batches: Batches<'_>, want_found: bool) -> PyResult<Call> {
-        self.ask(py, &Ask::Lookup { want_found, dtype: self.0.dtype() }, &batches)
-    }
-
-    fn lookup_or_insert(&mut self, py: Python<'_>, batches: Batches<'_>) -> PyResult<Call> {
-        self.ask(py, &Ask::LookupOrInsert { dtype: self.0.dtype() }, &batches)
-    }
-
-    fn lookup_pooled(
-        &mut self,
-        py: Python<'_>,
-        batches: Batches<'_>,
-        key_bytes: u8,
-    ) -> PyResult<Call> {
-        self.ask(py, &Ask::LookupPooled { key_bytes, dtype: self.0.dtype() }, &batches)
-    }
-
-    #[pyo3(signature = (number, step, batches, total=0))]
-    fn apply_gradients(
-        &mut self,
-        py: Python<'_>,
-        number: u64,
-        step: Option<i64>,
-        batches: Batches<'_>,
-        total: u64,
-    ) -> PyResult<Call> {
-        let (push, dtype) = (PushHeader { number, step, total }, self.0.dtype());
-        self.ask(py, &Ask::ApplyGradients { push, dtype }, &batches)
-    }
-
-    fn prefetch(&mut self, py: Python<'_>, batches: Batches<'_>) -> PyResult<Call> {
-        self.ask(py, &Ask::Prefetch, &batches)
-    }
-
-    #[pyo3(signature = (number, table, keys, rows, total=0))]
-    fn assign<'py>(
-        &mut self,
-        py: Python<'py>,
-        number: u64,
-        table: u32,
-        keys: Bound<'py, PyAny>,
-        rows: Bound<'py, PyAny>,
-        total: u64,
-    ) -> PyResult<Call> {
-        let push = PushHeader { number, step: None, total };
-        self.ask(py, &Ask::Assign(push), &[(table, keys, rows).into_pyobject(py)?])
-    }
-
-    #[pyo3(signature = (number, table, keys, total=0))]
-    fn remove<'py>(
-        &mut self,
-        py: Python<'py>,
-        number: u64,
-        table: u32,
-        keys: Bound<'py, PyAny>,
-        total: u64,
-    ) -> PyResult<Call> {
-        let push = PushHeader { number, step: None, total };
-        self.ask(py, &Ask::Remove(push), &[(table, keys).into_pyobject(py)?])
-    }
-
-    fn call(&mut self, py: Python<'_>, verb: &str, params: &[u8]) -> PyResult<Call> {
-        let asked = self.0.call(verb, params).map_err(misuse)?;
-        Ok((asked.question, vec![bytes_of(py, &asked.head)]))
-    }
-
-    #[pyo3(signature = (_hint, /))]
-    fn get_buffer(&mut self, _hint: isize) -> Buffer {
-        Buffer(self.0.buffer())
-    }
-
     fn received(&mut self, py: Python<'_>, count: usize) -> PyResult<Vec<Answer>> {
         let answers = self.0.received(count).map_err(misuse)?.into_iter();
         answers.map(|(made, frame)| answer(py, &self.0, made, frame)).collect()
     }
+}
 
-    fn forget(&mut self, question: u32) {
-        self.0.forget(question);
-    }
+methods! { impl ClientConnection:
+    #[getter] closed(&self) -> Option<&str> = self.0.closed();
+    #[getter] in_flight(&self) -> usize = self.0.in_flight();
+    #[pyo3(signature = (_hint, /))]
+    get_buffer(&mut self, _hint: isize) -> Buffer = Buffer(self.0.buffer());
+    forget(&mut self, question: u32) = self.0.forget(question);
+    probe(&mut self) -> Vec<u8> = bytes_of(&self.0.probe());
+    pending_bytes(&mut self) -> Vec<u8> = bytes_of(&self.0.pending());
+    #[pyo3(signature = (session, client_id, token=""))]
+    start(&mut self, session: u64, client_id: &str, token: &str) -> (u32, Vec<u8>) = {
+        let (question, flight) = self.0.start(session, client_id, token);
+        (question, bytes_of(&flight))
+    };
+    call(&mut self, verb: &str, params: &[u8]) -> PyResult<Call> = {
+        let asked = self.0.call(verb, params).map_err(misuse)?;
+        Ok((asked.question, vec![Sent::Ours(bytes_of(&asked.head))]))
+    };
 
-    fn probe(&mut self, py: Python<'_>) -> Py<PyAny> {
-        bytes_of(py, &self.0.probe())
-    }
+    lookup(&mut self, batches: Batches<'_>, want_found: bool) -> PyResult<Call> =
+        self.ask(&Ask::Lookup { want_found, dtype: self.0.dtype() }, &batches);
+    lookup_or_insert(&mut self, batches: Batches<'_>) -> PyResult<Call> =
+        self.ask(&Ask::LookupOrInsert { dtype: self.0.dtype() }, &batches);
+    lookup_pooled(&mut self, batches: Batches<'_>, key_bytes: u8) -> PyResult<Call> =
+        self.ask(&Ask::LookupPooled { key_bytes, dtype: self.0.dtype() }, &batches);
+    prefetch(&mut self, batches: Batches<'_>) -> PyResult<Call> =
+        self.ask(&Ask::Prefetch, &batches);
+    #[pyo3(signature = (number, step, batches, total=0))]
+    apply_gradients(
+        &mut self, number: u64, step: Option<i64>, batches: Batches<'_>, total: u64
+    ) -> PyResult<Call> = {
+        let (push, dtype) = (push(number, step, total), self.0.dtype());
+        self.ask(&Ask::ApplyGradients { push, dtype }, &batches)
+    };
+    #[pyo3(signature = (number, batches, total=0))]
+    assign(&mut self, number: u64, batches: Batches<'_>, total: u64) -> PyResult<Call> =
+        self.ask(&Ask::Assign(push(number, None, total)), &batches);
+    #[pyo3(signature = (number, batches, total=0))]
+    remove(&mut self, number: u64, batches: Batches<'_>, total: u64) -> PyResult<Call> =
+        self.ask(&Ask::Remove(push(number, None, total)), &batches);
+}
 
-    fn pending_bytes(&mut self, py: Python<'_>) -> Py<PyAny> {
-        bytes_of(py, &self.0.pending())
-    }
+fn push(number: u64, step: Option<i64>, total: u64) -> PushHeader {
+    PushHeader { number, step, total }
 }

@@ -31,68 +31,35 @@ pub(crate) struct ColdCall {
 }
 
 #[pyclass(module = "hybridps._core", frozen)]
-pub(crate) struct HotCall {
-    call: Call,
-    #[pyo3(get)]
-    question: u32,
-    #[pyo3(get)]
-    verb: &'static str,
-    #[pyo3(get)]
-    frame_bytes: usize,
-    #[pyo3(get)]
-    reply_bytes: usize,
-    #[pyo3(get)]
-    announced_bytes: u64,
-    #[pyo3(get)]
-    cost: usize,
-    #[pyo3(get)]
-    is_streamed: bool,
-}
+pub(crate) struct HotCall(Call);
 
-impl From<Call> for HotCall {
-    fn from(call: Call) -> Self {
-        Self {
-            question: call.question(),
-            verb: call.verb(),
-            frame_bytes: call.frame_bytes(),
-            reply_bytes: call.reply_bytes(),
-            announced_bytes: call.announced_bytes(),
-            cost: call.cost_bytes(),
-            is_streamed: call.is_streamed(),
-            call,
-        }
-    }
+methods! { impl HotCall:
+    #[getter] question(&self) -> u32 = self.0.question();
+    #[getter] verb(&self) -> &'static str = self.0.verb();
+    #[getter] frame_bytes(&self) -> usize = self.0.frame_bytes();
+    #[getter] reply_bytes(&self) -> usize = self.0.reply_bytes();
+    #[getter] announced_bytes(&self) -> u64 = self.0.announced_bytes();
+    #[getter] cost(&self) -> usize = self.0.cost_bytes();
+    #[getter] is_streamed(&self) -> bool = self.0.is_streamed();
+    #[getter] tables(&self) -> Vec<u32> = self.0.tables();
+    #[getter] code(&self) -> &str = self.0.code();
+    #[getter] unsent_bytes(&self) -> usize = self.0.unsent_bytes();
 }
 
 #[pymethods]
 impl HotCall {
-    #[getter]
-    fn tables(&self) -> Vec<u32> {
-        self.call.tables()
-    }
-
-    #[getter]
-    fn code(&self) -> &str {
-        self.call.code()
-    }
-
-    #[getter]
-    fn unsent_bytes(&self) -> usize {
-        self.call.unsent_bytes()
-    }
-
     fn run(&self, py: Python<'_>) -> PyResult<Buffer> {
-        let reply = py.detach(|| self.call.run());
+        let reply = py.detach(|| self.0.run());
         Ok(reply.map_err(|misuse| PyRuntimeError::new_err(misuse.0))?.into())
     }
 
     fn try_run(&self, py: Python<'_>) -> Option<Buffer> {
-        py.detach(|| self.call.try_run()).map(Buffer::from)
+        py.detach(|| self.0.try_run()).map(Buffer::from)
     }
 
     #[pyo3(signature = (outlet, /))]
     fn send(&self, py: Python<'_>, outlet: &Outlet) -> PyResult<bool> {
-        let is_full = py.detach(|| self.call.send(&outlet.0));
+        let is_full = py.detach(|| self.0.send(&outlet.0));
         Ok(is_full.map_err(|misuse| PyRuntimeError::new_err(misuse.0))??)
     }
 }
@@ -100,20 +67,17 @@ impl HotCall {
 #[pyclass(module = "hybridps._core", frozen)]
 pub(crate) struct Outlet(Socket);
 
+methods! { impl Outlet:
+    fileno(&self) -> i32 = self.0.as_raw_fd();
+    shutdown(&self) = self.0.shutdown();
+}
+
 #[pymethods]
 impl Outlet {
     #[new]
     #[pyo3(signature = (descriptor, /))]
     fn new(descriptor: i32) -> PyResult<Self> {
         Ok(Self(Socket::duplicate(descriptor)?))
-    }
-
-    fn fileno(&self) -> i32 {
-        self.0.as_raw_fd()
-    }
-
-    fn shutdown(&self) {
-        self.0.shutdown();
     }
 }
 
@@ -123,7 +87,7 @@ pub(crate) struct Connection(serve::Connection);
 fn seen(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
     Ok(match event {
         Event::Login { question, token } => Py::new(py, Login { question, token })?.into_any(),
-        Event::Hot(call) => Py::new(py, HotCall::from(call))?.into_any(),
+        Event::Hot(call) => Py::new(py, HotCall(call))?.into_any(),
         Event::Cold { question, verb, params } => {
             let (frame_bytes, params) = (params.len() * 8, Py::new(py, Buffer::from(params))?);
             Py::new(py, ColdCall { question, verb, frame_bytes, params })?.into_any()
@@ -143,41 +107,6 @@ impl Connection {
         Self(serve::Connection::new(store.engine(), frame_limit, keys_limit))
     }
 
-    #[getter]
-    fn session(&self) -> u64 {
-        self.0.session()
-    }
-
-    #[setter]
-    fn set_session(&self, session: u64) {
-        self.0.set_session(session);
-    }
-
-    #[getter]
-    fn closing(&self) -> Option<&str> {
-        self.0.closing()
-    }
-
-    #[getter]
-    fn is_collecting(&self) -> bool {
-        self.0.is_collecting()
-    }
-
-    #[getter]
-    fn is_inside_frame(&self) -> bool {
-        self.0.is_inside_frame()
-    }
-
-    #[getter]
-    fn frame_wanted(&self) -> usize {
-        self.0.frame_wanted()
-    }
-
-    #[pyo3(signature = (_hint, /))]
-    fn get_buffer(&mut self, _hint: isize) -> Buffer {
-        Buffer(self.0.buffer())
-    }
-
     #[pyo3(signature = (count, at_once=0))]
     fn received(
         &mut self,
@@ -189,10 +118,6 @@ impl Connection {
         all(py, self.0.received(count, at_once, run).map_err(misuse)?)
     }
 
-    fn noted(&mut self) -> Vec<Noted> {
-        self.0.noted()
-    }
-
     fn accept(&mut self, py: Python<'_>, question: u32) -> PyResult<Vec<Py<PyAny>>> {
         all(py, self.0.accept(question))
     }
@@ -200,32 +125,25 @@ impl Connection {
     fn reject(&mut self, py: Python<'_>, question: u32, reason: &str) -> PyResult<Vec<Py<PyAny>>> {
         all(py, self.0.reject(question, reason))
     }
+}
 
-    fn answer(&mut self, question: u32) -> Option<Buffer> {
-        self.0.answer(question).map(Buffer::from)
-    }
-
-    fn returns(&mut self, question: u32, results: &[u8]) -> PyResult<Buffer> {
-        Ok(self.0.returns(question, results).map_err(misuse)?.into())
-    }
-
-    fn fails(&mut self, question: u32, kind: &str, reason: &str) -> PyResult<Buffer> {
-        Ok(self.0.fails(question, kind, reason).map_err(misuse)?.into())
-    }
-
-    fn forget_parts(&self) {
-        self.0.forget_parts();
-    }
-
-    fn cancelled(&self, question: u32) -> bool {
-        self.0.is_canceled(question)
-    }
-
-    fn outgoing(&mut self) -> Buffer {
-        self.0.outgoing().into()
-    }
-
-    fn abort(&mut self, reason: &str) {
-        self.0.abort(reason);
-    }
+methods! { impl Connection:
+    #[getter] session(&self) -> u64 = self.0.session();
+    #[setter] set_session(&self, session: u64) = self.0.set_session(session);
+    #[getter] closing(&self) -> Option<&str> = self.0.closing();
+    #[getter] is_collecting(&self) -> bool = self.0.is_collecting();
+    #[getter] is_inside_frame(&self) -> bool = self.0.is_inside_frame();
+    #[getter] frame_wanted(&self) -> usize = self.0.frame_wanted();
+    #[pyo3(signature = (_hint, /))]
+    get_buffer(&mut self, _hint: isize) -> Buffer = Buffer(self.0.buffer());
+    noted(&mut self) -> Vec<Noted> = self.0.noted();
+    answer(&mut self, question: u32) -> Option<Buffer> = self.0.answer(question).map(Buffer::from);
+    returns(&mut self, question: u32, results: &[u8]) -> PyResult<Buffer> =
+        self.0.returns(question, results).map(Buffer::from).map_err(misuse);
+    fails(&mut self, question: u32, kind: &str, reason: &str) -> PyResult<Buffer> =
+        self.0.fails(question, kind, reason).map(Buffer::from).map_err(misuse);
+    forget_parts(&self) = self.0.forget_parts();
+    cancelled(&self, question: u32) -> bool = self.0.is_canceled(question);
+    outgoing(&mut self) -> Buffer = self.0.outgoing().into();
+    abort(&mut self, reason: &str) = self.0.abort(reason);
 }

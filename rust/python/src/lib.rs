@@ -1,6 +1,9 @@
 //! `hybridps._core`: the engine and the connection as seen from Python. Glue only: unpack, release
 //! the interpreter lock, call, map errors.
 
+#[macro_use]
+mod glue;
+
 mod arrays;
 mod client;
 mod connection;

@@ -86,8 +86,14 @@ impl Client {
     /// A call that carries arrays; of each table the bytes of its arrays.
     ///
     /// # Errors
-    /// `BadInput`: an array fits no message.
+    /// `BadInput`: an array fits no message, or a verb of one table is asked of others.
     pub fn ask(&mut self, ask: &Ask, tables: &[Sizes]) -> Result<Asked> {
+        if ask.is_of_one_table() && tables.len() != 1 {
+            return Err(Error::bad_input(format!(
+                "arrays of {} tables; give those of one",
+                tables.len()
+            )));
+        }
         for (_, sizes) in tables {
             for (what, bytes) in ask.arrays().iter().zip(sizes) {
                 if *bytes > DATA_MAX {

@@ -4,7 +4,8 @@
 //! Floor plan, from the bytes up: `memory` (frames as words, shared without a copy) > `receiver`
 //! (bytes to frames) > `reads`, `pushes` (what a verb does with its arrays), `stream` (a large
 //! reply, sent while it is gathered) by an `outlet` > `call` (one hot call, with what all calls of
-//! a connection share: `shared`) > `connection`, `client` (the two sides).
+//! a connection share: `shared`) > `connection`, `client` (the two sides). Beside them `local` and
+//! `texts`: what a caller in this process asks, by its arrays or in plain fields.
 
 mod allocator;
 mod call;
@@ -12,6 +13,7 @@ mod client;
 mod connection;
 mod dtype;
 mod failure;
+pub mod local;
 mod memory;
 mod outlet;
 mod pushes;

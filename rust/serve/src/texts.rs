@@ -2,8 +2,8 @@
 //! counters and findings by name.
 
 use hybridps_core::{
-    initial_row, Damaged, Durability, Error, Health, Inspected, Result, Scrubbed, TableChange,
-    TableSpec,
+    initial_row, Damaged, Durability, Error, Health, Inspected, Result, Scrubbed, Store,
+    TableChange, TableId, TableInfo, TableSpec,
 };
 
 /// Reads the JSON of a spec and checks its ranges.
@@ -22,6 +22,24 @@ pub fn parse_spec(json: &str) -> Result<TableSpec> {
 pub fn spec_json(spec: &TableSpec) -> String {
     // Numbers, names and options of fixed form: nothing in it can fail to be written.
     serde_json::to_string(spec).unwrap_or_default()
+}
+
+/// Creates a table, or opens an equal one: its id, the stored spec, settings in which they differ.
+///
+/// # Errors
+/// Those of the engine; `BadInput`: no table can have that spec.
+pub fn create_table(store: &Store, spec: &str) -> Result<(TableId, String, Vec<String>)> {
+    let TableInfo { id, spec, warnings } = store.create_table(&parse_spec(spec)?)?;
+    Ok((id, spec_json(&spec), warnings))
+}
+
+/// A table's id and stored spec.
+///
+/// # Errors
+/// Those of the engine.
+pub fn table(store: &Store, name: &str) -> Result<(TableId, String)> {
+    let TableInfo { id, spec, .. } = store.table(name)?;
+    Ok((id, spec_json(&spec)))
 }
 
 /// Reads a JSON object of live settings; null lifts a cap.

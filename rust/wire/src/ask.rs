@@ -73,6 +73,11 @@ impl Ask {
         }
     }
 
+    /// Whether its params name one table, not a list of them.
+    pub fn is_of_one_table(&self) -> bool {
+        matches!(self, Self::Assign(_) | Self::Remove(_))
+    }
+
     /// The call. Its blobs are those of the first table, then those of the next.
     pub(crate) fn call(&self, question: u32, target: &Target, tables: &[Sizes]) -> Layout {
         let (mut composer, at) = rpc::call(question, target, INTERFACE_SESSION, self.verb());
