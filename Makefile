@@ -16,12 +16,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 JOBS ?= 2
+PYTEST_JOBS ?= 2
 # A directory that holds an installed torch; the environment may name it for every command.
 TORCH_FROM ?= $(HYBRIDPS_TORCH_SITE)
 TENSORFLOW_FROM ?= $(HYBRIDPS_TENSORFLOW_SITE)
 
 RUST := $(shell find rust schemas -type f -not -path '*/target/*' 2>/dev/null) Cargo.toml Cargo.lock
-TOOLS := 'maturin>=1.8,<2' 'pytest>=8' 'pytest-asyncio>=0.24' 'hypothesis>=6.100' 'tqdm>=4.66' 'trustme>=1.1'
+TOOLS := 'maturin>=1.8,<2' 'pytest>=8' 'pytest-asyncio>=0.24' 'hypothesis>=6.100' 'tqdm>=4.66' 'trustme>=1.1' 'pytest-xdist>=3.6'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export CARGO_TERM_PROGRESS_WHEN := never
 export PIP_QUIET := 1
@@ -73,18 +74,19 @@ $(VENV)/.tensorflow-client: $(VENV)/.engine $(VENV)/.tensorflow clients/tensorfl
 demo: setup
 	@$(BIN)/python -m hybridps.demo $(ARGS)
 
-# Only the engine's crates: the extension module itself is tested from Python.
+# Only the engine's crates: the extension module itself is tested from Python. Two processes of
+# pytest: most tests wait for a server to start, or for time to pass. `PYTEST_JOBS=0` is one alone.
 test: setup
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --cargo-quiet -j$(JOBS) -p hybridps-core -p hybridps-wire -p hybridps-serve; \
 	else cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire -p hybridps-serve; fi
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist worksteal $(ARGS)
 
 # The same campaigns with more rounds; tests read HYBRIDPS_LONG.
 test-long: setup
 	@HYBRIDPS_LONG=1 cargo test --quiet -p hybridps-core --features schedules schedules
 	@HYBRIDPS_LONG=1 PROPTEST_CASES=2000 cargo test --quiet -j$(JOBS) -p hybridps-core -p hybridps-wire -p hybridps-serve
-	@HYBRIDPS_LONG=1 $(BIN)/python -m pytest $(ARGS)
+	@HYBRIDPS_LONG=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist worksteal $(ARGS)
 
 bench: setup
 	@for script in inprocess tier device tiers stalls opening wire pooled redis; do \
