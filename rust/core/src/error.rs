@@ -21,6 +21,8 @@ pub enum ErrorKind {
     Config,
     /// The store cannot answer: closed, taken over, or its device failed.
     Unavailable,
+    /// What changed since a cursor cannot be told: begin without one.
+    Cursor,
     /// It would have to wait for the device, and holds what others need. Inside the engine alone:
     /// no verb returns it.
     Busy,
@@ -69,4 +71,4 @@ macro_rules! constructors {
 
 constructors!(bad_input BadInput, table_not_found TableNotFound, table_mismatch TableMismatch,
     store_full StoreFull, corruption Corruption, config Config, unavailable Unavailable,
-    busy Busy);
+    cursor Cursor, busy Busy);

@@ -46,9 +46,10 @@ pub use init::initial_row;
 pub use optimizer::{is_finite, GradientOptions};
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
-    needs, Assign, ChangesCost, ChangesEnd, ChangesPiece, ChangesQuery, Damaged, Detail, Fate,
-    GradientBatch, InsertBatch, Inspected, LookupBatch, Needs, PooledBatch, PushOutcome, RowTier,
-    Scrubbed, Snapshot, Store, StoreConfig, TableInfo, Tell, POOL_BYTES,
+    needs, Assign, ChangesCost, ChangesEnd, ChangesPage, ChangesPiece, ChangesQuery, Cursor,
+    Damaged, Detail, Fate, GradientBatch, InsertBatch, Inspected, LookupBatch, Needs, PageQuery,
+    PooledBatch, PushOutcome, RowTier, Scrubbed, Snapshot, Store, StoreConfig, TableInfo, Tell,
+    POOL_BYTES,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,

@@ -26,6 +26,7 @@ pub fn class_of(kind: ErrorKind) -> &'static str {
         ErrorKind::Corruption => "CorruptionError",
         ErrorKind::Config => "ConfigError",
         ErrorKind::Unavailable => "UnavailableError",
+        ErrorKind::Cursor => "CursorError",
         _ => "HybridPSError",
     }
 }

@@ -88,6 +88,16 @@ fn fingerprint(hash: u64) -> u64 {
     ((hash >> (64 - 12 - FINGERPRINT_BITS)) & ((1 << FINGERPRINT_BITS) - 1)).max(1)
 }
 
+/// Cells of the key space: what the index tells apart. In order of the buckets; a bucket has
+/// `CELLS_A_BUCKET` of them.
+pub(crate) const CELLS: u64 = BUCKETS as u64 * CELLS_A_BUCKET;
+pub(crate) const CELLS_A_BUCKET: u64 = 1 << FINGERPRINT_BITS;
+
+/// The cell of a key with this hash.
+pub(crate) fn cell(hash: u64) -> u64 {
+    u64::from(bucket(hash)) * CELLS_A_BUCKET + fingerprint(hash)
+}
+
 /// The line of a region of `count` at which the search for a fingerprint begins.
 #[inline(always)]
 fn home(fingerprint: u64, count: usize) -> usize {

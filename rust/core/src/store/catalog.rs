@@ -280,6 +280,14 @@ impl Catalog {
         self.by_id.insert(table.id, table);
     }
 
+    /// All tables in order of their names, each with its id and dim.
+    pub(super) fn listed(&self) -> Vec<(String, TableId, u32)> {
+        let entry = |table: &Arc<Table>| (table.name(), table.id, table.dim as u32);
+        let mut tables: Vec<_> = self.by_id.values().map(entry).collect();
+        tables.sort_unstable();
+        tables
+    }
+
     fn forget(&mut self, name: &str) -> Option<Arc<Table>> {
         let id = self.by_name.remove(name)?;
         self.leaving = None;

@@ -51,7 +51,10 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-pub use self::changes::{ChangesCost, ChangesEnd, ChangesPiece, ChangesQuery, Detail, Tell};
+pub use self::changes::{
+    ChangesCost, ChangesEnd, ChangesPage, ChangesPiece, ChangesQuery, Cursor, Detail, PageQuery,
+    Tell,
+};
 pub use self::config::StoreConfig;
 pub use self::damaged::{Damaged, Fate};
 use self::engine::Engine;
@@ -365,6 +368,25 @@ impl Store {
     ) -> Result<(ChangesEnd, ChangesCost)> {
         let _call = self.engine.enter_reading()?;
         self.engine.tell_changes(query, tell)
+    }
+
+    /// As `changes`, as much as fits a message; the next page begins at its `next`.
+    ///
+    /// # Errors
+    /// Those of `changes`; `Cursor` when changes since then cannot be told any more.
+    pub fn changes_page(&self, query: &PageQuery) -> Result<ChangesPage> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.changes_page(query)
+    }
+
+    /// Where the store is now: whoever knows all up to here, and asks for the changes since, misses
+    /// none. Waits for the turns of calls that are ordered by now.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn cursor(&self) -> Result<Cursor> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.cursor()
     }
 
     /// Counters of one table, by the names of the public API.

@@ -9,9 +9,11 @@ use std::ops::Range;
 
 use super::Following;
 use crate::error::Result;
-use crate::index::Location;
+use crate::index::{cell, Location, CELLS_A_BUCKET};
 use crate::journal::{Entry, Frame};
 use crate::log::Newer;
+use crate::store::engine::Engine;
+use crate::store::order::Sequencer;
 use crate::table::{Look, Tickets};
 use crate::types::{Place, Push, Sequence};
 
@@ -36,10 +38,9 @@ pub(super) enum Found {
     Ahead,
 }
 
-/// All rows of a bucket, as the index names them at one moment.
+/// All rows of some cells of a bucket, as the index names them at one moment.
 pub(super) struct Listing {
     pub(super) bucket: u32,
-    pub(super) up_to: Sequence,
     /// Of rows in DRAM.
     pub(super) rows: Vec<(u64, Sequence)>,
     /// Of records, when this was the greatest incarnation given out.
@@ -56,7 +57,7 @@ impl Following<'_> {
         most: usize,
     ) -> Result<Found> {
         let stripe = (buckets.start / self.engine.tier.buckets_per_stripe) as usize;
-        let up_to = self.advance(stripe)?;
+        let up_to = self.engine.advance(stripe)?;
         if since > up_to {
             return Ok(Found::Ahead);
         }
@@ -109,14 +110,28 @@ impl Following<'_> {
         Ok(true)
     }
 
-    /// Lists a bucket; `None` if it has more than `most` rows.
-    pub(super) fn list(&self, bucket: u32, most: usize) -> Result<Option<Listing>> {
+    /// How many rows cells of one bucket have now.
+    pub(super) fn count(&self, cells: &Range<u64>) -> usize {
+        let bucket = (cells.start / CELLS_A_BUCKET) as u32;
+        let stripe = bucket / self.engine.tier.buckets_per_stripe;
+        let state = self.engine.stripes[stripe as usize].lock();
+        state.parts.get(&self.table.id).map_or(0, |part| {
+            let entries = part.index.bucket_entries(bucket);
+            entries.filter(|(hash, _)| cells.contains(&cell(*hash))).count()
+        })
+    }
+
+    /// Lists cells of one bucket; `None` if they have more than `most` rows. The stripe has
+    /// advanced before.
+    pub(super) fn list(&self, cells: &Range<u64>, most: usize) -> Option<Listing> {
+        let bucket = (cells.start / CELLS_A_BUCKET) as u32;
         let stripe = (bucket / self.engine.tier.buckets_per_stripe) as usize;
-        let up_to = self.advance(stripe)?;
         let (mut rows, mut places) = (Vec::new(), Vec::new());
         let state = self.engine.stripes[stripe].lock();
         if let Some(part) = state.parts.get(&self.table.id) {
-            let locations = part.index.bucket_locations(bucket);
+            let entries = part.index.bucket_entries(bucket);
+            let own = entries.filter(|(hash, _)| cells.contains(&cell(*hash)));
+            let locations = own.map(|(_, location)| location);
             for location in locations.take(most + 1).collect::<Vec<Location>>() {
                 match location.resolve() {
                     Ok(at) => {
@@ -132,19 +147,20 @@ impl Following<'_> {
         drop(state);
         places.sort_unstable();
         let is_whole = rows.len() + places.len() <= most;
-        Ok(is_whole.then_some(Listing { bucket, up_to, rows, places, newest }))
+        is_whole.then_some(Listing { bucket, rows, places, newest })
     }
+}
 
+impl Engine {
     /// Lets the stripe come as far as the calls that are ordered by now. Returns up to where its
     /// changes have been made: later ones are above.
-    fn advance(&self, stripe: usize) -> Result<Sequence> {
-        let engine = self.engine;
-        let own = &engine.stripes[stripe];
+    pub(super) fn advance(&self, stripe: usize) -> Result<Sequence> {
+        let own = &self.stripes[stripe];
         if own.lock().progress.is_crowded() {
             self.pass(stripe)?;
         }
         let (ticket, last) = {
-            let sequencer = engine.sequencer.lock();
+            let sequencer = self.sequencer.lock();
             (sequencer.tickets[stripe], sequencer.last)
         };
         own.wait_served(ticket);
@@ -156,21 +172,23 @@ impl Following<'_> {
     /// Sends a call that changes nothing through the stripe: what reads make then has fresh
     /// numbers.
     fn pass(&self, stripe: usize) -> Result<()> {
-        let engine = self.engine;
-        let frame = || {
-            // Nobody's session, and no number to remember.
-            let push = Push { session: 0, number: 0, step: None };
-            Frame::new(&Entry::Remove { push, table: self.table.id, keys: &[] })
-        };
-        // After a crash cursors up to here must still be known.
-        let frame = engine.is_journaled().then(frame).transpose()?;
-        let mut sequencer = engine.sequencer.lock();
-        let sequence = engine.order_entry(&mut sequencer, frame)?;
+        let mut sequencer = self.sequencer.lock();
+        let sequence = self.order_nothing(&mut sequencer)?;
         sequencer.tickets[stripe] += 1;
         let drawn = vec![(stripe, sequencer.tickets[stripe] - 1)];
         drop(sequencer);
         // It takes its turn, and that is all.
-        drop(Tickets::new(&engine.stripes, sequence, drawn));
+        drop(Tickets::new(&self.stripes, sequence, drawn));
         Ok(())
+    }
+
+    /// Gives a place in the order to a call that changes nothing.
+    pub(super) fn order_nothing(&self, sequencer: &mut Sequencer) -> Result<Sequence> {
+        // Nobody's session, no number to remember, and of whichever table: it names no key.
+        let push = Push { session: 0, number: 0, step: None };
+        let frame = || Frame::new(&Entry::Remove { push, table: 0, keys: &[] });
+        // After a crash cursors up to here must still be known.
+        let frame = self.is_journaled().then(frame).transpose()?;
+        self.order_entry(sequencer, frame)
     }
 }

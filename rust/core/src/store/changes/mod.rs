@@ -7,9 +7,11 @@
 //! hundred rows are looked at or copied at a time, and no lock is held while a device is read or
 //! the follower takes what it is told.
 //!
-//! `find` looks for what is newer, `tell` reads it. See docs/adr/0016-changes.md.
+//! `find` looks for what is newer, `tell` reads it, `page` gives as much as fits a message. See
+//! docs/adr/0016-changes.md and docs/adr/0029-changes-by-pages-and-replicas.md.
 
 mod find;
+mod page;
 mod tell;
 
 use std::ops::Range;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::find::Found;
+pub use self::page::{ChangesPage, Cursor, PageQuery};
 use self::tell::Teller;
 use super::engine::Engine;
 use super::pressure::PATIENCE;

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::find::{Listing, Newest};
 use super::{ChangesEnd, ChangesPiece, Detail, Following, Tell, SHARE};
 use crate::error::{Error, Result};
+use crate::index::CELLS_A_BUCKET;
 use crate::log::{Read, RecordView};
 use crate::store::engine::Engine;
 use crate::store::fetch::{batch_bytes, count_reads, Damage, Miss, Receiver, Source, Wanted};
@@ -257,21 +258,29 @@ impl Following<'_> {
     }
 
     fn copy_bucket(&mut self, bucket: u32, tell: &mut Tell<'_>) -> Result<Sequence> {
+        let stripe = bucket / self.engine.tier.buckets_per_stripe;
+        let up_to = self.engine.advance(stripe as usize)?;
+        let first = u64::from(bucket) * CELLS_A_BUCKET;
+        self.copy_cells(&(first..first + CELLS_A_BUCKET), tell)?;
+        Ok(up_to)
+    }
+
+    /// All rows of cells of one bucket, whose stripe has advanced before.
+    pub(super) fn copy_cells(&mut self, cells: &Range<u64>, tell: &mut Tell<'_>) -> Result<()> {
         let ledger = &self.engine.ledger;
         let mut most = ledger.calls_max() / SHARE;
-        let (mut up_to, mut told_to) = (None, 0);
+        let mut told_to = 0;
         loop {
             let mut teller = Teller::new(self.engine, &self.table, self.detail);
             let deadline = Instant::now() + PATIENCE;
             let _memory = ledger.hold_for_call(most + teller.bytes(), deadline)?;
-            let Some(mut listing) = self.list(bucket, (most / super::KEY_BYTES) as usize)? else {
+            let Some(mut listing) = self.list(cells, (most / super::KEY_BYTES) as usize) else {
                 most *= 2;
                 if most + teller.bytes() > ledger.calls_max() {
-                    return Err(self.too_many(bucket));
+                    return Err(self.too_many((cells.start / CELLS_A_BUCKET) as u32));
                 }
                 continue;
             };
-            let up_to = *up_to.get_or_insert(listing.up_to);
             // What was told from where it lies is not told again when others have moved.
             listing.places.retain(|&place| self.engine.tier.log.incarnation(place) > told_to);
             let mut others = std::mem::take(&mut listing.rows);
@@ -279,7 +288,7 @@ impl Following<'_> {
             teller.tell_rows(&others, tell)?;
             self.cost.told += teller.told;
             if are_all_there {
-                return Ok(up_to);
+                return Ok(());
             }
             told_to = listing.newest;
         }
