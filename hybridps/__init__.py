@@ -24,6 +24,7 @@ from hybridps.errors import (
     BadInputError,
     ConfigError,
     CorruptionError,
+    CursorError,
     DeadlineError,
     HybridPSError,
     StoreFullError,
@@ -58,6 +59,7 @@ from hybridps.types import (
     Zeros,
 )
 from hybridps.verbs.inspect import Inspected
+from hybridps.verbs.pull import Change
 from hybridps.verbs.scrub import Damaged, Scrubbed
 
 __all__ = [
@@ -70,9 +72,11 @@ __all__ = [
     "AdamW",
     "AuthError",
     "BadInputError",
+    "Change",
     "ConfigError",
     "Constant",
     "CorruptionError",
+    "CursorError",
     "Damaged",
     "DeadlineError",
     "GroupAdam",

@@ -109,6 +109,17 @@ class Store:
     def prefetch(self, batches: Sequence[tuple[int, Keys]]) -> None: ...
     def size(self, table: int) -> int: ...
     def keys(self, table: int, bucket: int) -> tuple[Keys, int]: ...
+    def cursor(self) -> tuple[str, int, list[tuple[str, int, int]]]:
+        """Which store, up to where all changes are made, and name, id and dim of its tables."""
+
+    def changes(
+        self, table: int, cells: tuple[int, int], since: int | None, most_bytes: int
+    ) -> tuple[Keys, Keys, NDArray[np.float32], int]:
+        """A page: keys removed, keys of rows, their values one after the other, and where to go on.
+
+        Raises CursorError when changes since then cannot be told any more.
+        """
+
     def table_stats(self, table: int) -> dict[str, int]: ...
     def stats(self) -> dict[str, int]: ...
     def snapshot(self) -> tuple[dict[str, int], list[str], list[tuple[str, list[int]]]]:

@@ -33,6 +33,7 @@ from hybridps import (
     Uniform,
     Zeros,
     __version__,
+    cli_changes,
     cli_token,
     cli_upkeep,
     connect,
@@ -107,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", UserWarning)
             result = flags.run(ps, flags)
+            if result is None:  # It has printed what there was, as it came.
+                return 0
     except HybridPSError as error:
         return _fail(error, as_json=flags.json)
     printed = _print(json.dumps(result) if flags.json else flags.show(result))
@@ -159,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _add(commands, "inspect", cli_upkeep.inspect, cli_upkeep.show_inspect,
                    "where a row is, and what is known of it")  # fmt: skip
     cli_upkeep.add_inspect(inspect)
+    changes = _add(commands, "changes", cli_changes.changes, str,
+                   "what changes in a table, as JSON lines")  # fmt: skip
+    cli_changes.add_changes(changes)
     _add_plan(commands)
     return parser
 

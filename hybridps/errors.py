@@ -9,6 +9,7 @@ HybridPSError
 +-- ConfigError                                a setting or directory cannot be used
 +-- UnavailableError     also ConnectionError  no server answers, or the store is closed
 +-- DeadlineError        also TimeoutError     the call's time is over
++-- CursorError                                changes since then cannot be told any more
 +-- AuthError                                  the token does not allow it, or TLS was refused
 
 Texts name the thing, the value seen and what to do. The Rust module raises these classes too.
@@ -59,6 +60,10 @@ class DeadlineError(HybridPSError, TimeoutError):
     """The time given to a call is over; a push may still have been applied."""
 
 
+class CursorError(HybridPSError):
+    """What changed since a cursor cannot be told: begin with None."""
+
+
 class AuthError(HybridPSError):
     """The server asks for a token, or the one given does not allow the call; nothing changed."""
 
@@ -74,6 +79,7 @@ BY_NAME: Final[dict[str, type[HybridPSError]]] = {
         ConfigError,
         UnavailableError,
         DeadlineError,
+        CursorError,
         AuthError,
     )
 }

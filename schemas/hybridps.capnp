@@ -178,6 +178,14 @@ interface Session {
   # were read; mends what can be. The next step begins at `next`, unless `isEnd`.
   scrub @20 (start :UInt64, bytes :UInt64) -> (next :UInt64, isEnd :Bool, records :UInt64,
     bytes :UInt64, totalBytes :UInt64, damaged :List(Damaged));
+  # Where the server's store is now: all changes up to `sequence` are made, later ones are above.
+  # `store`: 32 hexadecimal digits, another for every store.
+  cursor @21 () -> (store :Text, sequence :UInt64, tables :List(TableEntry));
+  # What changed in cells [start, end) of a table, a page of about `bytes`: of rows newer than
+  # `since` (all, unless hasSince) key and value, and keys that were removed since. The page covers
+  # the cells below `next`. A cell is what the first 36 bits of a key's hash say; 2^36 in all.
+  changes @22 (table :UInt32, start :UInt64, end :UInt64, hasSince :Bool, since :UInt64,
+    bytes :UInt64) -> (removed :Data, keys :Data, rows :Data, next :UInt64);
 }
 
 struct InspectedRow {
@@ -191,6 +199,12 @@ struct InspectedRow {
   lastSeen @7 :UInt32;           # Unix seconds of the last training read; 0: never
   norm @8 :Float64;              # Euclidean length of the value
   error @9 :Text;                # why it cannot be read; empty: it can
+}
+
+struct TableEntry {
+  name @0 :Text;
+  id @1 :UInt32;
+  dim @2 :UInt32;
 }
 
 struct Damaged {

@@ -99,6 +99,11 @@ class Driver:
             result: T = stop.value
             return result
 
+    @staticmethod
+    async def pause(seconds: float) -> None:
+        """Does nothing for so long."""
+        await asyncio.sleep(seconds)
+
 
 class Table(Awaited, TableVerbs):
     """A table of a `ParameterServer`, found at its first verb. It stays with its table: after a

@@ -2,6 +2,7 @@
 containers. Safe to use from many threads.
 """
 
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -59,6 +60,11 @@ class Driver:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    @staticmethod
+    def pause(seconds: float) -> None:
+        """Does nothing for so long."""
+        time.sleep(seconds)
 
 
 class Table(Blocking, TableVerbs):

@@ -373,18 +373,23 @@ class Connection:
             )
             self.answered(booking, self.wire.fails(call.question, "failed", reason))
         elif isinstance(call, _core.ColdCall):
-            self._start(booking)
+            self._take_reply(booking, VERBS[call.verb].REPLY_MAX_BYTES)
         elif (refusal := self._refusal(call)) is not None:
             self.answered(booking, self.wire.fails(call.question, "failed", refusal))
         elif VERBS[call.verb].ORDER is Order.READ and self.wire.cancelled(call.question):
             self.answered(booking, self.wire.fails(call.question, "failed", "canceled"))
         elif call.announced_bytes:
             self._collect(booking, call.announced_bytes)
-        elif call.reply_bytes <= SMALL_REPLY_BYTES:
-            booking.reply = self._host.replies.hold(call.reply_bytes)
+        else:
+            self._take_reply(booking, call.reply_bytes)
+
+    def _take_reply(self, booking: Booking, count: int) -> None:
+        """Starts the call once its reply has memory: at once, if it is small."""
+        if count <= SMALL_REPLY_BYTES:
+            booking.reply = self._host.replies.hold(count)
             self._start(booking)
         else:
-            booking.reply = Grant(self._host.replies, call.reply_bytes)
+            booking.reply = Grant(self._host.replies, count)
             booking.reply.take(partial(self._start, booking))
 
     def _refusal(self, call: _core.HotCall) -> str | None:

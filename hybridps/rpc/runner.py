@@ -127,5 +127,7 @@ class Runner:
             code = "HybridPSError"
             reply = connection.wire.fails(call.question, "failed", _INTERNAL)
         self._observe(booking, code)
-        booking.reply = self._host.replies.hold(len(reply))
+        booked, booking.reply = booking.reply, self._host.replies.hold(len(reply))
+        if booked is not None:
+            booked.release()
         connection.answered(booking, reply)

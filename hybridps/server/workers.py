@@ -22,6 +22,8 @@ QUEUED_PER_THREAD = 4
 # Operators' calls may each wait for the device for long, and few are made at a time.
 ORDERS_THREADS = 4
 LOOKS_THREADS = 2
+# Followers may be many, and take what is left by those that train and read.
+CHANGES_THREADS = 2
 # One sample is taken at a time; while it waits a page can be made of the last one.
 SAMPLES_THREADS = 2
 
@@ -34,7 +36,7 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         sizes = {Lane.LOOKS: LOOKS_THREADS, Lane.ORDERS: ORDERS_THREADS}
-        sizes[Lane.SAMPLES] = SAMPLES_THREADS
+        sizes |= {Lane.SAMPLES: SAMPLES_THREADS, Lane.CHANGES: CHANGES_THREADS}
         self._pools = {lane: _Pool(lane.value, sizes.get(lane, threads)) for lane in Lane}
 
     @property

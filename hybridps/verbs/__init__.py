@@ -17,6 +17,7 @@ from hybridps.verbs.apply_gradients import (
 from hybridps.verbs.assign import Assign, AssignOfTable
 from hybridps.verbs.calls import Call
 from hybridps.verbs.catalog import TableT
+from hybridps.verbs.changes import Changes, NowOf
 from hybridps.verbs.counters import CountersOfStore, CountersOfTable, Stats, TableStats
 from hybridps.verbs.create_table import CreateTable, CreateTableOfStore
 from hybridps.verbs.flush import Flush, FlushOfStore
@@ -32,6 +33,7 @@ from hybridps.verbs.lookup_or_insert import (
 from hybridps.verbs.open_table import OpenTable
 from hybridps.verbs.pooled import LookupPooled
 from hybridps.verbs.prefetch import Prefetch, PrefetchOfStore
+from hybridps.verbs.pull import ChangesOfStore
 from hybridps.verbs.remove import Remove, RemoveOfTable
 from hybridps.verbs.scrub import Scrub, ScrubOfStore
 from hybridps.verbs.settings import Alter, SetLearningRate, SettingsOfTable
@@ -41,6 +43,7 @@ _CALLS: Final[tuple[type[Call[Any]], ...]] = (
     *(Lookup, LookupOrInsert, ApplyGradients, Hello, Prefetch, Assign, Remove),
     *(CreateTable, OpenTable, ListTables, DropTable, SetLearningRate, Alter),
     *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled, Inspect, Scrub),
+    *(NowOf, Changes),
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
@@ -72,5 +75,6 @@ class StoreVerbs(
     CountersOfStore[TableT],
     FlushOfStore[TableT],
     ScrubOfStore[TableT],
+    ChangesOfStore[TableT],
 ):
     """All verbs of a store, or of all servers of a client."""

@@ -67,6 +67,8 @@ class Call(abc.ABC, Generic[T]):
     ORDER: ClassVar[Order]
     LANE: ClassVar[Lane]
     RIGHT: ClassVar[Right]
+    # Of a reply that may be large: bytes that a server sets aside before the call is run.
+    REPLY_MAX_BYTES: ClassVar[int] = 0
 
     def touches(self) -> Sequence[int | str]:
         """The tables that it is about, by id or by name; a token may be for some only."""

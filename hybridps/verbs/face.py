@@ -53,6 +53,18 @@ class Run(Generic[T]):
     timeout: float | None = None
 
 
+class Pause(Run[Any]):
+    """Nothing is to be done for so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(_nothing())
+        self.seconds = seconds
+
+
+def _nothing() -> Steps[None]:
+    yield from ()
+
+
 # One thing after the other; what gives None is passed over.
 Walk = Iterator[Run[T | None]]
 
@@ -65,12 +77,18 @@ class Driver(Protocol):
     def finish(self, run: Run[T]) -> T:
         """To its result."""
 
+    def pause(self, seconds: float) -> None:
+        """Does nothing for so long."""
+
 
 class AwaitedDriver(Protocol):
     """As `Driver`, awaited."""
 
     async def finish(self, run: Run[T]) -> T:
         """To its result."""
+
+    async def pause(self, seconds: float) -> None:
+        """Does nothing for so long."""
 
 
 class Blocking:
@@ -162,7 +180,9 @@ class _Iterated(Verb[B, A]):
 
         def method(face: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
             for run in make(face, *args, **kwargs):
-                if (item := _driver_of(face).finish(run)) is not None:
+                if isinstance(run, Pause):
+                    _driver_of(face).pause(run.seconds)
+                elif (item := _driver_of(face).finish(run)) is not None:
                     yield item
 
         return method
@@ -172,7 +192,9 @@ class _Iterated(Verb[B, A]):
 
         async def method(face: Any, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             for run in make(face, *args, **kwargs):
-                if (item := await _driver_of(face).finish(run)) is not None:
+                if isinstance(run, Pause):
+                    await _driver_of(face).pause(run.seconds)
+                elif (item := await _driver_of(face).finish(run)) is not None:
                     yield item
 
         return method

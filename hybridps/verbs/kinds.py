@@ -31,6 +31,8 @@ class Lane(Enum):
     PUSHES = "pushes"
     # Answered from memory: who is there, names, counters.
     LOOKS = "looks"
+    # What followers ask: rows are read for them, and turns of calls waited for.
+    CHANGES = "changes"
     # What writes the manifest, syncs, or walks a whole table.
     ORDERS = "orders"
     # The server's own looks at its counters; no verb runs here.

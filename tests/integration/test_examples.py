@@ -17,7 +17,10 @@ import hybridps as hps
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN_S = 180
-TESTED = {"deepfm_torch", "deepfm_keras", "inference_service", "two_models", "string_ids"}
+TESTED = {
+    *("deepfm_torch", "deepfm_keras", "inference_service", "two_models", "string_ids"),
+    "vector_index",
+}
 
 
 def needs(*modules):
@@ -86,6 +89,21 @@ def test_string_ids(url):
     said = run("string_ids", url)
     red, green, _ = numbers(said, r": ([+-][\d.]+)")
     assert red > 0.5 > -0.5 > green
+
+
+def test_vector_index(url, tmp_path):
+    """The index goes on from where it was, and knows what is like what after every change."""
+    place = tmp_path / "index.npz"
+    with hps.connect(url) as ps:
+        table = ps.create_table(hps.TableSpec("vectors", 2, hps.SGD(0.1)))
+        table.assign([1, 2, 3, 4], np.array([[1, 0], [9, 1], [0, 1], [0, 8]], np.float32))
+        said = run("vector_index", url, "vectors", "1", str(place))
+        assert (numbers(said, r"(\d+) vectors"), numbers(said, r"key (\d+)")) == ([4], [2, 3, 4])
+        table.remove([2])
+        table.assign([4, 5], np.array([[7, 0], [1, 2]], np.float32))
+        said = run("vector_index", url, "vectors", "1", str(place))
+        assert (numbers(said, r"(\d+) vectors"), numbers(said, r"key (\d+)")) == ([4], [4, 5, 3])
+        assert numbers(said, r"(\d+) changed") == [3]
 
 
 async def test_inference_service(url):

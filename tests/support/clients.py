@@ -121,6 +121,15 @@ class AsyncClient:
         """All steps."""
         return self.run(_collect(self.ps.scrub(*args, **kwargs)))
 
+    def changes(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """One after the other, as they come."""
+        changes = self.ps.changes(*args, **kwargs)
+        try:
+            while (change := self.run(_next(changes))) is not None:
+                yield change
+        finally:
+            self.run(changes.aclose())
+
     def close(self) -> None:
         """Closes the client and its loop."""
         if self._thread.is_alive():
@@ -166,6 +175,10 @@ class AsyncTable:
 
 async def _await(awaitable: Any) -> Any:
     return await awaitable
+
+
+async def _next(items: Any) -> Any:
+    return await anext(items, None)
 
 
 async def _collect(pages: Any) -> list[Any]:

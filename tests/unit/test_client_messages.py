@@ -39,6 +39,8 @@ CALLS: list[Call[Any]] = [
     verbs.TableStats(1),
     verbs.Stats(),
     verbs.Flush(),
+    verbs.NowOf(),
+    verbs.Changes(1, 2**35, 2**36, 7, 1 << 20),
 ]
 
 

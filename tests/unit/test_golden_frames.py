@@ -20,6 +20,7 @@ from hybridps import _core, verbs
 from hybridps.client import messages
 from hybridps.rpc import schemas
 from hybridps.verbs.calls import Call, Cold, Push, ServerInfo
+from hybridps.verbs.changes import Entry, Now, Page
 from hybridps.verbs.inspect import Inspected
 from hybridps.verbs.open_table import Opened
 from hybridps.verbs.scrub import Damaged, Scrubbed
@@ -66,6 +67,9 @@ ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.Assign([(TABLE, KEYS, ROWS)]), None),
     (verbs.LookupPooled([(TABLE, KEYS, np.array([2, 0], np.uint32), ROWS[0])]), [[0, -10], [0, 0]]),
     (verbs.LookupPooled([(TABLE, KEYS[:1], np.array([1], np.uint32), None)]), [[1, -2]]),
+    (verbs.NowOf(), Now("0123456789abcdef" * 2, 2**63, {"item": Entry(TABLE, 2)})),
+    (verbs.Changes(TABLE, 2**24, 2**36, 2**40, 1 << 20), Page(KEYS[:1], KEYS, ROWS, 2**36)),
+    (verbs.Changes(TABLE, 0, 2**36, None, 1 << 20), Page(KEYS[:0], KEYS[:0], ROWS[:0], 2**25)),
 ]
 
 
@@ -193,6 +197,10 @@ def test_a_client_reads_the_answers(conversation: Conversation) -> None:
             np.testing.assert_array_equal(reply[0], value)
         elif isinstance(call, verbs.LookupPooled):
             np.testing.assert_array_equal(reply[0], told)
+        elif isinstance(call, verbs.Changes):
+            for name in ("removed", "keys", "rows"):
+                assert getattr(reply, name).tobytes() == getattr(told, name).tobytes()
+            assert reply.next == told.next
         elif isinstance(call, verbs.KeysOf):
             np.testing.assert_array_equal(reply[0], told[0])
         elif isinstance(call, verbs.Remove):

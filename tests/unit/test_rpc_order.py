@@ -22,9 +22,9 @@ def test_every_verb_that_changes_something_is_a_push() -> None:
         return {name for name, verb in VERBS.items() if verb.ORDER is order}
 
     reads = {"lookup", "lookupOrInsert", "prefetch", "table", "tables", "size", "keys"}
-    reads |= {"tableStats", "stats", "lookupPooled", "inspect"}
+    reads |= {"tableStats", "stats", "lookupPooled", "inspect", "cursor"}
     assert of(Order.READ) == reads
-    assert of(Order.FREE) == {"flush", "scrub"}
+    assert of(Order.FREE) == {"flush", "scrub", "changes"}
 
 
 def test_reads_overlap_and_pushes_stand_alone() -> None:

@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hybridps_core::{Push, Snapshot, Store, StoreConfig};
+use hybridps_core::{Cursor, Detail, PageQuery, Push, Snapshot, Store, StoreConfig};
 use hybridps_serve::local::{self, Lent, Rooms};
 use hybridps_serve::texts::{self, Finding, Row, Step};
 use numpy::PyArrayMethods;
 use pyo3::prelude::*;
 
-use crate::arrays::{fresh_rows, lend, Batch, Counters, Flags, Keys, RowsOut};
+use crate::arrays::{fresh_rows, lend, Batch, Counters, Flags, Keys, Numbers, RowsOut};
 use crate::errors::raise;
 
+type CursorOut = (String, u64, Vec<(String, u32, u32)>);
 type SnapshotOut = (Counters, Vec<&'static str>, Vec<(String, Vec<u64>)>);
 
 /// The engine in this process. `process` is the one that opened it: after a fork the engine
@@ -153,6 +154,9 @@ verbs! { impl PyStore, store:
 
     size(table: u32) -> u64 = store.len(table);
     keys(table: u32, bucket: u32) -> (Keys, u32) = keys_of(store, table, bucket);
+    cursor() -> CursorOut = store.cursor().map(moment);
+    changes(table: u32, cells: (u64, u64), since: Option<u64>, most_bytes: u64)
+        -> (Keys, Keys, Numbers, u64) = page(store, table, cells, since, most_bytes);
     table_stats(table: u32) -> Counters = store.table_stats(table);
     stats() -> Counters = Ok(store.stats());
     snapshot() -> SnapshotOut = Ok(told(store.snapshot()));
@@ -174,4 +178,20 @@ fn keys_of(store: &Store, table: u32, bucket: u32) -> hybridps_core::Result<(Key
     let mut keys = Vec::new();
     let next = store.keys(table, bucket, &mut keys)?;
     Ok((keys.into(), next))
+}
+
+fn moment(Cursor { store, sequence, tables }: Cursor) -> CursorOut {
+    (format!("{store:032x}"), sequence, tables)
+}
+
+fn page(
+    store: &Store,
+    table: u32,
+    (start, end): (u64, u64),
+    since: Option<u64>,
+    bytes: u64,
+) -> hybridps_core::Result<(Keys, Keys, Numbers, u64)> {
+    let query = PageQuery { table, cells: start..end, since, detail: Detail::Values, bytes };
+    let page = store.changes_page(&query)?;
+    Ok((page.removed.into(), page.keys.into(), page.rows.into(), page.next))
 }
