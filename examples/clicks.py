@@ -7,6 +7,7 @@ import numpy as np
 
 COLUMNS = ("user", "item", "shop", "hour")
 VOCABULARY = (2000, 500, 50, 24)
+DENSE = ("log_price", "rating")
 
 
 def clicks(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -22,6 +23,13 @@ def clicks(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         ids[:, column] = (column + 1 << 40) + code
     label = random.random(samples) < 1 / (1 + np.exp(-logits))
     return ids, label.astype(np.float32)
+
+
+def dense_of(ids: np.ndarray) -> np.ndarray:
+    """float32[samples, features]: what is known of each sample's item beside its id."""
+    known = np.random.default_rng(2).normal(size=(VOCABULARY[1], len(DENSE)))
+    item = ids[:, COLUMNS.index("item")] & (1 << 40) - 1
+    return known[item].astype(np.float32)
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:

@@ -18,7 +18,13 @@ import hybridps as hps
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN_S = 180
 TESTED = {
-    *("deepfm_torch", "deepfm_keras", "inference_service", "two_models", "string_ids"),
+    "deepfm_torch",
+    "deepfm_keras",
+    "dlrm_torch",
+    "dlrm_keras",
+    "inference_service",
+    "two_models",
+    "string_ids",
     "vector_index",
 }
 
@@ -74,6 +80,24 @@ def test_deepfm_in_keras(url, tmp_path):
     said = run("deepfm_keras", url, str(tmp_path / "model"))
     assert numbers(said, r"AUC ([\d.]+)")[0] > 0.7
     assert numbers(said, r"difference (\S+)")[0] < 1e-6
+
+
+@needs("torch", "hybridps_torch")
+def test_dlrm_in_torch(url):
+    said = run("dlrm_torch", url)
+    assert numbers(said, r"AUC ([\d.]+)")[0] > 0.7
+    rows = numbers(said, r"(\d+) of")
+    with hps.connect(url) as ps:
+        columns = ("user", "item", "shop", "hour")
+        assert rows == [len(ps.table(f"dlrm-{column}")) for column in columns]
+
+
+@needs("tensorflow", "keras", "hybridps_tf")
+def test_dlrm_in_keras(url):
+    said = run("dlrm_keras", url)
+    assert numbers(said, r"AUC ([\d.]+)")[0] > 0.7
+    with hps.connect(url) as ps:
+        assert len(ps.table("dlrm-keras")) == numbers(said, r", (\d+) rows")[0]
 
 
 @needs("torch", "hybridps_torch")
