@@ -61,6 +61,7 @@ from hybridps.types import (
 from hybridps.verbs.inspect import Inspected
 from hybridps.verbs.pull import Change
 from hybridps.verbs.scrub import Damaged, Scrubbed
+from hybridps.verbs.statistics import Statistics
 
 __all__ = [
     "FTRL",
@@ -92,6 +93,7 @@ __all__ = [
     "RowWiseAdagrad",
     "Scrubbed",
     "SparseGroupFtrl",
+    "Statistics",
     "StoreFullError",
     "Table",
     "TableMismatchError",

@@ -101,10 +101,16 @@ class Store:
         batches: Sequence[tuple[int, Keys, Rows]],
     ) -> bool:
         """True if the push had been applied before."""
-    def assign(
-        self, session: int, number: int, batches: Sequence[tuple[int, Keys, Rows]]
-    ) -> None:
+    def assign(self, session: int, number: int, batches: Sequence[tuple[int, Keys, Rows]]) -> None:
         """Of one table, as are `remove` and `inspect`."""
+    def scatter(
+        self,
+        session: int,
+        number: int,
+        operation: int,
+        batches: Sequence[tuple[int, Keys, Rows]],
+    ) -> None:
+        """`operation` by its number in the schema."""
     def remove(self, session: int, number: int, batches: Sequence[tuple[int, Keys]]) -> int: ...
     def prefetch(self, batches: Sequence[tuple[int, Keys]]) -> None: ...
     def size(self, table: int) -> int: ...
@@ -128,6 +134,10 @@ class Store:
         self, batches: Sequence[tuple[int, Keys]]
     ) -> list[tuple[str | None, int | None, bool, int, int, int, float, str | None]]:
         """Of each key: tier, place, is dirty, sequence, frequency, last seen, norm, error."""
+    def statistics(
+        self, batches: Sequence[tuple[int, Keys]]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32], bytes]:
+        """Training reads, Unix seconds of the last, and tier: 0 none, 1 dram, 2 nvme, 3 cold."""
     def scrub(
         self, start: int, step_bytes: int
     ) -> tuple[int | None, int, int, int, list[tuple[tuple[str, int] | None, int, str]]]:
@@ -170,7 +180,7 @@ class Login:
 
 class HotCall:
     """A call that carries arrays: lookup, lookupOrInsert, lookupPooled, applyGradients, prefetch,
-    assign or remove. Decoded and answered without Python objects.
+    assign, scatter or remove. Decoded and answered without Python objects.
     """
 
     question: int
@@ -315,6 +325,13 @@ class ClientConnection:
     def prefetch(self, batches: Sequence[tuple[int, Keys]]) -> tuple[int, list[Buffer]]: ...
     def assign(
         self, number: int, batches: Sequence[tuple[int, Keys, Rows]], total: int = 0
+    ) -> tuple[int, list[Buffer]]: ...
+    def scatter(
+        self,
+        number: int,
+        operation: int,
+        batches: Sequence[tuple[int, Keys, Rows]],
+        total: int = 0,
     ) -> tuple[int, list[Buffer]]: ...
     def remove(
         self, number: int, batches: Sequence[tuple[int, Keys]], total: int = 0

@@ -113,6 +113,9 @@ struct BagBatch {
 # How numbers of rows and gradients travel. Only to a server whose features hold "wireDtype".
 enum Dtype { float32 @0; bfloat16 @1; float16 @2; }
 
+# What a scatter does to the numbers of a value. (Setting them is assign.)
+enum Scatter { add @0; sub @1; mul @2; div @3; min @4; max @5; }
+
 struct RowBatch {
   rows @0 :Data;
   found @1 :Data;                # empty unless asked for
@@ -186,6 +189,12 @@ interface Session {
   # the cells below `next`. A cell is what the first 36 bits of a key's hash say; 2^36 in all.
   changes @22 (table :UInt32, start :UInt64, end :UInt64, hasSince :Bool, since :UInt64,
     bytes :UInt64) -> (removed :Data, keys :Data, rows :Data, next :UInt64);
+  # Arithmetic on values: of a key that is repeated, row after row. Absent keys begin at their
+  # initial row; slots stay as they are.
+  scatter @23 (push :Push, table :UInt32, keys :Data, rows :Data, operation :Scatter) -> ();
+  # Of each key uint32 of training reads, uint32 Unix seconds of the last (0: never), and a byte for
+  # its tier: 0 it has no row, 1 dram, 2 nvme, 3 cold. No visit.
+  statistics @24 (table :UInt32, keys :Data) -> (frequency :Data, lastSeen :Data, tier :Data);
 }
 
 struct InspectedRow {

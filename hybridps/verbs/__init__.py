@@ -35,8 +35,10 @@ from hybridps.verbs.pooled import LookupPooled
 from hybridps.verbs.prefetch import Prefetch, PrefetchOfStore
 from hybridps.verbs.pull import ChangesOfStore
 from hybridps.verbs.remove import Remove, RemoveOfTable
+from hybridps.verbs.scatter import Scatter, ScatterOfTable
 from hybridps.verbs.scrub import Scrub, ScrubOfStore
 from hybridps.verbs.settings import Alter, SetLearningRate, SettingsOfTable
+from hybridps.verbs.statistics import StatisticsOf, StatisticsOfTable
 from hybridps.verbs.tables import DropTable, ListTables, TablesOfStore
 
 _CALLS: Final[tuple[type[Call[Any]], ...]] = (
@@ -44,6 +46,7 @@ _CALLS: Final[tuple[type[Call[Any]], ...]] = (
     *(CreateTable, OpenTable, ListTables, DropTable, SetLearningRate, Alter),
     *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled, Inspect, Scrub),
     *(NowOf, Changes),
+    *(Scatter, StatisticsOf),
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
@@ -56,11 +59,13 @@ class TableVerbs(
     LookupOrInsertOfTable,
     ApplyGradientsOfTable,
     AssignOfTable,
+    ScatterOfTable,
     RemoveOfTable,
     SettingsOfTable,
     ListingOfTable,
     CountersOfTable,
     InspectOfTable,
+    StatisticsOfTable,
 ):
     """All verbs of a table."""
 

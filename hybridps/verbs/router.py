@@ -6,7 +6,7 @@ not depend on how many there are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from hybridps import _core
 from hybridps.errors import HybridPSError
 from hybridps.verbs.batches import Batch, check_finite
 from hybridps.verbs.calls import Counts, Found, Keys, Rows
+
+S = TypeVar("S", bound=np.generic)
 
 # A key and a count on the way there; the flag of a found key beside its row on the way back.
 _ASKED_BYTES: Final = 8 + 4
@@ -123,15 +125,18 @@ class Split:
         sums, are_finite = _core.sum_rows(gradients, self.inverse, len(self.keys))
         if not are_finite:
             check_finite(self.batch, gradients, "gradients")
-            return self._unsummed(gradients)
+            return self.occurrences(gradients)
         return {s: (self.keys[self.part(s)], sums[self.part(s)]) for s in self.shards()}
 
-    def _unsummed(self, gradients: Rows) -> dict[int, tuple[Keys, Rows]]:
+    def occurrences(self, rows: Rows) -> dict[int, tuple[Keys, Rows]]:
+        """For each server its keys and their rows, repeats included, in the order of the batch."""
+        if self.servers == 1:
+            return {0: (self.batch.keys, rows)}
         parts = {}
         for shard in self.shards():
             part = self.part(shard)
             mine = (self.inverse >= part.start) & (self.inverse < part.stop)
-            parts[shard] = (self.batch.keys[mine], gradients[mine])
+            parts[shard] = (self.batch.keys[mine], rows[mine])
         return parts
 
     def rows(self, parts: Sequence[Rows]) -> Rows:
@@ -149,10 +154,13 @@ class Split:
 
     def found(self, parts: Sequence[Found]) -> Found:
         """As `rows`, for the flags."""
-        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self.spread(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+    def spread(self, of_unique: NDArray[S]) -> NDArray[S]:
+        """What there is one of for each unique key, in the shape of the batch."""
         if not self.is_same:
-            found = found[self.inverse]
-        return found.reshape(self.batch.shape)
+            of_unique = of_unique[self.inverse]
+        return of_unique.reshape(self.batch.shape)
 
 
 def split(batch: Batch, shards: int, limits: ReadLimits = DEFAULT_LIMITS) -> Split:

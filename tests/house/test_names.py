@@ -20,10 +20,12 @@ ELSEWHERE = {
     "set_learning_rate": {"engine": "alter", "stub": "alter"},
     "table_stats": {"client": None},  # Table.stats
     "lookup_pooled": {"client": None},  # Table.lookup(pool=)
+    "scatter": {"client": None},  # Table.scatter_add and its family
     "size": {"engine": "len"},  # Rust and Python both say len; a client cannot await it
 }
 OF_A_TABLE = {"lookup", "lookup_or_insert", "apply_gradients", "assign", "remove", "keys", "alter",
-              "set_learning_rate", "size", "stats", "inspect"}  # fmt: skip
+              "set_learning_rate", "size", "stats", "inspect",
+              "statistics"}  # fmt: skip
 
 
 def stub_classes() -> dict[str, set[str]]:

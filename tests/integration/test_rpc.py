@@ -117,6 +117,7 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 "tableStats": ({"table": 1}, {"counters": counters}),
                 "stats": ({}, {"counters": counters}),
                 "inspect": ({"table": 1, "keys": big}, {"rows": [{"key": 2**64 - 1}]}),
+                "statistics": ({"table": 1, "keys": big}, {"tier": b"\0\3", "lastSeen": big}),
                 "scrub": ({"start": 5, "bytes": 6}, {"next": 7, "damaged": [{"table": "t"}]}),
                 "flush": ({}, {}),
                 "cursor": ({}, {"sequence": 2**63, "tables": [{"name": "t", "dim": 8}]}),
@@ -126,7 +127,7 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 ),
             }
             hot = {"lookup", "lookupOrInsert", "lookupPooled", "applyGradients", "prefetch"}
-            hot |= {"assign", "remove"}
+            hot |= {"assign", "scatter", "remove"}
             assert set(cases) | hot | {"hello"} == set(SCHEMA.Session.schema.method_names)
             for verb, (params, answer) in cases.items():
                 served.service.handlers[verb] = handler(verb, answer)
@@ -152,9 +153,14 @@ def test_verbs_with_arrays_answer_a_stock_client(run: Any, tmp_path: Path) -> No
             await remote.prefetch([{"table": table, "keys": pack([1, 99])}])
             reply = await remote.remove({"number": 2}, table, pack([1, 9]))
             assert (reply.removed, served.store.size(table)) == (1, 2)
+            twos = np.full((2, DIM), 2, np.float32).tobytes()
+            await remote.scatter({"number": 3}, table, pack([3, 3]), twos, "mul")
+            ((stored, _),) = served.store.lookup([(table, np.array([3], np.uint64))], False)
+            assert stored.tolist() == [[4 * x for x in range(2 * DIM, 3 * DIM)]]
             many = bytes(8 * ((1 << 20) + 1))
             for wrong, reason in (
                 (lambda: remote.remove({"number": 0}, table, pack([1])), "push number is 0"),
+                (lambda: remote.scatter({"number": 4}, table, pack([3, 3]), twos, 6), "is 6; give"),
                 (lambda: remote.remove({"number": 3}, table, b"1234567"), "64-bit words"),
                 (lambda: remote.remove({"number": 3}, table, many), "1048577 keys.*keys_limit"),
                 (lambda: remote.assign({"number": 3}, table, pack([1]), b"12345"), "32-bit"),

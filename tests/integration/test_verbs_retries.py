@@ -60,6 +60,12 @@ def test_a_push_whose_answer_was_lost_is_applied_once(table: Any, proxy: Proxy) 
     assert proxy.connections >= 21
 
 
+def test_a_scatter_whose_answer_was_lost_is_applied_once(table: Any, proxy: Proxy) -> None:
+    proxy.lose_answers(2)
+    table.scatter_add([1, 2, 1], np.ones((3, 2), np.float32))
+    np.testing.assert_array_equal(table.lookup([1, 2]), [[2, 2], [1, 1]])
+
+
 def test_an_assign_whose_answer_was_lost_does_not_undo_later_pushes(
     table: Any, proxy: Proxy
 ) -> None:

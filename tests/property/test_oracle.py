@@ -27,6 +27,15 @@ import hybridps as hps
 DIM = 3
 KEYS = st.lists(st.integers(-6, 6), max_size=8)
 NUMBERS = st.integers(-8, 8)
+SCATTERS: dict[str, Any] = {
+    "update": lambda _, operand: operand,
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "min": np.minimum,
+    "max": np.maximum,
+}
 _paths = itertools.count()
 
 
@@ -110,6 +119,15 @@ class TableMachine(RuleBasedStateMachine):
         self.tables[which].assign(keys, rows)
         for key, row in zip(keys, rows, strict=True):
             self.oracles[which].row(key)[0] = row
+
+    @rule(which=st.integers(0, 1), keys=KEYS, number=NUMBERS, verb=st.sampled_from([*SCATTERS]))
+    def scatter(self, which: int, keys: list[int], number: int, verb: str) -> None:
+        operands = 1 + (number * np.arange(len(keys) * DIM, dtype=np.float32)).reshape(-1, DIM) / 16
+        operands[operands == 0] = 0.5
+        getattr(self.tables[which], f"scatter_{verb}")(keys, operands)
+        for key, operand in zip(keys, operands, strict=True):
+            row = self.oracles[which].row(key)
+            row[0] = SCATTERS[verb](row[0], operand)
 
     @rule(which=st.integers(0, 1), keys=KEYS)
     def remove(self, which: int, keys: list[int]) -> None:

@@ -14,6 +14,7 @@ from hybridps import _core, verbs
 from hybridps.client import messages
 from hybridps.rpc import schemas
 from hybridps.verbs.calls import Call, Cold, ServerInfo
+from hybridps.verbs.scatter import Operation
 
 KEYS = np.array([7, 8, 9], np.uint64)
 ROWS = np.ones((3, 2), np.float32)
@@ -27,6 +28,8 @@ CALLS: list[Call[Any]] = [
     verbs.Prefetch([(1, KEYS)]),
     verbs.LookupPooled([(1, KEYS, np.array([1, 2], np.uint32), None)]),
     verbs.Inspect(1, KEYS),
+    verbs.StatisticsOf(1, KEYS),
+    verbs.Scatter([(1, KEYS, ROWS)], Operation.MAX),
     verbs.Scrub(0, 1 << 20),
     verbs.CreateTable(SPEC.to_json()),
     verbs.OpenTable("item"),
@@ -72,7 +75,7 @@ def test_every_call_is_read_by_the_server_under_its_name(server: Any) -> None:
 
 def meaning(call: Call[Any]) -> Any:
     """A call, its spec (JSON has several spellings of one), or what compares of its arrays."""
-    if isinstance(call, verbs.Inspect):
+    if isinstance(call, (verbs.Inspect, verbs.StatisticsOf)):
         return call.table, call.keys.tolist()
     return hps.TableSpec.from_json(call.spec) if isinstance(call, verbs.CreateTable) else call
 

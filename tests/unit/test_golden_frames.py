@@ -23,6 +23,7 @@ from hybridps.verbs.calls import Call, Cold, Push, ServerInfo
 from hybridps.verbs.changes import Entry, Now, Page
 from hybridps.verbs.inspect import Inspected
 from hybridps.verbs.open_table import Opened
+from hybridps.verbs.scatter import Operation
 from hybridps.verbs.scrub import Damaged, Scrubbed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "frames.txt"
@@ -42,6 +43,9 @@ INSPECTED = [
 ]
 DAMAGED = (Damaged("item", 7, 4096, "lost"), Damaged(None, None, 64, "freed"))
 SCRUBBED = Scrubbed(5, 4096, 8192, DAMAGED, 4096)
+TOLD = tuple(
+    np.array(x, t) for x, t in (([3, 0], "u4"), ([1_700_000_000, 0], "u4"), ([2, 0], "u1"))
+)
 ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.Assign([(TABLE, KEYS, ROWS)]), None),
     (verbs.Lookup([(TABLE, KEYS), (TABLE, KEYS[:0])], True), None),
@@ -70,6 +74,8 @@ ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.NowOf(), Now("0123456789abcdef" * 2, 2**63, {"item": Entry(TABLE, 2)})),
     (verbs.Changes(TABLE, 2**24, 2**36, 2**40, 1 << 20), Page(KEYS[:1], KEYS, ROWS, 2**36)),
     (verbs.Changes(TABLE, 0, 2**36, None, 1 << 20), Page(KEYS[:0], KEYS[:0], ROWS[:0], 2**25)),
+    (verbs.Scatter([(TABLE, KEYS, ROWS)], Operation.MAX), None),
+    (verbs.StatisticsOf(TABLE, KEYS), TOLD),
 ]
 
 
@@ -201,6 +207,8 @@ def test_a_client_reads_the_answers(conversation: Conversation) -> None:
             for name in ("removed", "keys", "rows"):
                 assert getattr(reply, name).tobytes() == getattr(told, name).tobytes()
             assert reply.next == told.next
+        elif isinstance(call, verbs.StatisticsOf):
+            assert [array.tolist() for array in reply] == [array.tolist() for array in told]
         elif isinstance(call, verbs.KeysOf):
             np.testing.assert_array_equal(reply[0], told[0])
         elif isinstance(call, verbs.Remove):

@@ -25,6 +25,7 @@ mod manifest;
 mod optimizer;
 mod os;
 mod prefetch;
+mod scatter;
 #[cfg(all(test, feature = "schedules"))]
 #[path = "schedules_tests.rs"]
 mod schedules;
@@ -44,12 +45,13 @@ pub use error::{Error, ErrorKind, Result};
 pub use failure::Health;
 pub use init::initial_row;
 pub use optimizer::{is_finite, GradientOptions};
+pub use scatter::Operation;
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
     needs, Assign, ChangesCost, ChangesEnd, ChangesPage, ChangesPiece, ChangesQuery, Cursor,
     Damaged, Detail, Fate, GradientBatch, InsertBatch, Inspected, LookupBatch, Needs, PageQuery,
-    PooledBatch, PushOutcome, RowTier, Scrubbed, Snapshot, Store, StoreConfig, TableInfo, Tell,
-    POOL_BYTES,
+    PooledBatch, PushOutcome, RowTier, Scatter, Scrubbed, Snapshot, Statistics, Store, StoreConfig,
+    TableInfo, Tell, POOL_BYTES,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,

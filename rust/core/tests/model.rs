@@ -23,6 +23,7 @@ enum Step {
     Insert(u64, u16),
     Apply(u64, u16),
     Assign(u64, u16),
+    Scatter(u64, u16),
     Remove(u64, u16),
     Flush,
     Reopen,
@@ -35,6 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => range.clone().prop_map(|(k, n)| Step::Insert(k, n)),
         6 => range.clone().prop_map(|(k, n)| Step::Apply(k, n)),
         1 => range.clone().prop_map(|(k, n)| Step::Assign(k, n)),
+        2 => range.clone().prop_map(|(k, n)| Step::Scatter(k, n)),
         1 => range.prop_map(|(k, n)| Step::Remove(k, n)),
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
@@ -138,6 +140,14 @@ impl Beside {
                     model.row(*key)[..dim].copy_from_slice(row);
                     unpushed.remove(key);
                 }
+            }
+            Step::Scatter(first, n) => {
+                // Most keys twice, some three times, none side by side.
+                let mut keys = [keys(first, n), keys(first + 7, n)].concat();
+                keys.extend_from_within(..keys.len() / 4);
+                let operands = numbers(number, keys.len() * dim);
+                model.scatter(&self.store, push, &keys, &operands);
+                unpushed.retain(|key| !keys.contains(key));
             }
             Step::Remove(first, n) => {
                 let keys = keys(first, n.min(500));

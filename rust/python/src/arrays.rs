@@ -196,6 +196,7 @@ macro_rules! out {
 
 out!(Keys(Vec<u64>) as PyArray1<u64>, |py, keys| Ok(keys.into_pyarray(py)));
 out!(Numbers(Vec<f32>) as PyArray1<f32>, |py, numbers| Ok(numbers.into_pyarray(py)));
+out!(Counts(Vec<u32>) as PyArray1<u32>, |py, numbers| Ok(numbers.into_pyarray(py)));
 out!(Flags(Vec<u8>) as PyAny, |py, flags| flags.into_pyarray(py).call_method1("view", ("?",)));
 out!(Counters(texts::Counters) as PyDict, |py, told| PyDict::from_sequence(
     &told.into_pyobject(py)?

@@ -159,6 +159,11 @@ methods! { impl ClientConnection:
     #[pyo3(signature = (number, batches, total=0))]
     assign(&mut self, number: u64, batches: Batches<'_>, total: u64) -> PyResult<Call> =
         self.ask(&Ask::Assign(push(number, None, total)), &batches);
+    #[pyo3(signature = (number, operation, batches, total=0))]
+    scatter(
+        &mut self, number: u64, operation: u16, batches: Batches<'_>, total: u64
+    ) -> PyResult<Call> =
+        self.ask(&Ask::Scatter { push: push(number, None, total), operation }, &batches);
     #[pyo3(signature = (number, batches, total=0))]
     remove(&mut self, number: u64, batches: Batches<'_>, total: u64) -> PyResult<Call> =
         self.ask(&Ask::Remove(push(number, None, total)), &batches);

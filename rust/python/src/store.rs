@@ -9,7 +9,7 @@ use hybridps_serve::texts::{self, Finding, Row, Step};
 use numpy::PyArrayMethods;
 use pyo3::prelude::*;
 
-use crate::arrays::{fresh_rows, lend, Batch, Counters, Flags, Keys, Numbers, RowsOut};
+use crate::arrays::{fresh_rows, lend, Batch, Counters, Counts, Flags, Keys, Numbers, RowsOut};
 use crate::errors::raise;
 
 type CursorOut = (String, u64, Vec<(String, u32, u32)>);
@@ -148,6 +148,8 @@ verbs! { impl PyStore, store:
         local::apply_gradients(store, push(session, number, step), &batches);
     assign(session: u64, number: u64; batches) -> () =
         local::assign(store, push(session, number, None), &batches);
+    scatter(session: u64, number: u64, operation: u16; batches) -> () =
+        local::scatter(store, push(session, number, None), operation, &batches);
     remove(session: u64, number: u64; batches) -> u64 =
         local::remove(store, push(session, number, None), &batches);
     prefetch(; batches) -> () = local::prefetch(store, &batches);
@@ -161,6 +163,7 @@ verbs! { impl PyStore, store:
     stats() -> Counters = Ok(store.stats());
     snapshot() -> SnapshotOut = Ok(told(store.snapshot()));
     inspect(; batches) -> Vec<Row> = local::inspect(store, &batches).map(texts::rows);
+    statistics(; batches) -> (Counts, Counts, Vec<u8>) = statistics(store, &batches);
     scrub(start: u64, step_bytes: u64) -> Step = store.scrub(start, step_bytes).map(texts::step);
     take_damaged() -> (Vec<Finding>, u64) = Ok(texts::told(store.take_damaged()));
     health() -> (&'static str, String) = Ok(texts::health_text(store.health()));
@@ -172,6 +175,14 @@ verbs! { impl PyStore, store:
 fn told(Snapshot { store, tables }: Snapshot) -> SnapshotOut {
     let (names, tables) = texts::counters(tables);
     (store.into(), names, tables)
+}
+
+fn statistics(
+    store: &Store,
+    batches: &[Lent<'_>],
+) -> hybridps_core::Result<(Counts, Counts, Vec<u8>)> {
+    let told = local::statistics(store, batches)?;
+    Ok((told.frequencies.into(), told.last_seen.into(), texts::tiers(&told.tiers)))
 }
 
 fn keys_of(store: &Store, table: u32, bucket: u32) -> hybridps_core::Result<(Keys, u32)> {

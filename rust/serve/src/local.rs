@@ -3,8 +3,10 @@
 
 use hybridps_core::{
     Assign, Error, GradientBatch, InsertBatch, Inspected, LookupBatch, PooledBatch, Push,
-    PushOutcome, Result, Store, TableId, Unique,
+    PushOutcome, Result, Scatter, Statistics, Store, TableId, Unique,
 };
+
+use crate::texts;
 
 /// The arrays of one table, told apart by what they hold. One that was not given is empty.
 pub struct Lent<'a> {
@@ -91,6 +93,16 @@ pub fn assign(store: &Store, push: Push, lent: &[Lent<'_>]) -> Result<()> {
     store.assign(push, &Assign { table, keys, rows }).map(drop)
 }
 
+/// Changes values of one table; the operation by its number in the schema.
+///
+/// # Errors
+/// Those of the engine; `BadInput`: the arrays are not of one table, or no such operation.
+pub fn scatter(store: &Store, push: Push, operation: u16, lent: &[Lent<'_>]) -> Result<()> {
+    let &Lent { table, keys, values: rows, .. } = only(lent)?;
+    let operation = texts::operation(operation)?;
+    store.scatter(push, &Scatter { table, operation, keys, rows }).map(drop)
+}
+
 /// Removes rows of one table; how many there were.
 ///
 /// # Errors
@@ -115,6 +127,15 @@ pub fn prefetch(store: &Store, lent: &[Lent<'_>]) -> Result<()> {
 pub fn inspect(store: &Store, lent: &[Lent<'_>]) -> Result<Vec<Inspected>> {
     let of = only(lent)?;
     store.inspect(of.table, of.keys)
+}
+
+/// What is known of rows of one table beside their numbers.
+///
+/// # Errors
+/// Those of the engine; `BadInput`: the arrays are not of one table.
+pub fn statistics(store: &Store, lent: &[Lent<'_>]) -> Result<Statistics> {
+    let of = only(lent)?;
+    store.statistics(of.table, of.keys)
 }
 
 /// The arrays of a verb of one table.

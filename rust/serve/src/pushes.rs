@@ -1,14 +1,15 @@
-//! Answers of the pushes that carry arrays: `applyGradients`, `assign`, `remove`.
+//! Answers of the pushes that carry arrays: `applyGradients`, `assign`, `scatter`, `remove`.
 
 use std::sync::atomic::Ordering;
 
-use hybridps_core::{Assign, GradientBatch, Push, PushOutcome, Store};
-use hybridps_wire::{self as wire, Batch, Bytes, Dtype, ASSIGN, REMOVE};
+use hybridps_core::{Assign, GradientBatch, Push, PushOutcome, Scatter, Store};
+use hybridps_wire::{self as wire, Batch, Bytes, Dtype, Pushed, ASSIGN, REMOVE, SCATTER};
 
 use crate::dtype::widen;
 use crate::failure::{bad_input, Failure};
 use crate::memory::{as_numbers, as_numbers_mut, Words};
 use crate::shared::{dtype_of, numbers, Shared};
+use crate::texts;
 
 /// Keys and values of one table, wherever they lie.
 type View<'a> = (u32, &'a [u64], &'a [f32]);
@@ -60,25 +61,26 @@ fn push_wide(
         return Err(bad_input("push number is 0; number pushes 1, 2, 3 ... in a session".into()));
     }
     let push = Push { session, number: header.number, step: header.step };
+    let what = (verb, if verb == SCATTER { wire::decode_operation(frame)? } else { 0 });
     if header.total == 0 {
         let mut views = Vec::with_capacity(batches.len());
         for batch in batches {
             views.push((batch.table, batch.keys, numbers::<f32>("values", batch)?));
         }
-        return apply(&shared.store, question, verb, push, &views);
+        return apply(&shared.store, question, what, push, &views);
     }
     for batch in batches {
         numbers::<f32>("values", batch)?;
     }
     // Not in the match: the lock is not to be held while the push is applied.
-    let collected = shared.parts().add(verb, header, batches)?;
+    let collected = shared.parts().add(what, header, batches)?;
     match collected {
         None => Ok(wire::empty_reply(question).into()),
         Some(whole) => {
             let columns = whole.tables.iter();
             let views: Vec<View<'_>> =
                 columns.map(|c| (c.table, &c.keys[..], &c.values[..])).collect();
-            apply(&shared.store, question, verb, push, &views)
+            apply(&shared.store, question, what, push, &views)
         }
     }
 }
@@ -86,7 +88,7 @@ fn push_wide(
 fn apply(
     store: &Store,
     question: u32,
-    verb: u16,
+    (verb, operation): Pushed,
     push: Push,
     views: &[View<'_>],
 ) -> Result<Words, Failure> {
@@ -95,10 +97,15 @@ fn apply(
             store.assign(push, &Assign { table, keys, rows })?;
             wire::empty_reply(question)
         }
+        (SCATTER, &[(table, keys, rows)]) => {
+            let operation = texts::operation(operation)?;
+            store.scatter(push, &Scatter { table, operation, keys, rows })?;
+            wire::empty_reply(question)
+        }
         (REMOVE, &[(table, keys, _)]) => {
             wire::removed_reply(question, store.remove(push, table, keys)?)
         }
-        (ASSIGN | REMOVE, _) => {
+        (ASSIGN | REMOVE | SCATTER, _) => {
             return Err(bad_input("the parts of a push name two tables".into()))
         }
         _ => {

@@ -2,8 +2,8 @@
 //! counters and findings by name.
 
 use hybridps_core::{
-    initial_row, Damaged, Durability, Error, Health, Inspected, Result, Scrubbed, Store,
-    TableChange, TableId, TableInfo, TableSpec,
+    initial_row, Damaged, Durability, Error, Health, Inspected, Operation, Result, RowTier,
+    Scrubbed, Store, TableChange, TableId, TableInfo, TableSpec,
 };
 
 /// Reads the JSON of a spec and checks its ranges.
@@ -86,6 +86,28 @@ pub fn parse_durability(name: &str) -> Result<Durability> {
             )))
         }
     })
+}
+
+/// An operation by its number in the schema.
+///
+/// # Errors
+/// `BadInput`: there is none of that number.
+pub fn operation(number: u16) -> Result<Operation> {
+    Operation::of(number).ok_or_else(|| {
+        let last = Operation::ALL.len() - 1;
+        Error::bad_input(format!("scatter: operation is {number}; give one of 0 to {last}"))
+    })
+}
+
+/// Tiers as the wire has them: a byte each, 0 for a key without a row.
+pub fn tiers(tiers: &[Option<RowTier>]) -> Vec<u8> {
+    let number = |tier: &Option<RowTier>| match tier {
+        None => 0,
+        Some(RowTier::Dram) => 1,
+        Some(RowTier::Nvme) => 2,
+        Some(RowTier::Cold) => 3,
+    };
+    tiers.iter().map(number).collect()
 }
 
 /// The name of a state of health, and what is not served and why.

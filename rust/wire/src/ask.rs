@@ -4,7 +4,7 @@ use crate::compose::Composer;
 use crate::rpc::{self, Target};
 use crate::schema::{
     Dtype, APPLY_GRADIENTS, ASSIGN, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT, LOOKUP_POOLED,
-    PREFETCH, REMOVE,
+    PREFETCH, REMOVE, SCATTER,
 };
 use crate::verbs::{layout, place, BlobAt, Layout, PushHeader, KEY_BYTES};
 
@@ -41,6 +41,13 @@ pub enum Ask {
     Prefetch,
     /// `assign`, of one table.
     Assign(PushHeader),
+    /// `scatter`, of one table.
+    Scatter {
+        /// The push.
+        push: PushHeader,
+        /// Its number in the schema.
+        operation: u16,
+    },
     /// `remove`, of one table.
     Remove(PushHeader),
 }
@@ -59,6 +66,7 @@ impl Ask {
             Self::Prefetch => PREFETCH,
             Self::Assign(_) => ASSIGN,
             Self::Remove(_) => REMOVE,
+            Self::Scatter { .. } => SCATTER,
         }
     }
 
@@ -69,13 +77,13 @@ impl Ask {
             Self::LookupOrInsert { .. } => &["keys", "counts"],
             Self::LookupPooled { .. } => &["keys", "bags", "weights"],
             Self::ApplyGradients { .. } => &["keys", "gradients"],
-            Self::Assign(_) => &["keys", "rows"],
+            Self::Assign(_) | Self::Scatter { .. } => &["keys", "rows"],
         }
     }
 
     /// Whether its params name one table, not a list of them.
     pub fn is_of_one_table(&self) -> bool {
-        matches!(self, Self::Assign(_) | Self::Remove(_))
+        matches!(self, Self::Assign(_) | Self::Scatter { .. } | Self::Remove(_))
     }
 
     /// The call. Its blobs are those of the first table, then those of the next.
@@ -105,7 +113,10 @@ impl Ask {
                 self.batches(&mut composer, params + 2, tables)
             }
             Self::Assign(push) | Self::Remove(push) => {
-                self.one_table(&mut composer, at, push, tables)
+                self.one_table(&mut composer, at, push, 0, tables)
+            }
+            Self::Scatter { push, operation } => {
+                self.one_table(&mut composer, at, push, *operation, tables)
             }
         };
         layout(composer, blobs)
@@ -136,19 +147,20 @@ impl Ask {
         place(composer, pointers.zip(tables.iter().flat_map(|(_, sizes)| sizes.iter().copied())))
     }
 
-    /// Params of one table: its id, the push, a pointer for each array.
+    /// Params of one table: its id, an operation, the push, a pointer for each array.
     fn one_table(
         &self,
         composer: &mut Composer,
         at: usize,
         push: &PushHeader,
+        operation: u16,
         tables: &[Sizes],
     ) -> Vec<BlobAt> {
         let arrays = self.arrays().len();
         let params = composer.structure(at, 1, 1 + arrays as u16);
         push_header(composer, params + 1, push);
         let Some((table, sizes)) = tables.first() else { return Vec::new() };
-        composer.words[params] = u64::from(*table);
+        composer.words[params] = u64::from(*table) | u64::from(operation) << 32;
         let pointers = (0..arrays).map(|a| params + 2 + a);
         place(composer, pointers.zip(sizes.iter().copied()))
     }

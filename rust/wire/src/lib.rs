@@ -28,16 +28,16 @@ pub use ask::{Ask, Sizes};
 pub use client::{Answer, ClientConnection, Outcome, Reason};
 pub use frame::{FrameSize, SEGMENTS_MAX};
 pub use message::{Bytes, Malformed, Message, Struct, StructList};
-pub use parts::{is_announcement, Collected, Columns, Parts};
+pub use parts::{is_announcement, Collected, Columns, Parts, Pushed};
 pub use rpc::{exception_return, ExceptionKind};
 pub use schema::{
     is_hot, is_read, Dtype, APPLY_GRADIENTS, ASSIGN, INTERFACE_GATE, INTERFACE_SESSION, LOOKUP,
-    LOOKUP_OR_INSERT, LOOKUP_POOLED, PREFETCH, REMOVE, VERBS,
+    LOOKUP_OR_INSERT, LOOKUP_POOLED, PREFETCH, REMOVE, SCATTER, VERBS,
 };
 pub use server::{Event, ServerConnection, QUESTIONS_MAX};
 pub use stream::StreamedReply;
 pub use verbs::{
-    decode_bags, decode_batches, decode_dtype, decode_push, decode_rows, decode_want_found,
-    duplicate_reply, empty_reply, removed_reply, rows_reply, BagBatch, Batch, BlobAt, Layout,
-    PushHeader, Refusal, RowsAt, DATA_MAX,
+    decode_bags, decode_batches, decode_dtype, decode_operation, decode_push, decode_rows,
+    decode_want_found, duplicate_reply, empty_reply, removed_reply, rows_reply, BagBatch, Batch,
+    BlobAt, Layout, PushHeader, Refusal, RowsAt, DATA_MAX,
 };

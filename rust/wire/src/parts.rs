@@ -10,10 +10,13 @@ use crate::verbs::{Batch, PushHeader, Refusal};
 
 type Result<T> = std::result::Result<T, Refusal>;
 
+/// The verb of a push, and the number of its operation, if it is a scatter.
+pub type Pushed = (u16, u16);
+
 /// A push with all its parts so far.
 #[derive(Debug)]
 pub struct Collected {
-    verb: u16,
+    what: Pushed,
     header: PushHeader,
     bytes: u64,
     /// In the order in which the tables were first named.
@@ -52,15 +55,15 @@ impl Parts {
     /// The part belongs to no push that was announced, or holds more than was; the push has ended.
     pub fn add(
         &mut self,
-        verb: u16,
+        what: Pushed,
         header: PushHeader,
         batches: &[Batch<'_>],
     ) -> Result<Option<Collected>> {
         if is_announcement(&header, batches) {
-            self.0 = Some(Collected { verb, header, bytes: 0, tables: Vec::new() });
+            self.0 = Some(Collected { what, header, bytes: 0, tables: Vec::new() });
             return Ok(None);
         }
-        let known = self.0.take().filter(|known| known.verb == verb && known.header == header);
+        let known = self.0.take().filter(|known| known.what == what && known.header == header);
         let mut collected = known.ok_or(Refusal::NotAnnounced { number: header.number })?;
         collected.take(batches)?;
         if collected.bytes == header.total {
@@ -118,6 +121,7 @@ mod tests {
     use crate::message::Bytes;
     use crate::schema::{APPLY_GRADIENTS, ASSIGN};
 
+    const GRADIENTS: Pushed = (APPLY_GRADIENTS, 0);
     const HEADER: PushHeader = PushHeader { number: 7, step: None, total: 2 * (8 + 8) };
 
     fn batch<'a>(table: u32, keys: &'a [u64], words: &'a [u64]) -> Batch<'a> {
@@ -127,7 +131,7 @@ mod tests {
     #[test]
     fn parts_become_one_push_when_the_last_has_come() {
         let mut parts = Parts::default();
-        let mut add = |batches: &[Batch<'_>]| parts.add(APPLY_GRADIENTS, HEADER, batches);
+        let mut add = |batches: &[Batch<'_>]| parts.add(GRADIENTS, HEADER, batches);
         assert!(add(&[]).is_ok_and(|whole| whole.is_none()));
         assert!(add(&[batch(1, &[10], &[1])]).is_ok_and(|whole| whole.is_none()));
         let whole = add(&[batch(2, &[], &[]), batch(1, &[11], &[2])]);
@@ -145,22 +149,24 @@ mod tests {
         let one = [batch(1, &[10], &[1])];
         let other = PushHeader { number: 8, ..HEADER };
         let mut parts = Parts::default();
-        assert!(parts.add(APPLY_GRADIENTS, HEADER, &one).is_err(), "not announced");
-        for (verb, header) in [(ASSIGN, HEADER), (APPLY_GRADIENTS, other)] {
-            assert!(parts.add(APPLY_GRADIENTS, HEADER, &[]).is_ok());
-            assert!(parts.add(verb, header, &one).is_err());
+        assert!(parts.add(GRADIENTS, HEADER, &one).is_err(), "not announced");
+        for (what, header) in
+            [((ASSIGN, 0), HEADER), ((APPLY_GRADIENTS, 1), HEADER), (GRADIENTS, other)]
+        {
+            assert!(parts.add(GRADIENTS, HEADER, &[]).is_ok());
+            assert!(parts.add(what, header, &one).is_err());
             assert!(!parts.is_collecting());
         }
-        assert!(parts.add(APPLY_GRADIENTS, HEADER, &[]).is_ok());
+        assert!(parts.add(GRADIENTS, HEADER, &[]).is_ok());
         let much = [batch(1, &[1, 2, 3], &[1, 2, 3])];
-        assert!(parts.add(APPLY_GRADIENTS, HEADER, &much).is_err());
-        assert!(parts.add(APPLY_GRADIENTS, HEADER, &one).is_err(), "it has ended");
+        assert!(parts.add(GRADIENTS, HEADER, &much).is_err());
+        assert!(parts.add(GRADIENTS, HEADER, &one).is_err(), "it has ended");
     }
 
     #[test]
     fn a_push_that_is_announced_anew_begins_anew() {
         let mut parts = Parts::default();
-        let mut add = |batches: &[Batch<'_>]| parts.add(APPLY_GRADIENTS, HEADER, batches);
+        let mut add = |batches: &[Batch<'_>]| parts.add(GRADIENTS, HEADER, batches);
         let one = [batch(1, &[10], &[1])];
         for _ in 0..3 {
             assert!(add(&[]).is_ok_and(|whole| whole.is_none()));
@@ -177,9 +183,9 @@ mod tests {
         let half = |key| Batch { table: 1, keys: key, blob: Bytes { words: &[0], len: 4 } };
         let words = [word];
         let first = Batch { blob: Bytes { words: &words, len: 4 }, ..half(&[1]) };
-        assert!(parts.add(APPLY_GRADIENTS, header, &[]).is_ok());
-        assert!(parts.add(APPLY_GRADIENTS, header, &[first]).is_ok());
-        let Ok(Some(whole)) = parts.add(APPLY_GRADIENTS, header, &[half(&[2])]) else {
+        assert!(parts.add(GRADIENTS, header, &[]).is_ok());
+        assert!(parts.add(GRADIENTS, header, &[first]).is_ok());
+        let Ok(Some(whole)) = parts.add(GRADIENTS, header, &[half(&[2])]) else {
             panic!("a whole push")
         };
         assert_eq!(whole.tables[0].values, [1.5, 0.0]);

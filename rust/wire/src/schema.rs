@@ -46,10 +46,12 @@ pub const ASSIGN: u16 = 5;
 pub const REMOVE: u16 = 6;
 /// As above.
 pub const LOOKUP_POOLED: u16 = 18;
+/// As above.
+pub const SCATTER: u16 = 23;
 
 /// Whether a verb is one of those above.
 pub fn is_hot(verb: u16) -> bool {
-    is_read(verb) || matches!(verb, APPLY_GRADIENTS | PREFETCH | ASSIGN | REMOVE)
+    is_read(verb) || matches!(verb, APPLY_GRADIENTS | PREFETCH | ASSIGN | REMOVE | SCATTER)
 }
 
 /// Whether a verb is answered with rows.
@@ -117,6 +119,8 @@ mod tests {
             (PREFETCH, "prefetch"),
             (ASSIGN, "assign"),
             (REMOVE, "remove"),
+            (LOOKUP_POOLED, "lookupPooled"),
+            (SCATTER, "scatter"),
         ] {
             assert_eq!(VERBS[usize::from(ordinal)], name);
         }

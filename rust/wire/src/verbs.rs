@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::compose::Composer;
 use crate::message::{Bytes, Malformed, Message};
 use crate::rpc;
-use crate::schema::{Dtype, APPLY_GRADIENTS, ASSIGN, LOOKUP, PREFETCH, REMOVE};
+use crate::schema::{Dtype, APPLY_GRADIENTS, ASSIGN, LOOKUP, PREFETCH, REMOVE, SCATTER};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -24,7 +24,8 @@ pub struct Batch<'a> {
     pub table: u32,
     /// Keys.
     pub keys: &'a [u64],
-    /// Counts of `lookupOrInsert`, gradients of `applyGradients`, rows of `assign`; else empty.
+    /// Counts of `lookupOrInsert`, gradients of `applyGradients`, rows of `assign` and
+    /// `scatter`; else empty.
     pub blob: Bytes<'a>,
 }
 
@@ -46,7 +47,7 @@ pub struct BagBatch<'a> {
 /// Bytes of a key, unless a call says otherwise.
 pub(crate) const KEY_BYTES: u8 = 8;
 
-/// The push of an `applyGradients`, an `assign` or a `remove`.
+/// The push of a verb that changes rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PushHeader {
     /// Number within the session.
@@ -165,10 +166,10 @@ pub fn decode_batches(
 ) -> std::result::Result<Vec<Batch<'_>>, Refusal> {
     let message = Message::new(frame)?;
     let params = message.root()?;
-    if verb == ASSIGN || verb == REMOVE {
+    if matches!(verb, ASSIGN | REMOVE | SCATTER) {
         let batch = decode_batch(params.u32(0), params.bytes(1)?, || match verb {
-            ASSIGN => params.bytes(2),
-            _ => Ok(NOTHING),
+            REMOVE => Ok(NOTHING),
+            _ => params.bytes(2),
         })?;
         check_keys(batch.keys.len(), keys_max)?;
         return Ok(vec![batch]);
@@ -262,7 +263,7 @@ pub fn decode_want_found(frame: &[u64]) -> Result<bool> {
     Ok(Message::new(frame)?.root()?.bit(0))
 }
 
-/// The push of an `applyGradients`, an `assign` or a `remove`.
+/// The push of a verb that changes rows.
 ///
 /// # Errors
 /// Not such a message.
@@ -271,6 +272,14 @@ pub fn decode_push(frame: &[u64]) -> Result<PushHeader> {
     let push = message.root()?.structure(0)?;
     let step = push.bit(64).then(|| push.u64(2) as i64);
     Ok(PushHeader { number: push.u64(0), step, total: push.u64(3) })
+}
+
+/// What a `scatter` is to do, by its number in the schema.
+///
+/// # Errors
+/// Not such a message.
+pub fn decode_operation(frame: &[u64]) -> Result<u16> {
+    Ok(Message::new(frame)?.root()?.u16(2))
 }
 
 /// Where the rows of a reply lie.
@@ -303,7 +312,7 @@ pub(crate) fn rows_results(composer: &mut Composer, at: usize, tables: usize) ->
     composer.list(results, tables, 0, 2)
 }
 
-/// Reply to an `assign` or a `prefetch`, or to a part of a push that is not its last.
+/// Reply to an `assign`, a `scatter` or a `prefetch`, or to a part of a push that is not its last.
 pub fn empty_reply(question: u32) -> Vec<u64> {
     let (mut composer, at) = rpc::results_return(question);
     composer.structure(at, 0, 0);

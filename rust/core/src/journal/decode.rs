@@ -6,8 +6,9 @@
 use crate::journal::entry::{Entry, GradientPart, SessionRecord};
 use crate::journal::format::{
     header_crc, padding, ALTER, ASSIGN, ATTACH, CREATE, DROP, ENTRY_HEADER, ENTRY_MAGIC, GRADIENTS,
-    REMOVE, REMOVED, SESSIONS,
+    REMOVE, REMOVED, SCATTER, SESSIONS,
 };
+use crate::scatter::Operation;
 use crate::types::{Epoch, Push, TableId};
 
 /// What is wrong with bytes, without a place; the caller adds file and offset.
@@ -66,6 +67,13 @@ impl Header {
                 let GradientPart { table, keys, gradients: rows, .. } = part;
                 Ok(Entry::Assign { push, table, keys, rows })
             }
+            SCATTER => {
+                let (push, part) = read_single(body)?;
+                let GradientPart { table, keys, gradients: rows, learning_rate } = part;
+                let number = u16::try_from(learning_rate.to_bits()).ok();
+                let operation = number.and_then(Operation::of).ok_or("an operation is unknown")?;
+                Ok(Entry::Scatter { push, table, operation, keys, rows })
+            }
             REMOVE => {
                 let (push, part) = read_single(body)?;
                 if !part.gradients.is_empty() {
@@ -117,7 +125,7 @@ fn read_single(body: &[u64]) -> Decoded<(Push, GradientPart<'_>)> {
     let (push, parts) = read_push(body)?;
     match parts[..] {
         [part] => Ok((push, part)),
-        _ => Err("an assign or remove names not one table"),
+        _ => Err("an assign, scatter or remove names not one table"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What one mutating call leaves in the journal.
 
+use crate::scatter::Operation;
 use crate::types::{Epoch, Push, Sequence, TableId};
 
 /// Where an entry stands: told by its header, not by its body, so that the body can be laid out and
@@ -34,6 +35,19 @@ pub(crate) enum Entry<'a> {
         /// Keys; of repeats the last wins.
         keys: &'a [u64],
         /// float32[n, dim].
+        rows: &'a [f32],
+    },
+    /// `scatter`.
+    Scatter {
+        /// Who, and which push.
+        push: Push,
+        /// Table.
+        table: TableId,
+        /// What is done with the operands.
+        operation: Operation,
+        /// The key of each operand; equal ones lie side by side.
+        keys: &'a [u64],
+        /// float32[n, dim], applied to a key's row in this order.
         rows: &'a [f32],
     },
     /// `remove`.

@@ -29,6 +29,7 @@ pub(super) const CREATE: u32 = 6;
 pub(super) const ALTER: u32 = 7;
 pub(super) const DROP: u32 = 8;
 pub(super) const REMOVED: u32 = 9;
+pub(super) const SCATTER: u32 = 10;
 
 /// Header of the file `generation` of the store `uuid`.
 pub(crate) fn file_header(uuid: u128, generation: u32) -> [u8; FILE_HEADER] {
@@ -110,6 +111,13 @@ impl<'a> Frame<'a> {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
                 self.put_push(&push, &[part])?;
                 Ok(ASSIGN)
+            }
+            &Entry::Scatter { push, table, operation, keys, rows } => {
+                // The word of the learning rate says what is done.
+                let learning_rate = f32::from_bits(operation.number().into());
+                let part = GradientPart { table, learning_rate, keys, gradients: rows };
+                self.put_push(&push, &[part])?;
+                Ok(SCATTER)
             }
             &Entry::Remove { push, table, keys } => {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: &[] };

@@ -9,6 +9,7 @@ use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
 use super::mutate::{Change, Effect, Target};
 use super::order::Turn;
 use super::revisit::{assign, note_change, Revisit, Stepping};
+use super::scatter::scatter_seen;
 use super::stage::{Ahead, Probed, Record};
 use crate::batch::by_width;
 use crate::error::Result;
@@ -143,6 +144,7 @@ impl<'a> Work<'a> {
                 table.optimizer.with(rate, decay, Stepping { revisit, gradients });
             }
             Change::Rows(rows) => by_width!(table.dim, assign(revisit, rows)),
+            Change::Scatter(operands) => scatter_seen(revisit, &operands),
             Change::Remove => {}
         }
         later
@@ -226,6 +228,9 @@ impl<'a> Work<'a> {
             Change::Rows(rows) => {
                 numbers[..table.dim].copy_from_slice(&rows[start..start + table.dim]);
                 true
+            }
+            Change::Scatter(operands) => {
+                operands.change(item.index, &mut numbers[..table.dim], scratch)
             }
             Change::Remove => true,
         };

@@ -1,17 +1,13 @@
 //! Rows as they are stored, for people who ask why: no visit, no count, no change.
 
 use super::engine::Engine;
-use super::fetch::{Damage, Miss, Receiver, Source, Wanted};
+use super::fetch::Damage;
+use super::peek::{Look, Stored};
 use crate::error::{Error, Result};
-use crate::ledger::Kind;
-use crate::log::RecordView;
-use crate::table::{stripe_of, Found, Item, State};
-use crate::types::{hash, Disk, Place, Sequence, TableId};
+use crate::types::{Disk, Place, Sequence, TableId};
 
 /// Most keys of one call.
 const KEYS_MAX: usize = 1 << 16;
-/// Keys that are fetched together.
-const WINDOW_KEYS: usize = 512;
 
 /// Where a row is served from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +55,7 @@ pub struct Inspected {
 }
 
 impl RowTier {
-    fn of(place: Place) -> Self {
+    pub(super) fn of(place: Place) -> Self {
         match place.disk() {
             Disk::Nvme => Self::Nvme,
             Disk::Cold => Self::Cold,
@@ -85,110 +81,60 @@ impl Inspected {
 
 impl Engine {
     pub(super) fn inspect(&self, table: TableId, keys: &[u64]) -> Result<Vec<Inspected>> {
-        if keys.len() > KEYS_MAX {
-            return Err(Error::bad_input(format!(
-                "inspect: {} keys in one call; give at most {KEYS_MAX}",
-                keys.len()
-            )));
-        }
+        check_count("inspect", keys)?;
         let table = self.table(table)?;
-        self.load_for(keys.iter().copied())?;
-        let _memory = self.ledger.hold(Kind::Buffers, (WINDOW_KEYS * 4 * table.floats) as u64);
-        let mut rows = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(WINDOW_KEYS) {
-            let mut inspection = Inspection {
-                dim: table.dim,
-                rows: keys.iter().map(|&key| Inspected::absent(key)).collect(),
-            };
-            // Before the places are looked up, until they were read.
-            let pin = self.tier.log.pin();
-            let mut misses = Vec::new();
-            for (index, &key) in keys.iter().enumerate() {
-                let item = Item { key, hash: hash(key), index: index as u32 };
-                let mut state = self.stripes[stripe_of(item.hash, self.stripes.len())].lock();
-                let part = state.parts.get(&table.id);
-                match part.map_or(Found::Absent, |part| part.find(&item, |_| false)) {
-                    Found::Dram(at) => inspection.look(&mut state, table.id, &item, at),
-                    Found::Nvme(place) => {
-                        misses.push(Miss { source: 0, index: item.index, place });
-                    }
-                    Found::Absent => {}
-                }
-            }
-            let sources = [Source { table: &table, keys }];
-            self.fetch(&pin, &sources, &mut misses, &mut inspection)?;
-            rows.append(&mut inspection.rows);
-        }
-        Ok(rows)
+        let rows = keys.iter().map(|&key| Inspected::absent(key)).collect();
+        let mut inspection = Inspection { dim: table.dim, rows };
+        self.peek(&table, keys, &mut inspection)?;
+        Ok(inspection.rows)
     }
 }
 
-/// The keys of a window.
+/// Refuses more keys than one call may look at.
+pub(super) fn check_count(verb: &str, keys: &[u64]) -> Result<()> {
+    if keys.len() <= KEYS_MAX {
+        return Ok(());
+    }
+    Err(Error::bad_input(format!(
+        "{verb}: {} keys in one call; give at most {KEYS_MAX}",
+        keys.len()
+    )))
+}
+
+/// The keys of a call.
 struct Inspection {
     dim: usize,
     rows: Vec<Inspected>,
-}
-
-impl Inspection {
-    /// Looks at a row in DRAM.
-    fn look(&mut self, state: &mut State, table: TableId, item: &Item, at: u64) {
-        let Some(part) = state.parts.get_mut(&table) else { return };
-        let (header, numbers) = part.pool.row_unmarked(at);
-        self.rows[item.index as usize] = Inspected {
-            key: item.key,
-            tier: Some(RowTier::Dram),
-            place: header.state.place().map(|place| place.offset()),
-            is_dirty: header.state.is_dirty(),
-            sequence: header.sequence,
-            frequency: header.frequency,
-            last_seen: header.last_seen,
-            norm: norm(&numbers[..self.dim]),
-            error: None,
-        };
-    }
 }
 
 fn norm(value: &[f32]) -> f64 {
     value.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }
 
-impl Receiver for Inspection {
-    const IS_BACKGROUND: bool = true;
-
-    fn record(
-        &mut self,
-        _: &mut State,
-        wanted: &Wanted<'_>,
-        record: &RecordView<'_>,
-    ) -> Result<bool> {
-        self.rows[wanted.item.index as usize] = Inspected {
-            tier: Some(RowTier::of(wanted.place)),
-            place: Some(wanted.place.offset()),
-            sequence: record.sequence,
-            frequency: record.frequency,
-            last_seen: record.last_seen,
-            norm: norm(&record.row[..self.dim]),
-            ..Inspected::absent(wanted.item.key)
+impl Look for Inspection {
+    fn stored(&mut self, index: usize, stored: &Stored<'_>) -> Result<()> {
+        let row = &mut self.rows[index];
+        *row = Inspected {
+            tier: Some(stored.tier),
+            place: stored.place.map(|place| place.offset()),
+            is_dirty: stored.is_dirty,
+            sequence: stored.sequence,
+            frequency: stored.frequency,
+            last_seen: stored.last_seen,
+            norm: norm(&stored.numbers[..self.dim]),
+            ..Inspected::absent(row.key)
         };
-        Ok(true)
-    }
-
-    fn resident(&mut self, state: &mut State, wanted: &Wanted<'_>, at: u64) -> Result<()> {
-        self.look(state, wanted.table.id, &wanted.item, at);
         Ok(())
     }
 
-    fn absent(&mut self, _: &mut State, _: &Wanted<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn damaged(&mut self, _: &mut State, wanted: &Wanted<'_>, damage: Damage) -> Result<()> {
-        self.rows[wanted.item.index as usize] = Inspected {
-            tier: Some(RowTier::of(wanted.place)),
-            place: Some(wanted.place.offset()),
+    fn damaged(&mut self, index: usize, place: Place, damage: Damage) -> Result<()> {
+        let row = &mut self.rows[index];
+        *row = Inspected {
+            tier: Some(RowTier::of(place)),
+            place: Some(place.offset()),
             sequence: damage.sequence.unwrap_or(0),
             error: Some(damage.error.message),
-            ..Inspected::absent(wanted.item.key)
+            ..Inspected::absent(row.key)
         };
         Ok(())
     }

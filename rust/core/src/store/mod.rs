@@ -24,6 +24,7 @@ mod merged;
 mod mutate;
 mod order;
 mod pass;
+mod peek;
 mod pooled;
 mod pressure;
 mod read;
@@ -33,11 +34,13 @@ mod replay;
 mod rescue;
 mod revisit;
 mod running;
+mod scatter;
 mod scrub;
 mod session;
 mod sizing;
 mod source;
 mod stage;
+mod statistics;
 mod stats;
 mod tail;
 #[cfg(test)]
@@ -60,8 +63,10 @@ pub use self::damaged::{Damaged, Fate};
 use self::engine::Engine;
 pub use self::inspect::{Inspected, RowTier};
 pub use self::pooled::{PooledBatch, POOL_BYTES};
+pub use self::scatter::Scatter;
 pub use self::scrub::Scrubbed;
 pub use self::sizing::{needs, Needs};
+pub use self::statistics::Statistics;
 use crate::error::Result;
 use crate::failure::Health;
 use crate::spec::{TableChange, TableSpec};
@@ -304,6 +309,16 @@ impl Store {
         self.engine.assign(push, assign)
     }
 
+    /// Changes values by operands, in the order of the call; absent keys begin at their initial
+    /// row, slots stay. A row that would not stay finite keeps its value and is counted.
+    ///
+    /// # Errors
+    /// As `apply_gradients`; `BadInput` for a division by zero, too.
+    pub fn scatter(&self, push: Push, scatter: &Scatter<'_>) -> Result<PushOutcome> {
+        let _call = self.engine.enter()?;
+        self.engine.scatter(push, scatter)
+    }
+
     /// Removes rows, slots and statistics; returns how many there were. A repeated push removes
     /// nothing and returns what the first one did, if that is one of its session's last 256
     /// removals; else 0. In mode `none` removals of a process that was killed are not known.
@@ -419,6 +434,15 @@ impl Store {
     pub fn inspect(&self, table: TableId, keys: &[u64]) -> Result<Vec<Inspected>> {
         let _call = self.engine.enter_reading()?;
         self.engine.inspect(table, keys)
+    }
+
+    /// What is known of rows beside their numbers, in the order of the keys. Costs as `inspect`.
+    ///
+    /// # Errors
+    /// As `inspect`; `Corruption` for a damaged row.
+    pub fn statistics(&self, table: TableId, keys: &[u64]) -> Result<Statistics> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.statistics(table, keys)
     }
 
     /// One step of a scrub: reads and checks what lies on the device from `from` on (0: from the

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use super::change::{Course, Work};
 use super::engine::Engine;
 use super::order::{Decision, Ordered, Ready};
+use super::scatter::Operands;
 use super::stage::{Call, Memory};
 use super::walk::check_length;
 use super::PushOutcome;
@@ -35,8 +36,21 @@ pub(super) enum Change<'a> {
     Gradients(f32, &'a [f32]),
     /// New values: float32[n, dim].
     Rows(&'a [f32]),
+    /// Arithmetic on the values.
+    Scatter(Operands<'a>),
     /// The row goes.
     Remove,
+}
+
+impl<'a> Change<'a> {
+    /// What comes with the keys, float32[n, dim].
+    pub(super) fn rows_mut(&mut self) -> Option<&mut &'a [f32]> {
+        match self {
+            Self::Gradients(_, rows) | Self::Rows(rows) => Some(rows),
+            Self::Scatter(operands) => Some(&mut operands.rows),
+            Self::Remove => None,
+        }
+    }
 }
 
 /// One table's share of a mutating call; keys are unique.
@@ -50,6 +64,13 @@ pub(super) struct Target<'a> {
 pub(super) struct Admitted {
     applies: Vec<bool>,
     memory: Memory,
+}
+
+impl Admitted {
+    /// Keys for which there is memory at a time.
+    pub(super) fn window(&self) -> usize {
+        self.memory.window
+    }
 }
 
 /// Unique keys of a batch that repeats some, with one row each.
@@ -198,7 +219,7 @@ impl Engine {
         let _watch = self.failure.watch();
         let Admitted { applies, memory } = admitted;
         let call = Call::probe(self, targets, (memory.window, memory.records))?;
-        call.check_gradients()?;
+        call.check_operands()?;
         let repair = self.repair(&call)?;
         let first = repair.as_ref().map(|call| Ready::before(self, push, call)).transpose()?;
         let (first, ordered) = match self.order(first, Ready::new(self, push, &call, applies)?)? {
@@ -318,11 +339,12 @@ impl Engine {
 impl Target<'_> {
     /// Of its keys and numbers, as the journal will hold them.
     pub(super) fn bytes(&self) -> u64 {
-        let rows = match self.change {
-            Change::Gradients(_, rows) | Change::Rows(rows) => rows.len(),
-            Change::Remove => 0,
+        let keys = match self.change {
+            Change::Scatter(operands) => operands.keys.len(),
+            _ => self.keys.len(),
         };
-        (self.keys.len() * 8 + rows * 4) as u64
+        let rows = { self.change }.rows_mut().map_or(0, |rows| rows.len());
+        (keys * 8 + rows * 4) as u64
     }
 }
 
@@ -347,7 +369,7 @@ impl Effect {
     }
 }
 
-fn check_finite(table: &Table, what: &str, keys: &[u64], numbers: &[f32]) -> Result<()> {
+pub(super) fn check_finite(table: &Table, what: &str, keys: &[u64], numbers: &[f32]) -> Result<()> {
     if is_finite(numbers) {
         return Ok(());
     }
@@ -363,7 +385,7 @@ fn check_finite(table: &Table, what: &str, keys: &[u64], numbers: &[f32]) -> Res
 }
 
 /// The unique keys, if any is repeated. Looks for that in a window of keys at a time.
-fn repeated(keys: &[u64], window: usize) -> Option<Unique> {
+pub(super) fn repeated(keys: &[u64], window: usize) -> Option<Unique> {
     let unique_of = |some: &[u64]| {
         let unique = Unique::new(some, 1);
         (unique.keys.len() < some.len()).then_some(unique)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::engine::Engine;
 use super::mutate::{Change, Target};
 use super::running::Underway;
+use super::scatter::Operands;
 use super::session::{Sessions, Verdict};
 use super::stage::Call;
 use super::PushOutcome;
@@ -289,6 +290,10 @@ fn journal_entry<'a>(push: Push, targets: &'a [Target<'_>], applies: &[bool]) ->
     }
     if let [Target { table, keys, change: Change::Remove, .. }] = targets {
         return Entry::Remove { push, table: table.id, keys };
+    }
+    if let [Target { table, change: Change::Scatter(operands), .. }] = targets {
+        let Operands { operation, keys, rows, .. } = *operands;
+        return Entry::Scatter { push, table: table.id, operation, keys, rows };
     }
     let part = |target: &'a Target<'_>| match target.change {
         Change::Gradients(learning_rate, gradients) => Some(GradientPart {

@@ -11,6 +11,7 @@ use super::engine::Engine;
 use super::fetch::{count_reads, Damage, Miss, Receiver, Source, Wanted};
 use super::load::side_by_side;
 use super::mutate::Change;
+use super::scatter::Operands;
 use super::walk::check_length;
 use super::window::{Life, Row, Window};
 use crate::error::{Error, ErrorKind, Result};
@@ -95,6 +96,12 @@ impl Replay<'_> {
                 drop(sequencer);
                 self.change((sequence, *push), *table, keys, Change::Rows(rows))
             }
+            &Entry::Scatter { push, table, operation, keys, rows } => {
+                sequencer.sessions.note(push, &[table], uptime);
+                drop(sequencer);
+                let operands = Operands::of_entry(operation, keys, rows);
+                self.change((sequence, push), table, keys, Change::Scatter(operands))
+            }
             Entry::Remove { push, table, keys } => {
                 sequencer.sessions.note(*push, &[*table], uptime);
                 drop(sequencer);
@@ -131,7 +138,7 @@ impl Replay<'_> {
     ) -> Result<()> {
         // Entries of a dropped table are passed over: ids are never used again.
         let Some(table) = self.engine.find_replayed(id)? else { return Ok(()) };
-        if let Change::Gradients(_, rows) | Change::Rows(rows) = change {
+        if let Some(rows) = change.rows_mut() {
             check_length(&table, keys, rows.len())?;
         }
         while !keys.is_empty() {
@@ -140,7 +147,7 @@ impl Replay<'_> {
             let (taken, bytes) = window.collect(of, change, keys, room);
             self.bytes += bytes;
             keys = &keys[taken..];
-            if let Change::Gradients(_, rows) | Change::Rows(rows) = &mut change {
+            if let Some(rows) = change.rows_mut() {
                 *rows = &rows[taken * table.dim..];
             }
             if self.bytes >= self.limit {

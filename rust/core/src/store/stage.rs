@@ -142,11 +142,12 @@ impl<'a> Call<'a> {
         keys
     }
 
-    /// A gradient has nothing to be added to where the old row is lost.
-    pub(super) fn check_gradients(&self) -> Result<()> {
+    /// A gradient, or an operand, has nothing to be added to where the old row is lost.
+    pub(super) fn check_operands(&self) -> Result<()> {
         for (target, probed) in self.targets.iter().zip(&self.probed) {
             let mut damage = probed.ahead.staged.iter().filter_map(|staged| staged.damage.clone());
-            if let (Change::Gradients(..), Some(error)) = (target.change, damage.next()) {
+            let needs_old = matches!(target.change, Change::Gradients(..) | Change::Scatter(_));
+            if let (true, Some(error)) = (needs_old, damage.next()) {
                 return Err(*error);
             }
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::mutate::Change;
 use crate::log::RecordView;
+use crate::scatter::{scatter, Operation};
 use crate::sequence::before_call;
 use crate::table::Table;
 use crate::types::{hash, Place, Push, Sequence};
@@ -78,6 +79,7 @@ struct Piece {
 enum Action {
     Gradients(f32),
     Rows,
+    Scatter(Operation),
     Remove(Push),
 }
 
@@ -106,13 +108,16 @@ impl Window {
         let (action, floats, width) = match change {
             Change::Gradients(rate, rows) => (Action::Gradients(rate), rows, dim),
             Change::Rows(rows) => (Action::Rows, rows, dim),
+            Change::Scatter(operands) => (Action::Scatter(operands.operation), operands.rows, dim),
             Change::Remove => (Action::Remove(push), &[][..], 0),
         };
         let (first_change, first_float) = (self.changes.len(), self.floats.len());
         let change_bytes = (size_of::<Next>() + 4 * width) as u64;
         let mut bytes = 0;
-        for &key in keys {
-            if bytes >= room && bytes > 0 {
+        for (n, &key) in keys.iter().enumerate() {
+            // The operands of a key are one change: they stay together.
+            let goes_on = matches!(action, Action::Scatter(_)) && n > 0 && keys[n - 1] == key;
+            if bytes >= room && bytes > 0 && !goes_on {
                 break;
             }
             let rows = self.lists.len();
@@ -198,18 +203,35 @@ impl Window {
             let start = piece.first_float + (at as usize - piece.first_change) * self.table.dim;
             let floats = || &self.floats[start..start + self.table.dim];
             let (table, sequence) = (&*self.table, piece.sequence);
+            let mut last = change;
             match piece.action {
                 Action::Gradients(rate) => {
                     row.step(table, sequence, rate, floats(), numbers, scratch);
                 }
                 Action::Rows => row.assign(table, sequence, floats(), numbers),
+                Action::Scatter(operation) => {
+                    let end;
+                    (last, end) = self.same_piece(at);
+                    let operands = &self.floats[start..start + (end - at) as usize * table.dim];
+                    row.scatter(table, sequence, (operation, operands), numbers, scratch);
+                }
                 Action::Remove(_) if row.remove(sequence) => {
                     change.has_removed.store(true, Relaxed);
                 }
                 Action::Remove(_) => {}
             }
-            at = change.next;
+            at = last.next;
         }
+    }
+
+    /// The last of a row's changes that follow change `at` in its piece, side by side, and the
+    /// number behind it.
+    fn same_piece(&self, at: u32) -> (&Next, u32) {
+        let (mut last, mut end) = (&self.changes[at as usize], at + 1);
+        while last.next == end && self.changes[end as usize].piece == last.piece {
+            (last, end) = (&self.changes[end as usize], end + 1);
+        }
+        (last, end)
     }
 }
 
@@ -290,6 +312,23 @@ impl Row {
         }
         numbers[..table.dim].copy_from_slice(value);
         (self.sequence, self.is_changed) = (sequence, true);
+    }
+
+    fn scatter(
+        &mut self,
+        table: &Table,
+        sequence: Sequence,
+        (operation, operands): (Operation, &[f32]),
+        numbers: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        self.create(table, sequence, numbers);
+        if self.life == Life::Damaged || self.sequence >= sequence {
+            return;
+        }
+        if scatter(operation, &mut numbers[..table.dim], operands, scratch) {
+            (self.sequence, self.is_changed) = (sequence, true);
+        }
     }
 
     /// False if there was nothing to remove. A trace is left all the same: there may have been a

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hybridps_core::{
     initial_row, Assign, Durability, Error, GradientBatch, Initializer, InsertBatch, LookupBatch,
-    Optimizer, Push, PushOutcome, Store, StoreConfig, TableId, TableSpec,
+    Operation, Optimizer, Push, PushOutcome, Scatter, Store, StoreConfig, TableId, TableSpec,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -246,6 +246,29 @@ impl Model {
         let mut scratch = vec![0.0; self.spec.row_floats() + dim];
         for (&key, gradient) in keys.iter().zip(gradients.chunks_exact(dim)) {
             optimizer.step(rate, &options, self.row(key), gradient, &mut scratch);
+        }
+    }
+
+    /// Scatters in both; the operation goes round with the pushes.
+    pub fn scatter(&mut self, store: &Store, push: Push, keys: &[u64], operands: &[f32]) {
+        let table = self.table;
+        let operation = Operation::ALL[push.number as usize % 6];
+        // Far from zero, so that values stay within reach.
+        let rows: Vec<f32> = operands.iter().map(|x| x * 0.25 + 1.0).collect();
+        let scatter = Scatter { table, operation, keys, rows: &rows };
+        assert_eq!(store.scatter(push, &scatter).unwrap(), PushOutcome::Applied);
+        let dim = self.dim();
+        for (&key, operand) in keys.iter().zip(rows.chunks_exact(dim)) {
+            for (x, &y) in self.row(key)[..dim].iter_mut().zip(operand) {
+                *x = match operation {
+                    Operation::Add => *x + y,
+                    Operation::Sub => *x - y,
+                    Operation::Mul => *x * y,
+                    Operation::Div => *x / y,
+                    Operation::Min => x.min(y),
+                    Operation::Max => x.max(y),
+                };
+            }
         }
     }
 

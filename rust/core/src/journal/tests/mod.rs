@@ -14,6 +14,7 @@ use std::path::Path;
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::scatter::Operation;
 use crate::scratch::Scratch;
 use crate::types::{Push, TableId};
 
@@ -32,6 +33,7 @@ struct Owned {
 enum What {
     Gradients(Push, Vec<Part>),
     Assign(Push, Part),
+    Scatter(Push, Operation, Part),
     Remove(Push, TableId, Vec<u64>),
     Sessions(Vec<SessionRecord>),
     Attach(u64, String),
@@ -79,6 +81,10 @@ impl Owned {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
                 What::Assign(push, Part::new(&part))
             }
+            &Entry::Scatter { push, table, operation, keys, rows } => {
+                let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
+                What::Scatter(push, operation, Part::new(&part))
+            }
             Entry::Remove { push, table, keys } => What::Remove(*push, *table, keys.to_vec()),
             Entry::Sessions { sessions, .. } => What::Sessions(sessions.clone()),
             Entry::Attach { session, client_id } => What::Attach(*session, (*client_id).to_owned()),
@@ -99,6 +105,10 @@ impl Owned {
             What::Assign(push, part) => {
                 let GradientPart { table, keys, gradients: rows, .. } = part.borrow();
                 Entry::Assign { push: *push, table, keys, rows }
+            }
+            What::Scatter(push, operation, part) => {
+                let GradientPart { table, keys, gradients: rows, .. } = part.borrow();
+                Entry::Scatter { push: *push, table, operation: *operation, keys, rows }
             }
             What::Remove(push, table, keys) => Entry::Remove { push: *push, table: *table, keys },
             What::Sessions(sessions) => Entry::Sessions { before: 0, sessions: sessions.clone() },

@@ -58,6 +58,9 @@ fn what() -> impl Strategy<Value = What> {
         2 => (push(), part()).prop_map(|(push, part)| {
             What::Assign(push, Part { rate: 0, ..part })
         }),
+        2 => (push(), 0..6_u16, part()).prop_map(|(push, operation, part)| {
+            What::Scatter(push, Operation::of(operation).unwrap(), Part { rate: 0, ..part })
+        }),
         1 => (push(), any::<u32>(), vec(any::<u64>(), 0..9))
             .prop_map(|(push, table, keys)| What::Remove(push, table, keys)),
         1 => (any::<u64>(), ".{0,12}").prop_map(|(session, id)| What::Attach(session, id)),

@@ -10,10 +10,11 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::scatter::Operation;
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableSpec};
 use crate::store::tests::copy;
-use crate::store::{Assign, GradientBatch, InsertBatch, LookupBatch, Store, StoreConfig};
+use crate::store::{Assign, GradientBatch, InsertBatch, LookupBatch, Scatter, Store, StoreConfig};
 use crate::table::Due;
 use crate::types::{Durability, Push, TableId};
 
@@ -41,6 +42,8 @@ enum Call {
     Apply(Vec<u64>),
     Assign(Vec<u64>),
     Remove(Vec<u64>),
+    /// Keys that repeat, and the operation.
+    Scatter(Vec<u64>, u16),
     /// A training read and its push: rows that a read alone made may be lost.
     Insert(Vec<u64>),
     /// Rows reach the log, and may be ahead of journal entries that are replayed.
@@ -54,6 +57,8 @@ fn call() -> impl Strategy<Value = Call> {
         6 => keys().prop_map(Call::Apply),
         2 => keys().prop_map(Call::Assign),
         2 => keys().prop_map(Call::Remove),
+        3 => (prop::collection::vec(0..KEYS, 1..40), 0..6_u16)
+            .prop_map(|(keys, operation)| Call::Scatter(keys, operation)),
         1 => keys().prop_map(Call::Insert),
         1 => Just(Call::Flush),
         1 => Just(Call::Checkpoint),
@@ -98,6 +103,15 @@ fn run(store: &Store, table: TableId, number: u64, call: &Call) -> Option<u64> {
         Call::Assign(keys) => {
             let rows = numbers(number, keys.len() * DIM);
             store.assign(push, &Assign { table, keys, rows: &rows }).map(drop).unwrap();
+        }
+        Call::Scatter(keys, operation) => {
+            let operation = Operation::of(*operation).unwrap();
+            // Far from zero, and in some calls so large that repeats overflow.
+            let scale = if number % 3 == 0 { 1e25 } else { 1.0 };
+            let mut rows = numbers(number, keys.len() * DIM);
+            rows.iter_mut().for_each(|x| *x = (*x + 2.0) * scale);
+            let scatter = Scatter { table, operation, keys, rows: &rows };
+            store.scatter(push, &scatter).map(drop).unwrap();
         }
         Call::Remove(keys) => return Some(store.remove(push, table, keys).unwrap()),
         Call::Insert(keys) => {
