@@ -192,6 +192,7 @@ class HotCall:
     cost: int  # bytes that must move: frame + reply; below ~64 KiB a hop to a thread costs more
 
     tables: list[int]  # ids of those that it names; before it is run
+    keys: list[tuple[int, Keys]]  # of a read, by table; before it is run
     is_streamed: bool  # a large reply: `send` it, or `run` it where nothing can be sent past you
     unsent_bytes: int  # of a streamed reply; 0 once nothing is left to send
 

@@ -108,6 +108,11 @@ class ServerConfig:
     restart_on_failure: bool
     drain_s: float
     scrub_rate_bytes: int
+    # Of a replica: whom it follows, which tables (None: all), and what it shows there.
+    follow: str | None = None
+    tables: tuple[str, ...] | None = None
+    follow_token_file: Path | None = None
+    follow_ca: Path | None = None
 
     @property
     def is_secured(self) -> bool:
@@ -163,6 +168,13 @@ def _parse_path(value: Any) -> Path:
     if not isinstance(value, str) or not value:
         raise ValueError("give a path")
     return Path(value).expanduser()
+
+
+def _parse_names(value: Any) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in str(value).split(",")))
+    if not all(names):
+        raise ValueError("give names of tables, such as item,user")
+    return names
 
 
 def _parse_shard(value: Any) -> tuple[int, int]:
@@ -331,6 +343,22 @@ SETTINGS = (
         "bytes a second that the scrub reads and checks in the background (4MiB; 0: none)",
         "SIZE",
     ),
+    Setting("follow", "follow", str, "be a replica of these servers (none)", "URL"),
+    Setting("tables", "tables", _parse_names, "which tables a replica follows (all)", "A,B"),
+    Setting(
+        "follow_token_file",
+        "follow_token_file",
+        _parse_path,
+        "file with the token that a replica shows those that it follows (none)",
+        "FILE",
+    ),
+    Setting(
+        "follow_ca",
+        "follow_ca",
+        _parse_path,
+        "authorities of those that a replica follows, PEM: encrypts (none)",
+        "FILE",
+    ),
     Setting("drain", "drain_s", _seconds, "seconds that calls in flight may take after SIGTERM"),
 )
 _NAMES = tuple(setting.name for setting in SETTINGS)
@@ -439,6 +467,10 @@ def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfi
     values.setdefault("drain_s", 30.0)
     # A thousandth of what a disk reads; a pass over a TiB takes three days.
     values.setdefault("scrub_rate_bytes", 4 * MIB)
+    if "follow" not in values:
+        for name in ("tables", "follow_token_file", "follow_ca"):
+            if name in origins:
+                raise ConfigError(f"{origins[name]} is given without follow; give both")
     config = ServerConfig(**values)
     _check_together(config, origins)
     return config

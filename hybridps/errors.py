@@ -10,6 +10,8 @@ HybridPSError
 +-- UnavailableError     also ConnectionError  no server answers, or the store is closed
 +-- DeadlineError        also TimeoutError     the call's time is over
 +-- CursorError                                changes since then cannot be told any more
++-- ReadOnlyError                              a replica only reads; ask the one it follows
++-- StaleError           also UnavailableError the replica is behind by more than the call allows
 +-- AuthError                                  the token does not allow it, or TLS was refused
 
 Texts name the thing, the value seen and what to do. The Rust module raises these classes too.
@@ -64,6 +66,14 @@ class CursorError(HybridPSError):
     """What changed since a cursor cannot be told: begin with None."""
 
 
+class ReadOnlyError(HybridPSError):
+    """The server is a replica, which changes nothing; the one that it follows does."""
+
+
+class StaleError(UnavailableError):
+    """The replica is behind by more than the call allows."""
+
+
 class AuthError(HybridPSError):
     """The server asks for a token, or the one given does not allow the call; nothing changed."""
 
@@ -80,6 +90,8 @@ BY_NAME: Final[dict[str, type[HybridPSError]]] = {
         UnavailableError,
         DeadlineError,
         CursorError,
+        ReadOnlyError,
+        StaleError,
         AuthError,
     )
 }

@@ -195,6 +195,9 @@ interface Session {
   # Of each key uint32 of training reads, uint32 Unix seconds of the last (0: never), and a byte for
   # its tier: 0 it has no row, 1 dram, 2 nvme, 3 cold. No visit.
   statistics @24 (table :UInt32, keys :Data) -> (frequency :Data, lastSeen :Data, tier :Data);
+  # How far a replica is behind the one that it follows; 0 on any other server, 2^64 - 1 where it
+  # never had all.
+  staleness @25 () -> (milliseconds :UInt64);
 }
 
 struct InspectedRow {

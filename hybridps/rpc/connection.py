@@ -290,6 +290,9 @@ class Connection:
             return 0
         if self._is_taken_over or self._host.untried_lookups or self._access is not None:
             return 0
+        replica = self._host.replica
+        if replica is not None and replica.has_arriving:
+            return 0
         return self._limits.inline_cost_bytes
 
     def _owes_bytes(self) -> bool:
@@ -372,6 +375,8 @@ class Connection:
                 " this one may do nothing any more: end it, or give it a client_id of its own"
             )
             self.answered(booking, self.wire.fails(call.question, "failed", reason))
+        elif (unchanged := self._read_only(call.verb)) is not None:
+            self.answered(booking, self.wire.fails(call.question, "failed", unchanged))
         elif isinstance(call, _core.ColdCall):
             self._take_reply(booking, VERBS[call.verb].REPLY_MAX_BYTES)
         elif (refusal := self._refusal(call)) is not None:
@@ -391,6 +396,16 @@ class Connection:
         else:
             booking.reply = Grant(self._host.replies, count)
             booking.reply.take(partial(self._start, booking))
+
+    def _read_only(self, verb: str) -> str | None:
+        """Why a replica does not do what this verb asks, as a reason of the wire."""
+        replica, kind = self._host.replica, VERBS[verb]
+        if replica is None or kind.RIGHT is Right.READ:
+            return None
+        return (
+            f"ReadOnlyError: {kind.spoken()}: this server is a replica of {replica.url} and changes"
+            " nothing; ask that one"
+        )
 
     def _refusal(self, call: _core.HotCall) -> str | None:
         """Why a call is not for the bearer of this token, as a reason of the wire."""

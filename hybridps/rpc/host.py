@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hybridps import _core
@@ -48,6 +48,24 @@ class Metrics(Protocol):
         """One refusal."""
 
 
+class Replica(Protocol):
+    """Whom a replica follows, and what has not arrived from there."""
+
+    @property
+    def url(self) -> str:
+        """The one that takes what changes anything."""
+
+    @property
+    def has_arriving(self) -> bool:
+        """Whether there is a table whose rows are not all here."""
+
+    def arriving(self, table: int) -> str | None:
+        """Its name, if that one is."""
+
+    async def bring(self, asked: Sequence[tuple[int, Any]]) -> None:
+        """Brings the rows of these keys, by table. Raises: UnavailableError if it cannot."""
+
+
 class Clients:
     """Connections of named clients. The newest session of a name speaks for it: those of others are
     told that they were taken over, and do nothing any more.
@@ -83,6 +101,7 @@ class Host:
         metrics: Metrics,
         limits: Limits,
         keyring: Keyring | None = None,
+        replica: Replica | None = None,
     ) -> None:
         self.store = store
         self.service = service
@@ -91,6 +110,8 @@ class Host:
         self.limits = limits
         # None: whoever reaches the socket may do everything.
         self.keyring = keyring
+        # None: this is none.
+        self.replica = replica
         self._names: dict[int, str] = {}
         # Apart, because a call that holds its frame waits for room for its reply.
         self.frames = Budget(limits.inflight_bytes // 2)

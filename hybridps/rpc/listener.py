@@ -6,7 +6,7 @@ import ssl
 import time
 
 from hybridps import _core
-from hybridps.rpc.host import Host, Metrics, Service, Workers
+from hybridps.rpc.host import Host, Metrics, Replica, Service, Workers
 from hybridps.rpc.limits import Limits
 from hybridps.rpc.runner import Runner
 from hybridps.rpc.transport import Transport
@@ -32,8 +32,9 @@ class Listener:
         metrics: Metrics,
         limits: Limits,
         keyring: Keyring | None = None,
+        replica: Replica | None = None,
     ) -> None:
-        self._host = Host(store, service, workers, metrics, limits, keyring)
+        self._host = Host(store, service, workers, metrics, limits, keyring, replica)
         self._runner = Runner(self._host)
         self._servers: list[asyncio.Server] = []
         self._sweep: asyncio.TimerHandle | None = None

@@ -47,6 +47,8 @@ class Runner:
         call = booking.call
         if isinstance(call, _core.ColdCall):
             self._spawn(self._run_cold(connection, booking, call))
+        elif self._has_to_arrive(call):
+            self._spawn(self._run_arrived(connection, streams, booking, call))
         elif (reply := self._try(booking, call)) is not None:
             self._observe(booking, call.code)
             connection.answered(booking, connection.wire.answer(call.question) or reply)
@@ -54,6 +56,36 @@ class Runner:
             self._spawn(self._stream(connection, streams, booking, call))
         else:
             self._spawn(self._run_away(connection, booking, call))
+
+    def _has_to_arrive(self, call: _core.HotCall) -> bool:
+        """Whether a replica may lack rows that the call reads."""
+        replica = self._host.replica
+        if replica is None or not replica.has_arriving or VERBS[call.verb].LANE is not Lane.READS:
+            return False
+        return any(replica.arriving(table) for table in call.tables)
+
+    async def _run_arrived(
+        self, connection: Connection, streams: Streams, booking: Booking, call: _core.HotCall
+    ) -> None:
+        """Runs a call once the rows that it reads are here."""
+        replica = self._host.replica
+        try:
+            if replica is not None:
+                await replica.bring(call.keys)
+        except Exception as error:
+            code, reason = "HybridPSError", _INTERNAL
+            if isinstance(error, HybridPSError):
+                code = type(error).__name__
+                reason = f"{code}: {error}"
+            else:
+                log.exception("call failed inside the server: verb=%s", call.verb)
+            self._observe(booking, code)
+            connection.answered(booking, connection.wire.fails(call.question, "failed", reason))
+            return
+        if call.is_streamed and streams.are_possible:
+            await self._stream(connection, streams, booking, call)
+        else:
+            await self._run_away(connection, booking, call)
 
     def _try(self, booking: Booking, call: _core.HotCall) -> _core.Buffer | None:
         """The reply, if it is had without waiting: nothing else may run on the loop."""

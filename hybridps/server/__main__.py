@@ -17,6 +17,8 @@ from typing import TypeAlias
 from hybridps import _core
 from hybridps.config import ServerConfig, load
 from hybridps.errors import ConfigError, HybridPSError
+from hybridps.replica.follower import Followed
+from hybridps.replica.service import followed_of
 from hybridps.server import logs
 from hybridps.server.guard import Guard
 from hybridps.server.server import Server
@@ -33,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(sys.argv[1:] if argv is None else argv)
         loop_name, loop_factory = choose_loop(config.loop)
         guard = Guard(config)
+        followed = followed_of(config)
     except ConfigError as error:
         return _fail(2, str(error))
     logs.configure(config.log_format)
@@ -40,16 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     _raise_file_limit(config.connections_max)
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(serve(config, guard, loop_name))
+            runner.run(serve(config, guard, loop_name, followed))
     except (StartError, HybridPSError) as error:
         return _fail(1, str(error))
     return 0
 
 
-async def serve(config: ServerConfig, guard: Guard, loop_name: str) -> None:
+async def serve(
+    config: ServerConfig, guard: Guard, loop_name: str, followed: Followed | None = None
+) -> None:
     """One server's life: start, say ready, wait for a signal, drain."""
     stop = _stop_on_signals()
-    server = Server(config, guard, loop_name)
+    server = Server(config, guard, loop_name, followed)
     try:
         await server.start()
         # Who reads that it is ready finds all about it in the log.

@@ -19,7 +19,7 @@ GAUGES = frozenset(
     | {f"rows_{tier}" for tier in TIERS}
     | {f"{tier}_bytes" for tier in TIERS}
     | {f"dram_{kind}" for kind in DRAM_KINDS}
-    | {"index_bytes"}
+    | {"index_bytes", "role", "staleness_ms"}
 )
 # Told by tier.
 _BY_TIER = {

@@ -10,6 +10,7 @@ from html import escape
 from hybridps.server.charts import draw
 from hybridps.server.history import Chart
 from hybridps.server.samples import Sample
+from hybridps.verbs.calls import NEVER_MS
 
 REFRESH_S = 3
 _KIB = 1024
@@ -27,6 +28,8 @@ class Facts:
     durability: str
     shard: tuple[int, int]
     loop: str
+    # Whom a replica follows.
+    follows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,10 @@ def _facts(view: View) -> str:
         "connections": f"{view.connections:,}",
         "in flight": size(view.inflight_bytes),
     }
+    if facts.follows is not None:
+        behind_ms = view.now.snapshot.store.get("staleness_ms", NEVER_MS)
+        behind = "never had all rows" if behind_ms >= NEVER_MS else f"{behind_ms / 1000:.1f} s"
+        pairs |= {"replica of": facts.follows, "behind": behind}
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs.items())
     return f"<dl>{items}</dl>"
 

@@ -8,13 +8,14 @@ shown once more.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from hybridps import _core
 from hybridps.server.exposition import Snapshot, exposition
 from hybridps.server.logs import Logger
 from hybridps.server.metrics import Counted, Metrics
 from hybridps.server.workers import Workers
+from hybridps.verbs.calls import PRIMARY, Standing
 from hybridps.verbs.kinds import Lane
 
 # A sample is shown again for so many times the processor's time that it took: however many look,
@@ -48,6 +49,8 @@ class Sampler:
     ) -> None:
         self._counted: Counted | None = None
         self._store: _core.Store | None = None
+        # What the server is to others; told with the store's counters.
+        self.standing: Callable[[], Standing] = lambda: PRIMARY
         self._metrics = metrics
         self._workers = workers
         self._clock = clock
@@ -98,7 +101,7 @@ class Sampler:
         if store is not None:
             totals, names, tables = store.snapshot()
             counters = {table: dict(zip(names, values, strict=True)) for table, values in tables}
-            snapshot = Snapshot(totals, counters)
+            snapshot = Snapshot(totals | asdict(self.standing()), counters)
             text += exposition(snapshot)
         fresh_s = min(FRESH_FACTOR * (time.thread_time() - began_s), FRESH_MAX_S)
         metrics = self._metrics

@@ -10,6 +10,8 @@ import socket
 
 from hybridps import _core
 from hybridps.config import Address, ServerConfig
+from hybridps.replica.follower import Followed
+from hybridps.replica.service import Replica, check_directory
 from hybridps.rpc.listener import Limits, Listener
 from hybridps.server.guard import Guard
 from hybridps.server.logs import Logger
@@ -32,8 +34,16 @@ log = Logger("hybridps.server")
 class Server:
     """Everything that one process serves."""
 
-    def __init__(self, config: ServerConfig, guard: Guard, loop_name: str) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        guard: Guard,
+        loop_name: str,
+        followed: Followed | None = None,
+    ) -> None:
         self._config = config
+        self._followed = followed
+        self._replica: Replica | None = None
         self._guard = guard
         self._loop_name = loop_name
         self._metrics = Metrics(_core.__version__, config.shard, loop_name)
@@ -74,9 +84,11 @@ class Server:
         self._bind()
         await self._start_ops()
         self._store = await self._workers.run(Lane.ORDERS, _open, self._config)
+        if self._followed is not None:
+            await self._follow(self._store, self._followed)
         self._tables = len(self._store.tables())
         await self._sampler.use(self._store)
-        service = Service(self._store, self._config, self._workers)
+        service = Service(self._store, self._config, self._workers, self._replica)
         await self._listen(self._store, service)
         watched = (self._watch_health(self._store), self._guard.watch(self._workers))
         self._watches = [asyncio.create_task(watch) for watch in watched]
@@ -99,6 +111,8 @@ class Server:
             if self._listener is not None:
                 await self._listener.drain(self._config.drain_s)
             await self._sampler.use(None)  # The ops port stays up and no longer asks the store.
+            if self._replica is not None:
+                await self._replica.stop()
             if self._store is not None:
                 await self._workers.run(Lane.ORDERS, _close, self._store)
         finally:
@@ -149,6 +163,12 @@ class Server:
         else:
             log.info("store serves everything again")
 
+    async def _follow(self, store: _core.Store, followed: Followed) -> None:
+        replica = Replica(store, self._config.data, followed, log.warning)
+        self._replica = replica  # From here on `stop` ends it.
+        self._sampler.standing = lambda: replica.standing
+        await replica.start()
+
     async def _listen(self, store: _core.Store, service: Service) -> None:
         config = self._config
         limits = Limits(
@@ -159,7 +179,9 @@ class Server:
             inline_cost_bytes=INLINE_COST_MAX_BYTES,
         )
         listener = Listener(
-            store, service, self._workers, self._metrics, limits, self._guard.keyring
+            *(store, service, self._workers, self._metrics, limits),
+            keyring=self._guard.keyring,
+            replica=self._replica,
         )
         self._listener = listener  # From here on `stop` drains it.
         self._sampler.count(listener)
@@ -182,6 +204,7 @@ class Server:
             durability=self._config.durability,
             shard=self._config.shard,
             loop=self._loop_name,
+            follows=self._config.follow,
         )
 
     def _warn_if_open(self) -> None:
@@ -209,6 +232,7 @@ class Server:
             "dram": format_size(config.dram_bytes),
             "nvme": format_size(config.nvme_bytes),
             "durability": config.durability,
+            "follow": config.follow,
             "shard": f"{config.shard[0]}/{config.shard[1]}",
             "threads": config.threads,
             "loop": self._loop_name,
@@ -218,6 +242,8 @@ class Server:
 
 
 def _open(config: ServerConfig) -> _core.Store:
+    if config.follow is None:
+        check_directory(config.data)
     return _core.Store(
         str(config.data),
         dram=config.dram_bytes,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from hybridps import _core
 from hybridps.config import ServerConfig
 from hybridps.errors import BadInputError, HybridPSError
+from hybridps.replica.service import Replica
 from hybridps.rpc import schemas
 from hybridps.security.rights import Right
 from hybridps.server.logs import AUDIT, Logger
@@ -42,8 +43,15 @@ class Caller(Protocol):
 class Service:
     """All verbs of one store."""
 
-    def __init__(self, store: _core.Store, config: ServerConfig, workers: Workers) -> None:
+    def __init__(
+        self,
+        store: _core.Store,
+        config: ServerConfig,
+        workers: Workers,
+        replica: Replica | None = None,
+    ) -> None:
         self._workers = workers
+        self._replica = replica
         shard, shards = config.shard
         info = ServerInfo(
             version=_core.__version__,
@@ -54,6 +62,8 @@ class Service:
             features=FEATURES,
         )
         self._site = Site(store, info)
+        if replica is not None:
+            self._site = Site(store, info, standing=lambda: replica.standing)
 
     async def call(
         self, caller: Caller, verb: str, params: Any, begin: Callable[[], None]
@@ -109,7 +119,9 @@ class Service:
             begin()
             return call.run(self._site)
 
-        value = await self._workers.run(kind.LANE, work)
+        value = None if self._replica is None else await self._replica.answer(call, self._site)
+        if value is None:
+            value = await self._workers.run(kind.LANE, work)
         if isinstance(call, Hello):
             caller.enter(call.session, call.client_id)
         results = schemas.new_results(kind.method())

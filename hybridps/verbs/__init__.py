@@ -38,6 +38,7 @@ from hybridps.verbs.remove import Remove, RemoveOfTable
 from hybridps.verbs.scatter import Scatter, ScatterOfTable
 from hybridps.verbs.scrub import Scrub, ScrubOfStore
 from hybridps.verbs.settings import Alter, SetLearningRate, SettingsOfTable
+from hybridps.verbs.staleness import Staleness, StalenessOfStore
 from hybridps.verbs.statistics import StatisticsOf, StatisticsOfTable
 from hybridps.verbs.tables import DropTable, ListTables, TablesOfStore
 
@@ -46,7 +47,7 @@ _CALLS: Final[tuple[type[Call[Any]], ...]] = (
     *(CreateTable, OpenTable, ListTables, DropTable, SetLearningRate, Alter),
     *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled, Inspect, Scrub),
     *(NowOf, Changes),
-    *(Scatter, StatisticsOf),
+    *(Scatter, StatisticsOf, Staleness),
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
@@ -81,5 +82,6 @@ class StoreVerbs(
     FlushOfStore[TableT],
     ScrubOfStore[TableT],
     ChangesOfStore[TableT],
+    StalenessOfStore[TableT],
 ):
     """All verbs of a store, or of all servers of a client."""

@@ -8,9 +8,9 @@ that server's id and carries unique keys. Who executes calls (`client`, `server`
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,25 @@ class ServerInfo:
     features: frozenset[str] = frozenset()
 
 
+# Of a replica that never had all rows of the one that it follows.
+NEVER_MS: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a server is to others: told with its counters."""
+
+    # 0: a primary. 1: a replica.
+    role: int = 0
+    # How far it is behind the one that it follows.
+    staleness_ms: int = 0
+    # Rows that it took over since it was started, removals counted.
+    followed_rows: int = 0
+
+
+PRIMARY: Final = Standing()
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """Where a call is run, and as which push of whose session (0: it is none)."""
@@ -56,6 +75,7 @@ class Site:
     info: ServerInfo
     session: int = 0
     number: int = 0
+    standing: Callable[[], Standing] = lambda: PRIMARY
 
 
 @dataclass(frozen=True, slots=True)

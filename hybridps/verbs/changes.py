@@ -12,8 +12,6 @@ from hybridps.security.rights import Right
 from hybridps.verbs.calls import Cold, Keys, Rows, Site
 from hybridps.verbs.kinds import Lane, Order
 
-# Parts of the key space, in order of the hash: what a page covers is told in them.
-CELLS: Final = 1 << 36
 PAGE_BYTES: Final = 1 << 20
 
 

@@ -1,6 +1,6 @@
 """`stats`: what a table, or a store, has counted since it was opened."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hybridps.security.rights import Right
@@ -68,7 +68,7 @@ class Stats(_Counted):
 
     def run(self, site: Site) -> Counters:
         """From memory."""
-        return site.store.stats()
+        return site.store.stats() | asdict(site.standing())
 
 
 def table_stats(catalog: Catalog, handle: Handle) -> Steps[Counters]:
@@ -79,8 +79,9 @@ def table_stats(catalog: Catalog, handle: Handle) -> Steps[Counters]:
 def stats(catalog: Catalog) -> Steps[Counters]:
     """Counters of all tables, summed over the servers."""
     replies = yield catalog.everywhere(Stats())
-    # Every table is on every server: its number is no sum.
-    return summed(replies) | {"tables": max(reply["tables"] for reply in replies)}
+    # Every table is on every server, and who reads one of them meets the one that is most behind.
+    largest = ("tables", "role", "staleness_ms")
+    return summed(replies) | {n: max(reply.get(n, 0) for reply in replies) for n in largest}
 
 
 class CountersOfTable(TableFace):
@@ -97,5 +98,9 @@ class CountersOfStore(StoreFace[TableT]):
 
     @verb
     def stats(self, *, timeout: float | None = None) -> Run[Counters]:
-        """Counters of all tables, summed over the servers, and tables, dram_limit, nvme_limit."""
+        """Counters of all tables, summed over the servers, and tables, dram_limit, nvme_limit.
+
+        Of replicas role is 1, staleness_ms how far the last of them is behind, and followed_rows
+        the rows that they took over.
+        """
         return Run(stats(self._catalog), timeout)

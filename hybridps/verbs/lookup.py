@@ -27,6 +27,7 @@ from hybridps.verbs.face import Run, Steps, Verb, typed_verb, verb
 from hybridps.verbs.kinds import Lane, Order
 from hybridps.verbs.pooled import Asked, lookup_pooled
 from hybridps.verbs.reading import Part, read, rows_of, splits_of
+from hybridps.verbs.staleness import check_staleness
 
 Reply = tuple[Rows, Found | None]
 
@@ -110,6 +111,7 @@ class _LookupOf(Protocol[_RowsT_co, _FoundT_co]):
         offsets: ArrayLike | None = None,
         weights: RowsLike | None = None,
         out: Rows | None = None,
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> _RowsT_co: ...
     @overload
@@ -119,6 +121,7 @@ class _LookupOf(Protocol[_RowsT_co, _FoundT_co]):
         *,
         return_found: Literal[True],
         out: Rows | None = None,
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> _FoundT_co: ...
 
@@ -142,6 +145,7 @@ class LookupOfTable(TableFace):
         offsets: ArrayLike | None = None,
         weights: RowsLike | None = None,
         out: Rows | None = None,
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Run[Rows | tuple[Rows, Found]]:
         """Rows of keys, for inference: never inserts, changes no statistics.
@@ -161,16 +165,25 @@ class LookupOfTable(TableFace):
                  not falling; the last bag ends with the keys. None: the last dimension of the keys.
                  weights: float32 of the keys' shape, finite; None: 1 each.
                  out: float32 of the result's shape, written and returned.
+                 max_staleness: seconds that a replica may be behind the one that it follows, asked
+                 of it before the rows: one more trip. None: any.
         Returns: float32[keys.shape + (dim,)], zeros for absent keys; a fresh array. With
                  `return_found` also bool[keys.shape]. Pooled: float32[bags, dim].
-        Raises:  BadInputError, TableNotFoundError, CorruptionError, UnavailableError,
-                 DeadlineError.
+        Raises:  BadInputError, TableNotFoundError, CorruptionError, UnavailableError (StaleError
+                 beyond `max_staleness`), DeadlineError.
         """
         if pool is None and offsets is None and weights is None and out is None:
-            return self._run(self._lookup(keys, return_found), timeout)
-        _check_pooling(pool, return_found, offsets is not None or weights is not None)
-        asked = Asked(keys, offsets, weights, out)
-        return self._run(self._pooled(asked, pool, return_found), timeout)
+            steps = self._lookup(keys, return_found)
+        else:
+            _check_pooling(pool, return_found, offsets is not None or weights is not None)
+            steps = self._pooled(Asked(keys, offsets, weights, out), pool, return_found)
+        if max_staleness is not None:
+            steps = self._fresh(steps, max_staleness)
+        return self._run(steps, timeout)
+
+    def _fresh(self, steps: Steps[Any], most: float) -> Steps[Any]:
+        yield from check_staleness(self._catalog, most)
+        return (yield from steps)
 
     def _lookup(self, keys: KeysLike, return_found: bool) -> Steps[Any]:
         (result,) = yield from lookup(self._catalog, [self._handle], [keys], return_found)

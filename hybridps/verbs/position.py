@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from hybridps.errors import CursorError
-from hybridps.verbs.changes import CELLS
+from hybridps.placement import CELLS
 
 _PREFIX: Final = "hps1."
 _SEQUENCE_MAX: Final = (1 << 64) - 1

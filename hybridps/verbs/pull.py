@@ -11,16 +11,19 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 
 from hybridps.errors import BadInputError, CursorError, HybridPSError, TableNotFoundError
+from hybridps.placement import cells_of
 from hybridps.verbs.calls import Keys, Rows
 from hybridps.verbs.catalog import Catalog, StoreFace, TableT
-from hybridps.verbs.changes import CELLS, PAGE_BYTES, Changes, Now, NowOf, Page
+from hybridps.verbs.changes import PAGE_BYTES, Changes, Now, NowOf, Page
 from hybridps.verbs.face import Addressed, Pause, Run, Steps, verb, walk
 from hybridps.verbs.position import Position, Progress, Shard
+
+T = TypeVar("T")
 
 # Between two looks, where nothing has changed.
 _PAUSE_S: Final = 0.05
@@ -58,8 +61,10 @@ class Change:
         return f"<change of {self.table!r}: {len(self.keys)} rows, {len(self.removed)} removed>"
 
 
-class Pull:
-    """A stream of changes on its way. Its steps are run one after the other."""
+class Walked(Generic[T]):
+    """A position that moves on, and what is told on the way: T. Its steps are run one after the
+    other. What a T is, a class below this one says.
+    """
 
     def __init__(self, catalog: Catalog, since: str | None, tables: Sequence[str] | None) -> None:
         self._catalog = catalog
@@ -69,9 +74,7 @@ class Pull:
         if since is not None:
             self.position = _resumed(since, names, catalog.shards)
         self._dims: dict[str, int] = {}
-        self._ready: deque[Change] = deque()
-        # The last page that told something: until the next one its cursor moves on.
-        self._held: tuple[str, Page] | None = None
+        self._ready: deque[T] = deque()
         self._has_looked = False
         self._is_last = False
         # Nothing was to be done after the last look, or not yet.
@@ -84,8 +87,8 @@ class Pull:
         """True if all is told that had changed when the pull began."""
         return self._is_last and not self._ready and not self._due()
 
-    def step(self) -> Steps[Change | None]:
-        """The next change, or a step towards it."""
+    def step(self) -> Steps[T | None]:
+        """The next to be told, or a step towards it."""
         if not self._ready:
             due = self._due()
             if due and self._has_looked:
@@ -155,20 +158,20 @@ class Pull:
         is_there = _ids_of(name, nows) is not None
         for shard, now in enumerate(nows):
             entry = now.tables.get(name) if is_there else None
-            progress = None if entry is None else Progress(entry.id, None, now.sequence)
+            first = self._cells(shard)[0]
+            progress = None if entry is None else Progress(entry.id, None, now.sequence, first)
             self.position = self.position.with_table(shard, name, progress)
             if entry is not None:
                 self._dims[name] = entry.dim
-        if not self._is_new:
-            none = np.zeros((0, self._dims.get(name, 0)), np.float32)
-            self._ready.append(Change(name, _NO_KEYS, none, _NO_KEYS, self.position))
+        self._note_table(name, is_there=is_there)
 
     def _begin_pass(self, shard: int, now: Now) -> None:
         """Goes through the tables of a server that may have changed."""
         for name, progress in self.position.shards[shard].tables.items():
             self._dims.setdefault(name, now.tables[name].dim)
             if progress.now is None and progress.since != now.sequence:
-                self._move(shard, name, replace(progress, now=now.sequence))
+                first = self._cells(shard)[0]
+                self._move(shard, name, replace(progress, now=now.sequence, at=first))
 
     def _is_copying(self) -> bool:
         tables = (t for shard in self.position.shards for t in shard.tables.values())
@@ -188,8 +191,8 @@ class Pull:
 
     def _page(self, asked: list[tuple[int, str, Progress]]) -> Steps[None]:
         calls: list[Addressed] = [
-            (shard, Changes(table.id, table.at, CELLS, table.since, PAGE_BYTES))
-            for shard, _, table in asked
+            (n, Changes(table.id, table.at, self._cells(n)[1], table.since, PAGE_BYTES))
+            for n, _, table in asked
         ]
         try:
             pages: list[Page] = yield calls
@@ -202,24 +205,58 @@ class Pull:
             dim = self._dims[name]
             if page.rows.size != len(page.keys) * dim:
                 raise HybridPSError(f"table {name!r}: the server's rows are not of {dim}")
-            if len(page.keys) or len(page.removed):
-                self._let_go()
-                self._held = name, page
-            if page.next >= CELLS:
+            before = self.position
+            if page.next >= self._cells(shard)[1]:
                 self._move(shard, name, Progress(progress.id, progress.now))
             else:
                 self._move(shard, name, replace(progress, at=page.next))
-        if not self._due():
-            self._let_go()
+            self._note_page(shard, name, progress, page, before)
+
+    def _cells(self, shard: int) -> tuple[int, int]:
+        """Those of a server: no other has rows of it."""
+        return cells_of(shard, self._catalog.shards)
+
+    # What is told.
+
+    def _note_table(self, name: str, *, is_there: bool) -> None:
+        """A table was met, made, dropped, or made anew: a copy of it is empty from here on."""
+        raise NotImplementedError
+
+    def _note_page(
+        self, shard: int, name: str, progress: Progress, page: Page, before: Position
+    ) -> None:
+        """A page has come, perhaps with nothing in it; `progress` and `before` are from before."""
+        raise NotImplementedError
 
     def _move(self, shard: int, name: str, progress: Progress) -> None:
         self.position = self.position.with_table(shard, name, progress)
 
-    def _let_go(self) -> None:
+
+class Pull(Walked[Change]):
+    """What changed, for users."""
+
+    # The last page that told something: until the next one its cursor moves on.
+    _held: tuple[str, Page] | None = None
+
+    def _note_table(self, name: str, *, is_there: bool) -> None:
+        if not self._is_new:
+            none = np.zeros((0, self._dims.get(name, 0)), np.float32)
+            self._ready.append(Change(name, _NO_KEYS, none, _NO_KEYS, self.position))
+
+    def _note_page(
+        self, shard: int, name: str, progress: Progress, page: Page, before: Position
+    ) -> None:
+        if len(page.keys) or len(page.removed):
+            self._let_go(before)
+            self._held = name, page
+        if not self._due():
+            self._let_go(self.position)
+
+    def _let_go(self, position: Position) -> None:
         if self._held is not None:
             (name, page), self._held = self._held, None
             rows = page.rows.reshape(len(page.keys), self._dims[name])
-            self._ready.append(Change(name, page.keys, rows, page.removed, self.position))
+            self._ready.append(Change(name, page.keys, rows, page.removed, position))
 
 
 def _ids_of(name: str, nows: Sequence[Now]) -> list[int] | None:

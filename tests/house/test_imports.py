@@ -30,6 +30,8 @@ FORBIDDEN = {
             "hybridps.layers", "torch", "tensorflow", "keras"),
     "server": ("hybridps.client", "hybridps.demo", "hybridps.aio", "hybridps.layers", "torch",
                "tensorflow", "keras"),
+    "replica": ("hybridps.server", "hybridps.demo", "hybridps.layers", "torch", "tensorflow",
+                "keras", "socket"),
     "client": ("hybridps.server", "hybridps.demo", "hybridps.layers", "torch", "tensorflow",
                "keras"),
     "layers": ("hybridps._core", "hybridps.server", "hybridps.rpc", "hybridps.demo", "hybridps.aio",

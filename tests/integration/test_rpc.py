@@ -121,6 +121,7 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 "scrub": ({"start": 5, "bytes": 6}, {"next": 7, "damaged": [{"table": "t"}]}),
                 "flush": ({}, {}),
                 "cursor": ({}, {"sequence": 2**63, "tables": [{"name": "t", "dim": 8}]}),
+                "staleness": ({}, {"milliseconds": 2**64 - 1}),
                 "changes": (
                     {"table": 1, "start": 5, "end": 2**36},
                     {"keys": big, "rows": big, "next": 9},

@@ -43,6 +43,7 @@ CALLS: list[Call[Any]] = [
     verbs.Stats(),
     verbs.Flush(),
     verbs.NowOf(),
+    verbs.Staleness(),
     verbs.Changes(1, 2**35, 2**36, 7, 1 << 20),
 ]
 

@@ -85,6 +85,10 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         "tls_key": "k.pem",
         "tls_client_ca": "a.pem",
         "scrub_rate": "1MiB",
+        "follow": "hps://other:7440",
+        "tables": "item,user",
+        "follow_token_file": "f.token",
+        "follow_ca": "f.pem",
     }
     assert sorted(values) == sorted(setting.name for setting in config.SETTINGS)
     file = toml(tmp_path, "".join(f'{name} = "{value}"\n' for name, value in values.items()))

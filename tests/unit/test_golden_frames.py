@@ -73,6 +73,7 @@ ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.LookupPooled([(TABLE, KEYS[:1], np.array([1], np.uint32), None)]), [[1, -2]]),
     (verbs.NowOf(), Now("0123456789abcdef" * 2, 2**63, {"item": Entry(TABLE, 2)})),
     (verbs.Changes(TABLE, 2**24, 2**36, 2**40, 1 << 20), Page(KEYS[:1], KEYS, ROWS, 2**36)),
+    (verbs.Staleness(), 2**63),
     (verbs.Changes(TABLE, 0, 2**36, None, 1 << 20), Page(KEYS[:0], KEYS[:0], ROWS[:0], 2**25)),
     (verbs.Scatter([(TABLE, KEYS, ROWS)], Operation.MAX), None),
     (verbs.StatisticsOf(TABLE, KEYS), TOLD),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hybridps as hps
-from hybridps.verbs.changes import CELLS
+from hybridps.placement import CELLS
 from hybridps.verbs.position import Position, Progress, Shard
 
 U64 = st.integers(0, 2**64 - 1)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import hybridps as hps
+from hybridps.placement import CELLS
 from hybridps.verbs.catalog import Catalog
-from hybridps.verbs.changes import CELLS, Changes, Entry, Now, NowOf, Page
+from hybridps.verbs.changes import Changes, Entry, Now, NowOf, Page
 from hybridps.verbs.pull import Change, Pull
 
 NONE = np.zeros(0, np.uint64)
@@ -54,17 +55,17 @@ class Server:
                 return self.page(rows, call)
         raise hps.TableNotFoundError("gone")
 
-    @staticmethod
-    def page(rows: dict[int, tuple[int, float]], call: Changes) -> Page:
-        part = CELLS // PAGES
-        number = call.start // part
+    def page(self, rows: dict[int, tuple[int, float]], call: Changes) -> Page:
+        first, part = self.number * CELLS // 2, CELLS // 2 // PAGES
+        assert call.end == first + CELLS // 2, "no other server's cells are asked for"
+        number = (call.start - first) // part
         told = {
             key: value
             for key, (sequence, value) in rows.items()
             if key % PAGES == number and (call.since is None or sequence > call.since)
         }
         values = np.array(list(told.values()), np.float32).reshape(-1, DIM)
-        return Page(NONE, np.array(list(told), np.uint64), values, (number + 1) * part)
+        return Page(NONE, np.array(list(told), np.uint64), values, first + (number + 1) * part)
 
 
 class Fleet:
@@ -185,6 +186,6 @@ def test_a_server_that_answers_other_rows_is_not_believed() -> None:
         server.make("t")
     filled(fleet, 1.0)
     wrong = Page(NONE, np.array([1], np.uint64), np.zeros((1, DIM + 1), np.float32), CELLS)
-    fleet.servers[0].page = lambda *_: wrong  # type: ignore[method-assign]
+    fleet.servers[0].page = lambda *_: wrong
     with pytest.raises(hps.HybridPSError, match="rows are not of 1"):
         fleet.run(Pull(Catalog(2), None, ["t"]))

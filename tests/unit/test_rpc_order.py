@@ -22,7 +22,7 @@ def test_every_verb_that_changes_something_is_a_push() -> None:
         return {name for name, verb in VERBS.items() if verb.ORDER is order}
 
     reads = {"lookup", "lookupOrInsert", "prefetch", "table", "tables", "size", "keys"}
-    reads |= {"tableStats", "stats", "lookupPooled", "inspect", "cursor"}
+    reads |= {"tableStats", "stats", "lookupPooled", "inspect", "cursor", "staleness"}
     assert of(Order.READ) == reads
     assert of(Order.FREE) == {"flush", "scrub", "changes"}
 

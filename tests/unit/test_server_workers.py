@@ -127,6 +127,6 @@ def test_every_verb_has_the_lane_of_what_it_may_wait_for() -> None:
     waits_for_room = {"lookupOrInsert", "applyGradients", "assign", "scatter", "remove"}
     assert of(Lane.PUSHES) == waits_for_room
     assert of(Lane.READS) == {"lookup", "lookupPooled", "inspect", "statistics"}
-    looks = {"prefetch", "hello", "table", "tables", "size", "stats", "tableStats"}
+    looks = {"prefetch", "hello", "table", "tables", "size", "stats", "tableStats", "staleness"}
     assert of(Lane.LOOKS) == looks
     assert not of(Lane.SAMPLES)

@@ -6,6 +6,7 @@ use hybridps_serve::{self as serve, Call, Event, Noted, Socket};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
+use crate::arrays::Keys;
 use crate::errors::misuse;
 use crate::memory::Buffer;
 use crate::store::PyStore;
@@ -42,6 +43,8 @@ methods! { impl HotCall:
     #[getter] cost(&self) -> usize = self.0.cost_bytes();
     #[getter] is_streamed(&self) -> bool = self.0.is_streamed();
     #[getter] tables(&self) -> Vec<u32> = self.0.tables();
+    #[getter] keys(&self) -> Vec<(u32, Keys)> =
+        self.0.keys().into_iter().map(|(table, keys)| (table, keys.into())).collect();
     #[getter] code(&self) -> &str = self.0.code();
     #[getter] unsent_bytes(&self) -> usize = self.0.unsent_bytes();
 }

@@ -129,6 +129,17 @@ impl Call {
         batches.map_or_else(|_| Vec::new(), |all| all.iter().map(|batch| batch.table).collect())
     }
 
+    /// The keys of a read by table, before it is run; none of another call, or of one that cannot
+    /// be read.
+    pub fn keys(&self) -> Vec<(u32, Vec<u64>)> {
+        let work = self.work();
+        let Some((frame, _)) = work.as_ref().filter(|_| wire::is_read(self.verb)) else {
+            return Vec::new();
+        };
+        let reading = Reading::decode(self.verb, frame, self.shared.keys_limit);
+        reading.map_or_else(|_| Vec::new(), |reading| reading.keys())
+    }
+
     /// Names the call in its answer.
     pub fn question(&self) -> u32 {
         self.question

@@ -81,6 +81,17 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// Of each table its id and keys.
+    pub(crate) fn keys(&self) -> Vec<(u32, Vec<u64>)> {
+        match &self.tables {
+            Tables::Keys(batches) => batches.iter().map(|b| (b.table, b.keys.to_vec())).collect(),
+            Tables::Bags(batches) => {
+                let all = |b: &BagBatch<'_>| keys_of(b, 0..b.keys.len / b.key_bytes).into_owned();
+                batches.iter().map(|b| (b.table, all(b))).collect()
+            }
+        }
+    }
+
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
     }

@@ -1,0 +1,1 @@
+"""A replica: a store that follows the tables of others, values only, and asks for what it lacks."""
