@@ -45,9 +45,11 @@ from hybridps.verbs.open_table import Opened, OpenTable
 from hybridps.verbs.position import Position, Shard
 from hybridps.verbs.staleness import Staleness
 
-# One call to the followed; a read that is passed on waits for less.
+# One call to the followed; a read that is passed on waits for less, and where they are known to be
+# away only for a sign that they are back.
 CALL_S: Final = 10.0
 PASSED_ON_S: Final = 5.0
+AWAY_S: Final = 0.25
 # Between two looks where nothing changed, and two attempts where something failed.
 PAUSE_S: Final = 0.05
 RETRY_S: Final = 0.5
@@ -195,9 +197,13 @@ class Follower:
         addressed = [(shard, call(there)) for shard, there in enumerate(ids)]
 
         async def perform(_: aio.ParameterServer) -> list[T]:
-            return await self._driver.transport.perform(addressed, PASSED_ON_S)
+            return await self._driver.transport.perform(addressed, self._patience_s)
 
         return await self.ask(perform)
+
+    @property
+    def _patience_s(self) -> float:
+        return AWAY_S if self._is_away else PASSED_ON_S
 
     def _unasked(self, why: object) -> UnavailableError:
         return UnavailableError(
@@ -359,7 +365,7 @@ class Follower:
             lacking = lacking[~self._has_covered(name, lacking)]
             if not len(lacking):
                 continue
-            told = await ps.lookup({name: lacking}, return_found=True, timeout=PASSED_ON_S)
+            told = await ps.lookup({name: lacking}, return_found=True, timeout=self._patience_s)
             rows, found = told[name]
             lacking, rows = lacking[found], rows[found]
             async with self._lock:

@@ -23,6 +23,7 @@ def test_every_verb_that_changes_something_is_a_push() -> None:
 
     reads = {"lookup", "lookupOrInsert", "prefetch", "table", "tables", "size", "keys"}
     reads |= {"tableStats", "stats", "lookupPooled", "inspect", "cursor", "staleness"}
+    reads |= {"statistics"}
     assert of(Order.READ) == reads
     assert of(Order.FREE) == {"flush", "scrub", "changes"}
 
