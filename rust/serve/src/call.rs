@@ -11,10 +11,7 @@ use crate::outlet::Outlet;
 use crate::pushes::push;
 use crate::reads::{whole_reply, Reading, Sizes};
 use crate::shared::{Plan, Shared};
-use crate::stream::{Stream, PIECE_BYTES};
-
-/// Replies larger than this are streamed.
-const WHOLE_MAX: usize = PIECE_BYTES + PIECE_BYTES / 2;
+use crate::stream::Stream;
 
 /// A hot call, decoded as far as its cost.
 pub struct Call {
@@ -39,7 +36,7 @@ impl Call {
         let reply_bytes = plan.as_ref().map_or(0, Plan::cost_bytes);
         let announced_bytes = plan.as_ref().map_or(0, |plan| plan.announced);
         let frame_bytes = frame.len() * 8;
-        let is_streamed = plan.as_ref().is_ok_and(|plan| plan.reply_bytes() > WHOLE_MAX);
+        let is_streamed = plan.as_ref().is_ok_and(|plan| !plan.pieces.is_empty());
         Self {
             shared: Arc::clone(shared),
             question,
@@ -107,7 +104,7 @@ impl Call {
         let mut work = self.work();
         if self.is_streamed() && self.stream.get().is_none() {
             if let Some((frame, Ok(plan))) = work.take() {
-                let stream = Stream::new(self.question, frame, &plan.sizes, &plan.rows);
+                let stream = Stream::new(self.question, frame, &plan.sizes, plan.pieces);
                 return Ok(self.stream.get_or_init(|| stream.into()));
             }
         }

@@ -2,10 +2,10 @@
 //! or read here: whoever owns one hands bytes in and takes frames out.
 //!
 //! Floor plan, from the bytes up: `memory` (frames as words, shared without a copy) > `receiver`
-//! (bytes to frames) > `reads`, `pushes` (what a verb does with its arrays), `stream` (a large
-//! reply, sent while it is gathered) by an `outlet` > `call` (one hot call, with what all calls of
-//! a connection share: `shared`) > `connection`, `client` (the two sides). Beside them `local` and
-//! `texts`: what a caller in this process asks, by its arrays or in plain fields.
+//! (bytes to frames) > `reads`, `pushes` (what a verb does with its arrays) > `pieces`, `stream` (a
+//! large reply, cut, and sent while it is gathered) by an `outlet` > `call` (one hot call, with
+//! what all calls of a connection share: `shared`) > `connection`, `client` (the two sides). Beside
+//! them `local` and `texts`: what a caller in this process asks, by its arrays or in plain fields.
 
 mod allocator;
 mod call;
@@ -16,6 +16,7 @@ mod failure;
 pub mod local;
 mod memory;
 mod outlet;
+mod pieces;
 mod pushes;
 mod reads;
 mod receiver;

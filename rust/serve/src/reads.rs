@@ -30,12 +30,19 @@ enum Tables<'a> {
     Bags(Vec<BagBatch<'a>>),
 }
 
+/// A run of one table's rows in the reply.
+pub(crate) struct Span {
+    pub(crate) table: usize,
+    pub(crate) rows: Range<usize>,
+    /// Those that the rows are made of: as many, or all of their bags.
+    pub(crate) keys: Range<usize>,
+    /// Of the rows.
+    pub(crate) bytes: usize,
+}
+
 /// Some rows of one table in a reply: which, and where they and their found flags go.
 pub(crate) struct Share<'a> {
-    /// Place of the table in the call.
-    pub(crate) table: usize,
-    /// Of its keys, or bags.
-    pub(crate) range: Range<usize>,
+    pub(crate) span: &'a Span,
     /// float32 or narrower, as the call wants them.
     pub(crate) rows: Array<'a>,
     /// Empty, or one a row.
@@ -61,6 +68,12 @@ impl<'a> Array<'a> {
 
     pub(crate) fn numbers<T: Number>(self) -> &'a mut [T] {
         &mut as_numbers_mut(self.words)[..self.bytes / size_of::<T>()]
+    }
+}
+
+impl<'a> Share<'a> {
+    fn room(self) -> Room<'a> {
+        (self.span, self.rows.numbers(), self.found)
     }
 }
 
@@ -92,6 +105,27 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// How many keys these rows of a table are made of.
+    pub(crate) fn keys_in(&self, table: usize, rows: Range<usize>) -> usize {
+        match &self.tables {
+            Tables::Keys(_) => rows.len(),
+            Tables::Bags(batches) => {
+                sizes_of(&batches[table])[rows].iter().map(|&size| size as usize).sum()
+            }
+        }
+    }
+
+    /// All rows of each table.
+    fn whole(&self, sizes: &Sizes) -> Vec<Span> {
+        let span = |(table, (_, count))| Span {
+            table,
+            rows: 0..count,
+            keys: 0..self.keys_in(table, 0..count),
+            bytes: sizes[table].0,
+        };
+        self.rows().into_iter().enumerate().map(span).collect()
+    }
+
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -113,83 +147,68 @@ impl<'a> Reading<'a> {
         waits: bool,
     ) -> Result<bool, Failure> {
         if self.dtype == Dtype::Float32 {
-            let (mut rows, mut rest) = (Vec::new(), Vec::new());
-            for share in shares {
-                rows.push(share.rows.numbers::<f32>());
-                rest.push((share.table, share.range, share.found));
-            }
-            return self.read(store, rest, rows, waits);
+            let rooms = shares.into_iter().map(Share::room).collect();
+            return self.read(store, rooms, waits);
         }
         let size = |share: &Share<'_>| share.rows.bytes / self.dtype.bytes();
         let mut wide: Vec<Vec<f32>> = shares.iter().map(|share| vec![0.0; size(share)]).collect();
-        let rows = wide.iter_mut().map(|wide| &mut wide[..]).collect();
-        let rest = shares.iter_mut().map(|s| (s.table, s.range.clone(), &mut *s.found)).collect();
-        let is_done = self.read(store, rest, rows, waits)?;
+        let rooms = wide.iter_mut().zip(&mut shares);
+        let rooms = rooms.map(|(wide, share)| (share.span, &mut wide[..], &mut *share.found));
+        let is_done = self.read(store, rooms.collect(), waits)?;
         for (share, wide) in shares.into_iter().zip(&wide) {
-            let dim = wide.len() / share.range.len().max(1);
+            let dim = wide.len() / share.span.rows.len().max(1);
             narrow(self.dtype, wide, share.rows.numbers())
                 .map_err(|at| beyond(wide[at], at % dim))?;
         }
         Ok(is_done)
     }
 
-    /// Rows of 32 bits. The place of a table, which of its rows, and where flags go, for each.
-    fn read(
-        &self,
-        store: &Store,
-        shares: Vec<(usize, Range<usize>, &mut [u8])>,
-        rows: Vec<&mut [f32]>,
-        waits: bool,
-    ) -> Result<bool, Failure> {
-        let shares = shares.into_iter().zip(rows);
+    /// Rows of 32 bits.
+    fn read(&self, store: &Store, rooms: Vec<Room<'_>>, waits: bool) -> Result<bool, Failure> {
         let batches = match &self.tables {
-            Tables::Bags(batches) => return pooled(store, batches, shares, waits),
+            Tables::Bags(batches) => return pooled(store, batches, rooms, waits),
             Tables::Keys(batches) => batches,
         };
         if self.verb == LOOKUP {
-            let of = |((n, range, found), rows): ((usize, Range<usize>, _), _)| {
-                let Batch { table, keys, .. } = batches[n];
-                LookupBatch { table, keys: &keys[range], rows, found }
-            };
-            let mut parts: Vec<_> = shares.map(of).collect();
+            let mut parts = Vec::new();
+            for (span, rows, found) in rooms {
+                let Batch { table, keys, .. } = batches[span.table];
+                parts.push(LookupBatch { table, keys: &keys[span.keys.clone()], rows, found });
+            }
             return Ok(match waits {
                 true => store.lookup(&mut parts).map(|()| true)?,
                 false => store.try_lookup(&mut parts)?,
             });
         }
         let mut parts = Vec::new();
-        for ((n, range, _), rows) in shares {
-            let counts = numbers::<u32>("counts", &batches[n])?;
-            let counts = counts.get(range.clone()).unwrap_or_default();
-            let Batch { table, keys, .. } = batches[n];
-            parts.push(InsertBatch { table, keys: &keys[range], counts, rows });
+        for (span, rows, _) in rooms {
+            let batch = &batches[span.table];
+            let counts = numbers::<u32>("counts", batch)?;
+            let counts = counts.get(span.keys.clone()).unwrap_or_default();
+            let keys = &batch.keys[span.keys.clone()];
+            parts.push(InsertBatch { table: batch.table, keys, counts, rows });
         }
         store.lookup_or_insert(&mut parts)?;
         Ok(true)
     }
 }
 
-fn pooled<'r>(
+/// Of a span, where its rows of 32 bits and its found flags go.
+type Room<'a> = (&'a Span, &'a mut [f32], &'a mut [u8]);
+
+fn pooled(
     store: &Store,
     batches: &[BagBatch<'_>],
-    shares: impl Iterator<Item = ((usize, Range<usize>, &'r mut [u8]), &'r mut [f32])>,
+    rooms: Vec<Room<'_>>,
     waits: bool,
 ) -> Result<bool, Failure> {
-    let taken: Vec<_> = shares.map(|((n, range, _), sums)| (n, range, sums)).collect();
-    let mut keys = Vec::with_capacity(taken.len());
-    for (n, range, _) in &taken {
-        let batch = &batches[*n];
-        let bags = sizes_of(batch);
-        let start: usize = bags[..range.start].iter().map(|&size| size as usize).sum();
-        let count: usize = bags[range.clone()].iter().map(|&size| size as usize).sum();
-        keys.push((start, keys_of(batch, start..start + count)));
-    }
-    let mut parts = Vec::with_capacity(taken.len());
-    for ((n, range, sums), (start, keys)) in taken.into_iter().zip(&keys) {
-        let batch = &batches[n];
-        let weights = whole::<f32>(&batch.weights);
-        let weights = weights.get(*start..start + keys.len()).unwrap_or_default();
-        let bags = &sizes_of(batch)[range];
+    let keys_of = |room: &Room<'_>| keys_of(&batches[room.0.table], room.0.keys.clone());
+    let keys: Vec<_> = rooms.iter().map(keys_of).collect();
+    let mut parts = Vec::with_capacity(rooms.len());
+    for ((span, sums, _), keys) in rooms.into_iter().zip(&keys) {
+        let batch = &batches[span.table];
+        let weights = whole::<f32>(&batch.weights).get(span.keys.clone()).unwrap_or_default();
+        let bags = &sizes_of(batch)[span.rows.clone()];
         parts.push(PooledBatch { table: batch.table, keys, bags, weights, sums });
     }
     Ok(match waits {
@@ -254,10 +273,11 @@ pub(crate) fn whole_reply(
     let mut reply = Words::new(layout.words);
     let (header, mut rest) = reply.split_at_mut(layout.header.len());
     header.copy_from_slice(&layout.header);
+    let spans = reading.whole(sizes);
     let mut shares = Vec::with_capacity(sizes.len());
-    for (table, (&(rows, found), (_, count))) in sizes.iter().zip(reading.rows()).enumerate() {
+    for (span, &(rows, found)) in spans.iter().zip(sizes) {
         let (rows, found) = (Array::take(&mut rest, rows), Array::take(&mut rest, found).numbers());
-        shares.push(Share { table, range: 0..count, rows, found });
+        shares.push(Share { span, rows, found });
     }
     let is_done = reading.fill(store, shares, waits)?;
     Ok(is_done.then_some(reply))

@@ -12,15 +12,16 @@ use hybridps_wire::{
 
 use crate::failure::{bad_input, Failure};
 use crate::memory::{as_numbers, Number};
-use crate::reads::{Reading, Sizes};
-use crate::stream::PIECE_BYTES;
+use crate::pieces::{pieces, PIECE_BYTES};
+use crate::reads::{Reading, Sizes, Span};
 
 /// What is known of a call before it runs.
 #[derive(Default)]
 pub(crate) struct Plan {
-    /// Of a read, the reply's arrays, and the rows per table.
+    /// Of a read, the reply's arrays.
     pub(crate) sizes: Sizes,
-    pub(crate) rows: Vec<usize>,
+    /// Of a large one, where it is cut.
+    pub(crate) pieces: Vec<Vec<Span>>,
     /// Bytes that it takes besides: for rows that are summed, or widened.
     beside: usize,
     /// Bytes that a push in parts announces.
@@ -107,9 +108,10 @@ impl Shared {
         reading.check()?;
         let want_found = verb == LOOKUP && wire::decode_want_found(frame)?;
         let mut plan = Plan::default();
-        let mut total = StreamedReply::FIXED_BYTES;
-        for (table, count) in reading.rows() {
-            let rows = count * self.dim(table)? * reading.dtype().bytes();
+        let (mut costs, mut total) = (Vec::new(), StreamedReply::FIXED_BYTES);
+        for (n, (table, count)) in reading.rows().into_iter().enumerate() {
+            let (dim, bytes) = (self.dim(table)?, reading.dtype().bytes());
+            let rows = count * dim * bytes;
             let found = if want_found { count } else { 0 };
             total += rows + found + TABLE_BYTES;
             if rows > wire::DATA_MAX || total > self.frame_limit {
@@ -119,10 +121,12 @@ impl Shared {
                 )));
             }
             plan.sizes.push((rows, found));
-            plan.rows.push(count);
+            costs.push(reading.keys_in(n, 0..count).saturating_mul(dim * bytes));
         }
+        plan.pieces = pieces(&reading, &plan.sizes, &costs);
         if verb == LOOKUP_POOLED {
-            plan.beside += POOL_BYTES.min(frame.len() * 8);
+            // A few threads may sum at the same time.
+            plan.beside += plan.pieces.len().clamp(1, 4) * POOL_BYTES;
         }
         if reading.dtype() != Dtype::Float32 {
             plan.beside += 2 * plan.reply_bytes().min(4 * PIECE_BYTES);

@@ -4,7 +4,6 @@
 //! are still in the thread's cache. Pieces are few, and a socket that takes no more stops all: what
 //! nobody reads is not gathered.
 
-use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hybridps_wire::{self as wire, ExceptionKind, StreamedReply};
@@ -12,12 +11,9 @@ use hybridps_wire::{self as wire, ExceptionKind, StreamedReply};
 use crate::failure::{guarded, Failure};
 use crate::memory::{as_numbers, Words};
 use crate::outlet::Outlet;
-use crate::reads::{Array, Reading, Share, Sizes};
+use crate::reads::{Array, Reading, Share, Sizes, Span};
 use crate::shared::Shared;
 
-/// Bytes of rows that are gathered, then sent. Measured (50,000 rows of 64 floats): below, visits
-/// of stripes cost more; above, rows have left the cache before they are sent.
-pub(crate) const PIECE_BYTES: usize = 1 << 19;
 /// Pieces that may wait for their turn: enough that no thread waits for another.
 const WAITING_MAX: usize = 2;
 /// Pieces that a thread gathers or sends before it goes back to those who wait for a thread.
@@ -90,18 +86,9 @@ impl Progress {
     }
 }
 
-/// A run of one table's rows in the reply, and their bytes.
-struct Span {
-    table: usize,
-    range: Range<usize>,
-    bytes: usize,
-}
-
 impl Stream {
-    /// `rows`: how many each table has.
-    pub(crate) fn new(question: u32, frame: Words, sizes: &Sizes, rows: &[usize]) -> Self {
+    pub(crate) fn new(question: u32, frame: Words, sizes: &Sizes, pieces: Vec<Vec<Span>>) -> Self {
         let reply = StreamedReply::new(question, sizes);
-        let pieces = cut(sizes, rows);
         let found = pieces.iter().map(|_| OnceLock::new()).collect();
         let arrays: usize = reply.blobs.iter().map(|blob| blob.bytes.div_ceil(8)).sum();
         let progress = Progress {
@@ -261,14 +248,14 @@ impl Stream {
         let reading = Reading::decode(verb, &self.frame, shared.keys_limit)?;
         let tables = self.reply.blobs.len() / 2;
         let is_found_wanted = self.reply.blobs[tables..].iter().any(|blob| blob.bytes > 0);
-        let count: usize = spans.iter().map(|span| span.range.len()).sum();
+        let count: usize = spans.iter().map(|span| span.rows.len()).sum();
         let mut found = vec![0; if is_found_wanted { count } else { 0 }];
         let (mut shares, mut flags) = (Vec::with_capacity(spans.len()), &mut found[..]);
-        for Span { table, range, bytes } in spans {
-            let (own, rest) = flags.split_at_mut(range.len().min(flags.len()));
+        for span in spans {
+            let (own, rest) = flags.split_at_mut(span.rows.len().min(flags.len()));
             flags = rest;
-            let rows = Array::take(&mut words, *bytes);
-            shares.push(Share { table: *table, range: range.clone(), rows, found: own });
+            let rows = Array::take(&mut words, span.bytes);
+            shares.push(Share { span, rows, found: own });
         }
         reading.fill(&shared.store, shares, true)?;
         Ok(found)
@@ -293,32 +280,4 @@ impl Stream {
         }
         piece
     }
-}
-
-/// Rows whose bytes are a whole number of words, whatever their dim and dtype.
-const ROWS_OF_WORDS: usize = 4;
-
-/// Cuts the rows of all tables into pieces of about `PIECE_BYTES`.
-fn cut(sizes: &Sizes, rows: &[usize]) -> Vec<Vec<Span>> {
-    let mut pieces = vec![Vec::new()];
-    let mut room = PIECE_BYTES;
-    for (table, (&(bytes, _), &rows)) in sizes.iter().zip(rows).enumerate() {
-        let row = bytes / rows.max(1);
-        let mut start = 0;
-        while start < rows {
-            if room == 0 {
-                pieces.push(Vec::new());
-                room = PIECE_BYTES;
-            }
-            let count = (room / row).max(1).next_multiple_of(ROWS_OF_WORDS).min(rows - start);
-            let bytes = count * row;
-            if let Some(piece) = pieces.last_mut() {
-                piece.push(Span { table, range: start..start + count, bytes });
-            }
-            start += count;
-            // A part of a table ends its piece, full or nearly.
-            room = if start < rows { 0 } else { room.saturating_sub(bytes) };
-        }
-    }
-    pieces
 }
