@@ -34,6 +34,7 @@ from hybridps import (
     Zeros,
     __version__,
     cli_changes,
+    cli_export,
     cli_token,
     cli_upkeep,
     connect,
@@ -137,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hybridps {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    table = commands.add_parser("table", help="list, create, inspect and drop tables")
+    table = commands.add_parser("table", help="list, create, export, import and drop tables")
     commands.add_parser("serve", help="run a server; as python -m hybridps.server", add_help=False)
     commands.add_parser("token", help="make a token for a server's token file", add_help=False)
     commands.add_parser("top", help="what servers do now, from their ops ports", add_help=False)
@@ -155,6 +156,10 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--nvme", help="cap on NVMe")
     _add_spec(create)
     create.set_defaults(may_make_store=True)
+    cli_export.add_export(_add(actions, "export", cli_export.export_table, cli_export.show,
+                               "write a table to a file"))  # fmt: skip
+    cli_export.add_import(_add(actions, "import", cli_export.import_table, cli_export.show,
+                               "set rows of a table from a file"))  # fmt: skip
     scrub = _add(commands, "scrub", cli_upkeep.scrub, cli_upkeep.show_scrub,
                  "read and check all that is on the device; mend what can be")  # fmt: skip
     cli_upkeep.add_scrub(scrub)

@@ -198,6 +198,12 @@ interface Session {
   # How far a replica is behind the one that it follows; 0 on any other server, 2^64 - 1 where it
   # never had all.
   staleness @25 () -> (milliseconds :UInt64);
+  # Rows whole: of each key its value, its slots if they come along, then training reads and Unix
+  # seconds of the last as the bits of two uint32. Without slots, present rows keep theirs.
+  importRows @26 (push :Push, table :UInt32, keys :Data, rows :Data) -> ();
+  # A page of such rows in cells [start, end), of about `bytes`; it covers the cells below `next`.
+  exportRows @27 (table :UInt32, start :UInt64, end :UInt64, wantSlots :Bool, bytes :UInt64)
+      -> (keys :Data, rows :Data, next :UInt64);
 }
 
 struct InspectedRow {

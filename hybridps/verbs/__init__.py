@@ -20,6 +20,7 @@ from hybridps.verbs.catalog import TableT
 from hybridps.verbs.changes import Changes, NowOf
 from hybridps.verbs.counters import CountersOfStore, CountersOfTable, Stats, TableStats
 from hybridps.verbs.create_table import CreateTable, CreateTableOfStore
+from hybridps.verbs.export_to import FilesOfTable
 from hybridps.verbs.flush import Flush, FlushOfStore
 from hybridps.verbs.hello import WIRE_DTYPE, Hello
 from hybridps.verbs.inspect import Inspect, InspectOfTable
@@ -41,13 +42,14 @@ from hybridps.verbs.settings import Alter, SetLearningRate, SettingsOfTable
 from hybridps.verbs.staleness import Staleness, StalenessOfStore
 from hybridps.verbs.statistics import StatisticsOf, StatisticsOfTable
 from hybridps.verbs.tables import DropTable, ListTables, TablesOfStore
+from hybridps.verbs.whole import ExportRows, ImportRows
 
 _CALLS: Final[tuple[type[Call[Any]], ...]] = (
     *(Lookup, LookupOrInsert, ApplyGradients, Hello, Prefetch, Assign, Remove),
     *(CreateTable, OpenTable, ListTables, DropTable, SetLearningRate, Alter),
     *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled, Inspect, Scrub),
     *(NowOf, Changes),
-    *(Scatter, StatisticsOf, Staleness),
+    *(Scatter, StatisticsOf, Staleness, ImportRows, ExportRows),
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
@@ -67,6 +69,7 @@ class TableVerbs(
     CountersOfTable,
     InspectOfTable,
     StatisticsOfTable,
+    FilesOfTable,
 ):
     """All verbs of a table."""
 

@@ -22,6 +22,8 @@ ELSEWHERE = {
     "lookup_pooled": {"client": None},  # Table.lookup(pool=)
     "scatter": {"client": None},  # Table.scatter_add and its family
     "staleness": {"engine": None, "stub": None},  # a server's own; the engine follows nobody
+    "export_rows": {"client": None},  # Table.export_to
+    "import_rows": {"client": None},  # Table.import_from
     "size": {"engine": "len"},  # Rust and Python both say len; a client cannot await it
 }
 OF_A_TABLE = {"lookup", "lookup_or_insert", "apply_gradients", "assign", "remove", "keys", "alter",

@@ -29,6 +29,8 @@ CALLS: list[Call[Any]] = [
     verbs.LookupPooled([(1, KEYS, np.array([1, 2], np.uint32), None)]),
     verbs.Inspect(1, KEYS),
     verbs.StatisticsOf(1, KEYS),
+    verbs.ImportRows([(1, KEYS, ROWS)]),
+    verbs.ExportRows(1, 0, 1 << 36, True, 1 << 20),
     verbs.Scatter([(1, KEYS, ROWS)], Operation.MAX),
     verbs.Scrub(0, 1 << 20),
     verbs.CreateTable(SPEC.to_json()),

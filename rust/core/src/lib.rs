@@ -49,9 +49,9 @@ pub use scatter::Operation;
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
     needs, Assign, ChangesCost, ChangesEnd, ChangesPage, ChangesPiece, ChangesQuery, Cursor,
-    Damaged, Detail, Fate, GradientBatch, InsertBatch, Inspected, LookupBatch, Needs, PageQuery,
-    PooledBatch, PushOutcome, RowTier, Scatter, Scrubbed, Snapshot, Statistics, Store, StoreConfig,
-    TableInfo, Tell, POOL_BYTES,
+    Damaged, Detail, Fate, GradientBatch, Import, InsertBatch, Inspected, LookupBatch, Needs,
+    PageQuery, PooledBatch, PushOutcome, RowTier, Scatter, Scrubbed, Snapshot, Statistics, Store,
+    StoreConfig, TableInfo, Tell, POOL_BYTES,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,

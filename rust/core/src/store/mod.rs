@@ -46,6 +46,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod whole;
 mod window;
 
 use std::sync::atomic::Ordering;
@@ -67,6 +68,7 @@ pub use self::scatter::Scatter;
 pub use self::scrub::Scrubbed;
 pub use self::sizing::{needs, Needs};
 pub use self::statistics::Statistics;
+pub use self::whole::Import;
 use crate::error::Result;
 use crate::failure::Health;
 use crate::spec::{TableChange, TableSpec};
@@ -317,6 +319,32 @@ impl Store {
     pub fn scatter(&self, push: Push, scatter: &Scatter<'_>) -> Result<PushOutcome> {
         let _call = self.engine.enter()?;
         self.engine.scatter(push, scatter)
+    }
+
+    /// A page of whole rows in cells of the key space, as `changes_page` gives them, of about so
+    /// many bytes; values alone, or with slots. No visit.
+    ///
+    /// # Errors
+    /// As `changes_page`.
+    pub fn export_rows(
+        &self,
+        table: TableId,
+        cells: std::ops::Range<u64>,
+        with_slots: bool,
+        bytes: u64,
+    ) -> Result<ChangesPage> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.export_rows(table, cells, with_slots, bytes)
+    }
+
+    /// Sets rows with their statistics, and with their slots if they come along; else absent keys
+    /// get fresh slots, and present ones keep theirs.
+    ///
+    /// # Errors
+    /// As `apply_gradients`.
+    pub fn import_rows(&self, push: Push, import: &Import<'_>) -> Result<PushOutcome> {
+        let _call = self.engine.enter()?;
+        self.engine.import_rows(push, import)
     }
 
     /// Removes rows, slots and statistics; returns how many there were. A repeated push removes

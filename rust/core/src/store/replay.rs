@@ -13,6 +13,7 @@ use super::load::side_by_side;
 use super::mutate::Change;
 use super::scatter::Operands;
 use super::walk::check_length;
+use super::whole::check_width;
 use super::window::{Life, Row, Window};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
@@ -96,6 +97,12 @@ impl Replay<'_> {
                 drop(sequencer);
                 self.change((sequence, *push), *table, keys, Change::Rows(rows))
             }
+            &Entry::Import { push, table, keys, rows } => {
+                sequencer.sessions.note(push, &[table], uptime);
+                drop(sequencer);
+                let width = rows.len().checked_div(keys.len()).unwrap_or(0);
+                self.change((sequence, push), table, keys, Change::Whole(rows, width))
+            }
             &Entry::Scatter { push, table, operation, keys, rows } => {
                 sequencer.sessions.note(push, &[table], uptime);
                 drop(sequencer);
@@ -138,9 +145,15 @@ impl Replay<'_> {
     ) -> Result<()> {
         // Entries of a dropped table are passed over: ids are never used again.
         let Some(table) = self.engine.find_replayed(id)? else { return Ok(()) };
-        if let Some(rows) = change.rows_mut() {
-            check_length(&table, keys, rows.len())?;
+        match change {
+            Change::Whole(rows, _) => check_width(&table, keys.len(), rows.len()).map(drop)?,
+            Change::Remove => {}
+            _ => {
+                let floats = change.rows_mut().map_or(0, |rows| rows.len());
+                check_length(&table, keys, floats)?;
+            }
         }
+        let width = change.width(table.dim);
         while !keys.is_empty() {
             let room = self.limit.saturating_sub(self.bytes);
             let window = self.windows.entry(id).or_insert_with(|| Window::new(table.clone()));
@@ -148,7 +161,7 @@ impl Replay<'_> {
             self.bytes += bytes;
             keys = &keys[taken..];
             if let Some(rows) = change.rows_mut() {
-                *rows = &rows[taken * table.dim..];
+                *rows = &rows[taken * width..];
             }
             if self.bytes >= self.limit {
                 self.merge()?;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 
 use super::mutate::Change;
+use super::whole::Written;
 use crate::log::RecordView;
 use crate::scatter::{scatter, Operation};
 use crate::sequence::before_call;
@@ -79,6 +80,8 @@ struct Piece {
 enum Action {
     Gradients(f32),
     Rows,
+    /// Of so many numbers each.
+    Whole(usize),
     Scatter(Operation),
     Remove(Push),
 }
@@ -108,6 +111,7 @@ impl Window {
         let (action, floats, width) = match change {
             Change::Gradients(rate, rows) => (Action::Gradients(rate), rows, dim),
             Change::Rows(rows) => (Action::Rows, rows, dim),
+            Change::Whole(rows, width) => (Action::Whole(width), rows, width),
             Change::Scatter(operands) => (Action::Scatter(operands.operation), operands.rows, dim),
             Change::Remove => (Action::Remove(push), &[][..], 0),
         };
@@ -200,15 +204,22 @@ impl Window {
         while at != NONE {
             let change = &self.changes[at as usize];
             let piece = &self.pieces[change.piece as usize];
-            let start = piece.first_float + (at as usize - piece.first_change) * self.table.dim;
-            let floats = || &self.floats[start..start + self.table.dim];
+            let width = match piece.action {
+                Action::Whole(width) => width,
+                _ => self.table.dim,
+            };
+            let start = piece.first_float + (at as usize - piece.first_change) * width;
+            let floats = || &self.floats[start..start + width];
             let (table, sequence) = (&*self.table, piece.sequence);
             let mut last = change;
             match piece.action {
                 Action::Gradients(rate) => {
                     row.step(table, sequence, rate, floats(), numbers, scratch);
                 }
-                Action::Rows => row.assign(table, sequence, floats(), numbers),
+                Action::Rows => {
+                    row.set(table, sequence, floats(), numbers);
+                }
+                Action::Whole(_) => row.import(table, sequence, &Written::of(floats()), numbers),
                 Action::Scatter(operation) => {
                     let end;
                     (last, end) = self.same_piece(at);
@@ -298,20 +309,40 @@ impl Row {
         }
     }
 
-    fn assign(&mut self, table: &Table, sequence: Sequence, value: &[f32], numbers: &mut [f32]) {
+    /// Sets the first numbers of the row; false if it stays as it is.
+    fn set(
+        &mut self,
+        table: &Table,
+        sequence: Sequence,
+        first: &[f32],
+        numbers: &mut [f32],
+    ) -> bool {
         self.create(table, sequence, numbers);
         if self.sequence >= sequence {
-            return;
+            return false;
         }
         if self.life == Life::Damaged {
-            // Where the value is all of the row, nothing of the damaged record is needed.
-            if table.floats > table.dim {
-                return;
+            // Where they are all of the row, nothing of the damaged record is needed.
+            if first.len() < table.floats {
+                return false;
             }
             self.life = Life::Present;
         }
-        numbers[..table.dim].copy_from_slice(value);
+        numbers[..first.len()].copy_from_slice(first);
         (self.sequence, self.is_changed) = (sequence, true);
+        true
+    }
+
+    fn import(
+        &mut self,
+        table: &Table,
+        sequence: Sequence,
+        written: &Written<'_>,
+        numbers: &mut [f32],
+    ) {
+        if self.set(table, sequence, written.numbers, numbers) {
+            (self.frequency, self.last_seen) = (written.frequency, written.last_seen);
+        }
     }
 
     fn scatter(
