@@ -149,8 +149,9 @@ def check_fit(
     wanted = [_KEY, _value(spec.dim)]
     if take_slots is None:
         take_slots = "slots" in found
-    if take_slots and slots:
+    if take_slots and "slots" in found:
         _check_optimizer(path, columns.spec(path), spec)
+    if take_slots and slots:
         wanted.append(_slots(slots))
     if all(name in found for name in STATISTICS):
         wanted += (Column(name, np.dtype("<u4")) for name in STATISTICS)

@@ -14,13 +14,14 @@ import numpy as np
 from hybridps import _core, export
 from hybridps.errors import BadInputError, HybridPSError
 from hybridps.export.columns import STATISTICS, Columns, Piece, Reader, check_fit, check_values
+from hybridps.placement import CELLS
 from hybridps.types import TableSpec
 from hybridps.verbs import router
 from hybridps.verbs.assign import Assign
 from hybridps.verbs.batches import Batch, TableRef
 from hybridps.verbs.calls import Rows
 from hybridps.verbs.catalog import Catalog, Handle, TableFace, resolve
-from hybridps.verbs.changes import CELLS, PAGE_BYTES
+from hybridps.verbs.changes import PAGE_BYTES
 from hybridps.verbs.face import Addressed, Run, Steps, verb
 from hybridps.verbs.open_table import Opened, OpenTable
 from hybridps.verbs.whole import ExportRows, ImportRows, WholePage
@@ -160,6 +161,16 @@ def import_from(
         reader.close()
 
 
+def _on_file(path: Path, steps: Steps[int]) -> Steps[int]:
+    """What the file system says is told of the file."""
+    try:
+        return (yield from steps)
+    except HybridPSError:
+        raise
+    except OSError as error:
+        raise BadInputError(f"{path}: {error.strerror or error}; give another place") from error
+
+
 def _cutoff(cutoff: object) -> float:
     is_number = isinstance(cutoff, int | float) and not isinstance(cutoff, bool)
     if not is_number or not cutoff >= 0:  # type: ignore[operator]
@@ -195,11 +206,12 @@ class FilesOfTable(TableFace):
                  cutoff: rows of which every |number| of the value is below it are left out.
                  progress: called with the rows of each step; `tqdm.update` will do.
                  timeout: seconds of each call to a server.
-        Raises:  BadInputError, ConfigError (Parquet without pyarrow), OSError of the file,
-                 TableNotFoundError, CorruptionError, UnavailableError, DeadlineError.
+        Raises:  BadInputError, ConfigError (Parquet without pyarrow), TableNotFoundError,
+                  CorruptionError, UnavailableError, DeadlineError.
         """
         wanted = _Wanted(slots, statistics, _cutoff(cutoff), progress)
-        return self._run(export_to(self._catalog, self._handle, Path(path), wanted), timeout)
+        steps = export_to(self._catalog, self._handle, Path(path), wanted)
+        return self._run(_on_file(Path(path), steps), timeout)
 
     @verb
     def import_from(
@@ -224,4 +236,4 @@ class FilesOfTable(TableFace):
         Raises:  BadInputError naming what does not fit, else as `export_to`; StoreFullError.
         """
         steps = import_from(self._catalog, self._handle, Path(path), slots, progress)
-        return self._run(steps, timeout)
+        return self._run(_on_file(Path(path), steps), timeout)

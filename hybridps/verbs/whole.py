@@ -12,9 +12,10 @@ import numpy as np
 
 from hybridps import _core
 from hybridps.errors import HybridPSError
+from hybridps.placement import CELLS
 from hybridps.security.rights import Right
 from hybridps.verbs.calls import Begun, Cold, Keys, Push, Rows, Site
-from hybridps.verbs.changes import CELLS, PAGE_BYTES
+from hybridps.verbs.changes import PAGE_BYTES
 from hybridps.verbs.kinds import Lane, Order
 
 

@@ -235,7 +235,7 @@ def test_names_and_folders_that_do_not_do(table: Any, tmp_path: Path) -> None:
             table.import_from(tmp_path / wrong)
     with pytest.raises(hps.BadInputError, match="no such file"):
         table.import_from(tmp_path / "table.npz")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(hps.BadInputError, match=r"nowhere.*No such file or directory"):
         table.export_to(tmp_path / "nowhere" / "table.npz")
 
 
@@ -381,6 +381,35 @@ with hps.connect(f"local:{store}", dram="16MiB", nvme="64MiB") as ps:
     ended = subprocess.run([sys.executable, "-c", script, store, str(path)], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert not path.exists()
+
+
+def test_an_import_that_was_acknowledged_survives_a_kill(tmp_path: Path, path: Path) -> None:
+    """It comes back from the journal: values, slots and statistics."""
+    script = """
+import os, signal, sys, hybridps as hps
+with hps.connect(f"local:{sys.argv[1]}", dram="8MiB", nvme="64MiB", durability="process") as ps:
+    table = ps.create_table(hps.TableSpec("t", 4, hps.Adam(0.1), hps.Zeros()))
+    table.lookup_or_insert([7, 8])
+    table.import_from(sys.argv[2])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with hps.connect(f"local:{tmp_path / 'first'}", dram="8MiB", nvme="64MiB") as ps:
+        first = ps.create_table(hps.TableSpec("t", DIM, hps.Adam(0.1), hps.Normal(std=1)))
+        first.lookup_or_insert(KEYS, counts=(np.abs(KEYS) % 9 + 1).astype(np.uint32))
+        first.apply_gradients(KEYS, gradients(1))
+        first.export_to(path, slots=True)
+        second = str(tmp_path / "second")
+        ended = subprocess.run([sys.executable, "-c", script, second, str(path)], check=False)
+        assert ended.returncode == -signal.SIGKILL
+        with hps.connect(f"local:{second}", dram="8MiB", nvme="64MiB") as other:
+            copy = other.table("t")
+            for name in ("frequency", "last_seen"):
+                np.testing.assert_array_equal(
+                    copy.statistics(KEYS)[name], first.statistics(KEYS)[name]
+                )
+            for table in (first, copy):
+                table.apply_gradients(KEYS, gradients(2))
+            np.testing.assert_array_equal(copy.lookup(KEYS), first.lookup(KEYS))
 
 
 def test_a_failure_in_the_middle_leaves_nothing(table: Any, path: Path, kind: str) -> None:

@@ -50,6 +50,27 @@ def test_a_table_comes_and_goes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("url")
+def test_a_table_goes_to_a_file_and_back(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "item.npz")
+    assert cli.main(["table", "create", "item", "--dim", "4"]) == 0
+    ps = cli.connect("")
+    ps.table("item").lookup_or_insert(range(10))
+    capsys.readouterr()
+    code, moved, _ = run(capsys, "table", "export", "item", path, "--slots")
+    assert (code, moved["table"], moved["rows"], moved["path"]) == (0, "item", 10, path)
+    assert cli.main(["table", "create", "copy", "--dim", "4", "--optimizer", "sgd"]) == 0
+    capsys.readouterr()
+    assert run(capsys, "table", "import", "copy", path)[0] == 2
+    assert run(capsys, "table", "import", "copy", path, "--no-slots")[1]["rows"] == 10
+    assert (ps.table("copy").lookup(range(10)) == ps.table("item").lookup(range(10))).all()
+    assert cli.main(["table", "export", "item", path]) == 0
+    assert capsys.readouterr().out.startswith(f"item: 10 rows, {path}, ")
+    assert run(capsys, "table", "export", "item", str(tmp_path / "no" / "item.npz"))[0] == 2
+
+
+@pytest.mark.usefixtures("url")
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     create = ["table", "create", "item", "--optimizer", "sgd", "--dim"]
     assert cli.main([*create, "4"]) == 0

@@ -312,7 +312,8 @@ pub(crate) fn rows_results(composer: &mut Composer, at: usize, tables: usize) ->
     composer.list(results, tables, 0, 2)
 }
 
-/// Reply to an `assign`, `scatter`, `importRows` or `prefetch`, or to a part of a push that is not its last.
+/// Reply to an `assign`, `scatter`, `importRows` or `prefetch`, or to a part of a push that is not
+/// its last.
 pub fn empty_reply(question: u32) -> Vec<u64> {
     let (mut composer, at) = rpc::results_return(question);
     composer.structure(at, 0, 0);
