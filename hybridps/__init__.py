@@ -34,6 +34,7 @@ from hybridps.errors import (
     TableNotFoundError,
     UnavailableError,
 )
+from hybridps.expiry import After, AfterSteps, BelowNorm
 from hybridps.keys import key_of, keys_of
 from hybridps.optimizers import (
     FTRL,
@@ -73,8 +74,11 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "After",
+    "AfterSteps",
     "AuthError",
     "BadInputError",
+    "BelowNorm",
     "Change",
     "ConfigError",
     "Constant",

@@ -123,6 +123,9 @@ class Store:
         self, table: int, cells: tuple[int, int], with_slots: bool, most_bytes: int
     ) -> tuple[Keys, NDArray[np.float32], int]:
         """Keys and whole rows of some cells, and where to go on."""
+    def expire(self, table: int, bucket: int, now: int | None) -> tuple[int, int]:
+        """Rows that went, and the bucket where the next step begins; 4096 ends the walk."""
+
     def cursor(self) -> tuple[str, int, list[tuple[str, int, int]]]:
         """Which store, up to where all changes are made, and name, id and dim of its tables."""
 

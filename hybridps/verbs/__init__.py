@@ -20,9 +20,10 @@ from hybridps.verbs.catalog import TableT
 from hybridps.verbs.changes import Changes, NowOf
 from hybridps.verbs.counters import CountersOfStore, CountersOfTable, Stats, TableStats
 from hybridps.verbs.create_table import CreateTable, CreateTableOfStore
+from hybridps.verbs.expire import Expire, ExpireOfTable
 from hybridps.verbs.export_to import FilesOfTable
 from hybridps.verbs.flush import Flush, FlushOfStore
-from hybridps.verbs.hello import WIRE_DTYPE, Hello
+from hybridps.verbs.hello import EXPIRY, WIRE_DTYPE, Hello
 from hybridps.verbs.inspect import Inspect, InspectOfTable
 from hybridps.verbs.listing import KeysOf, ListingOfTable, Size
 from hybridps.verbs.lookup import Lookup, LookupOfStore, LookupOfTable
@@ -49,12 +50,12 @@ _CALLS: Final[tuple[type[Call[Any]], ...]] = (
     *(CreateTable, OpenTable, ListTables, DropTable, SetLearningRate, Alter),
     *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled, Inspect, Scrub),
     *(NowOf, Changes),
-    *(Scatter, StatisticsOf, Staleness, ImportRows, ExportRows),
+    *(Scatter, StatisticsOf, Staleness, ImportRows, ExportRows, Expire),
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
 # What a server of this version tells in hello.
-FEATURES: Final = frozenset((WIRE_DTYPE, *(call.VERB for call in _CALLS)))
+FEATURES: Final = frozenset((WIRE_DTYPE, EXPIRY, *(call.VERB for call in _CALLS)))
 
 
 class TableVerbs(
@@ -70,6 +71,7 @@ class TableVerbs(
     InspectOfTable,
     StatisticsOfTable,
     FilesOfTable,
+    ExpireOfTable,
 ):
     """All verbs of a table."""
 

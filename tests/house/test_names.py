@@ -28,7 +28,7 @@ ELSEWHERE = {
 }
 OF_A_TABLE = {"lookup", "lookup_or_insert", "apply_gradients", "assign", "remove", "keys", "alter",
               "set_learning_rate", "size", "stats", "inspect",
-              "statistics"}  # fmt: skip
+              "statistics", "expire"}  # fmt: skip
 
 
 def stub_classes() -> dict[str, set[str]]:

@@ -124,6 +124,7 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 ),
                 "scrub": ({"start": 5, "bytes": 6}, {"next": 7, "damaged": [{"table": "t"}]}),
                 "flush": ({}, {}),
+                "expire": ({"table": 1, "bucket": 5}, {"removed": 2**40, "next": 9}),
                 "cursor": ({}, {"sequence": 2**63, "tables": [{"name": "t", "dim": 8}]}),
                 "staleness": ({}, {"milliseconds": 2**64 - 1}),
                 "changes": (

@@ -9,6 +9,7 @@ and look at the difference.
 import dataclasses
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.NowOf(), Now("0123456789abcdef" * 2, 2**63, {"item": Entry(TABLE, 2)})),
     (verbs.Changes(TABLE, 2**24, 2**36, 2**40, 1 << 20), Page(KEYS[:1], KEYS, ROWS, 2**36)),
     (verbs.Staleness(), 2**63),
+    (verbs.Expire(TABLE, 17, 2**40), (2**33, 4096)),
+    (verbs.Expire(TABLE, 0, None), (0, 1)),
+    (verbs.CreateTable(replace(RICH, expiry=hps.After("30d")).to_json()), OPENED),
+    (verbs.Alter(TABLE, {"expiry": hps.AfterSteps(2**40).options()}), None),
+    (verbs.Alter(TABLE, {"expiry": hps.BelowNorm(0.5).options()}), None),
     (verbs.Changes(TABLE, 0, 2**36, None, 1 << 20), Page(KEYS[:0], KEYS[:0], ROWS[:0], 2**25)),
     (verbs.Scatter([(TABLE, KEYS, ROWS)], Operation.MAX), None),
     (verbs.StatisticsOf(TABLE, KEYS), TOLD),

@@ -3,8 +3,8 @@
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
 //! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `sequence`, `error`,
-//! `failure`, `history`, `ledger`, `arena`, `spec`, `layout`, `init`, `optimizer`, `batch`, `clock`
-//! are leaves that any room may use.
+//! `failure`, `history`, `ledger`, `arena`, `spec`, `expiry`, `layout`, `init`, `optimizer`,
+//! `batch`, `clock` are leaves that any room may use.
 
 mod arena;
 mod batch;
@@ -12,6 +12,7 @@ mod clock;
 mod device;
 mod directory;
 mod error;
+mod expiry;
 mod failure;
 mod history;
 mod image;
@@ -42,6 +43,7 @@ mod vfs;
 
 pub use batch::{gather, sum_counts, sum_rows, Unique};
 pub use error::{Error, ErrorKind, Result};
+pub use expiry::Expiry;
 pub use failure::Health;
 pub use init::initial_row;
 pub use optimizer::{is_finite, GradientOptions};

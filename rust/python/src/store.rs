@@ -161,6 +161,8 @@ verbs! { impl PyStore, store:
     export_rows(table: u32, cells: (u64, u64), with_slots: bool, most_bytes: u64)
         -> (Keys, Numbers, u64) =
         local::export_rows(store, table, cells, with_slots, most_bytes).map(whole);
+    expire(table: u32, bucket: u32, now: Option<u64>) -> (u64, u32) =
+        store.expire(table, bucket, now);
     cursor() -> CursorOut = store.cursor().map(moment);
     changes(table: u32, cells: (u64, u64), since: Option<u64>, most_bytes: u64)
         -> (Keys, Keys, Numbers, u64) = page(store, table, cells, since, most_bytes);

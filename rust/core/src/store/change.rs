@@ -237,12 +237,14 @@ impl<'a> Work<'a> {
                 let written = Written::of(&rows[start..start + width]);
                 numbers[..written.numbers.len()].copy_from_slice(written.numbers);
                 header.frequency = written.frequency;
-                header.last_seen = written.last_seen;
                 true
             }
             Change::Remove => true,
         };
         note_change(self.turn, self.effect, header, is_changed);
+        if let Change::Whole(rows, width) = self.target.change {
+            header.last_seen = Written::of(&rows[start..start + width]).seen(self.turn.seen);
+        }
         Ok(())
     }
 

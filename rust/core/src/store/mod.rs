@@ -13,6 +13,7 @@ mod compaction;
 mod config;
 mod damaged;
 mod engine;
+mod expiry;
 mod fetch;
 mod flights;
 mod image;
@@ -164,6 +165,8 @@ impl Store {
         let engine = Arc::new(Engine::open(config)?);
         let maintenance = Mutex::new(Some(maintenance::start(engine.clone())?));
         engine.start_loading()?;
+        engine.start_expiring()?;
+        engine.expiring.ask();
         Ok(Self { engine, maintenance })
     }
 
@@ -358,6 +361,21 @@ impl Store {
         self.engine.remove(push, table, keys)
     }
 
+    /// One step of a walk over a table that removes what its expiry says, as of `now` (Unix
+    /// seconds; `None`: the store's clock, on which a jump of the date, or time in which the store
+    /// was closed, passes no more than twice as fast as time). Judges buckets from `bucket` on for
+    /// about a quarter of a second; returns how many rows went and where the next step begins, 4096
+    /// at the end. A row that is read for training or pushed before it goes stays. A row on NVMe
+    /// costs a read, of a background read's kind; none moves. Nothing expires in a table without
+    /// an expiry.
+    ///
+    /// # Errors
+    /// `TableNotFound`, `StoreFull`, `Unavailable`.
+    pub fn expire(&self, table: TableId, bucket: u32, now: Option<u64>) -> Result<(u64, u32)> {
+        let _call = self.engine.enter()?;
+        self.engine.expire(table, bucket, now)
+    }
+
     /// Rows of these keys will be needed: they are brought into DRAM in the background. Returns at
     /// once; a hint, which a full queue drops. Never inserts.
     ///
@@ -529,6 +547,7 @@ impl Store {
         let Some(thread) = maintenance.take() else { return Ok(()) };
         self.engine.ahead.stop();
         self.engine.scrub.stop();
+        self.engine.expiring.stop();
         self.engine.loading.stop();
         // Calls may wait for room in the log: the maintenance thread goes last.
         self.engine.is_closing.store(true, Ordering::Relaxed);

@@ -72,7 +72,7 @@ impl Engine {
     pub(super) fn insert(&self, walks: &[Walk<'_>], batches: &mut [InsertBatch<'_>]) -> Result<()> {
         self.wait_for_space()?;
         let dims = dims(walks);
-        let now = self.clock.date() as u32;
+        let now = self.clock.stamp();
         self.read(walks, &mut Insert { batches, dims, now })
     }
 

@@ -7,11 +7,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::ahead::Ahead;
 use super::config::SEGMENT_BUFFERS;
 use super::engine::{Catalog, Engine, Wake};
+use super::expiry::Expiring;
 use super::flights::Flights;
 use super::loading::Loading;
 use super::order::Sequencer;
@@ -60,6 +61,7 @@ impl Engine {
         let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
         let newest = engine.open_index(&known)?;
         engine.sequencer.lock().last = newest.max(engine.catalog.read().as_of);
+        engine.load_expiry()?;
         engine.replay(&mut pending)?;
         engine.begin()?;
         if engine.journal.set(pending).is_err() {
@@ -95,12 +97,14 @@ impl Engine {
         let failure = Arc::<Failure>::default();
         let sessions = Sessions::default();
         let known_sessions = sessions.known();
-        let sequencer = Sequencer { last: 0, tickets: vec![0; stripes], sessions, position: None };
+        let tickets = vec![0; stripes];
+        let sequencer = Sequencer { last: 0, tickets, sessions, position: None, closed: None };
         Ok(Self {
             record_bytes_max: config.record_bytes_max(segment_bytes),
             stripes: (0..stripes).map(|_| Stripe::new(&ledger, stripes, failure.clone())).collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
+            door: Condvar::new(),
             reserved: AtomicU64::new(0),
             known_sessions,
             running: Running::new(failure.clone()),
@@ -116,6 +120,7 @@ impl Engine {
             unfinished: Mutex::default(),
             compacting: Mutex::default(),
             scrub: Scrub::default(),
+            expiring: Expiring::default(),
             untold: Mutex::default(),
             config,
             tier,

@@ -88,6 +88,7 @@ impl Replay<'_> {
                 sequencer.sessions.note(*push, &ids, uptime);
                 drop(sequencer);
                 tables.iter().try_for_each(|part| {
+                    self.engine.replay_step(part.table, push.step, sequence);
                     let change = Change::Gradients(part.learning_rate, part.gradients);
                     self.change((sequence, *push), part.table, part.keys, change)
                 })
@@ -154,9 +155,10 @@ impl Replay<'_> {
             }
         }
         let width = change.width(table.dim);
+        let seen = self.engine.clock.stamp();
         while !keys.is_empty() {
             let room = self.limit.saturating_sub(self.bytes);
-            let window = self.windows.entry(id).or_insert_with(|| Window::new(table.clone()));
+            let window = self.windows.entry(id).or_insert_with(|| Window::new(table.clone(), seen));
             let (taken, bytes) = window.collect(of, change, keys, room);
             self.bytes += bytes;
             keys = &keys[taken..];

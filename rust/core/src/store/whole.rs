@@ -42,6 +42,15 @@ impl<'a> Written<'a> {
         let [frequency, last_seen] = [statistics[0].to_bits(), statistics[1].to_bits()];
         Self { numbers, frequency, last_seen }
     }
+
+    /// Its stamp; one that has none is seen now.
+    pub(super) fn seen(&self, now: u32) -> u32 {
+        if self.last_seen > 0 {
+            self.last_seen
+        } else {
+            now
+        }
+    }
 }
 
 /// Numbers of each of `keys` written rows.

@@ -45,6 +45,9 @@ impl Hasher for Hashed {
 /// Entries of one table, and for each key that they name a list of what they do to it.
 pub(super) struct Window {
     pub(super) table: Arc<Table>,
+    /// What rows are stamped with that are changed: entries do not say when they were made, so a
+    /// row is younger than it might be, and expires no sooner than it should.
+    seen: u32,
     lists: Vec<List>,
     slots: HashMap<u64, u32, BuildHasherDefault<Hashed>>,
     pieces: Vec<Piece>,
@@ -87,9 +90,10 @@ enum Action {
 }
 
 impl Window {
-    pub(super) fn new(table: Arc<Table>) -> Self {
+    pub(super) fn new(table: Arc<Table>, seen: u32) -> Self {
         Self {
             table,
+            seen,
             lists: Vec::new(),
             slots: HashMap::default(),
             pieces: Vec::new(),
@@ -219,7 +223,10 @@ impl Window {
                 Action::Rows => {
                     row.set(table, sequence, floats(), numbers);
                 }
-                Action::Whole(_) => row.import(table, sequence, &Written::of(floats()), numbers),
+                Action::Whole(_) => {
+                    let written = Written::of(floats());
+                    row.import(table, (sequence, self.seen), &written, numbers);
+                }
                 Action::Scatter(operation) => {
                     let end;
                     (last, end) = self.same_piece(at);
@@ -230,6 +237,9 @@ impl Window {
                     change.has_removed.store(true, Relaxed);
                 }
                 Action::Remove(_) => {}
+            }
+            if row.is_changed && !matches!(piece.action, Action::Whole(_)) {
+                row.last_seen = self.seen;
             }
             at = last.next;
         }
@@ -336,12 +346,12 @@ impl Row {
     fn import(
         &mut self,
         table: &Table,
-        sequence: Sequence,
+        (sequence, now): (Sequence, u32),
         written: &Written<'_>,
         numbers: &mut [f32],
     ) {
         if self.set(table, sequence, written.numbers, numbers) {
-            (self.frequency, self.last_seen) = (written.frequency, written.last_seen);
+            (self.frequency, self.last_seen) = (written.frequency, written.seen(now));
         }
     }
 
