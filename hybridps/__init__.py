@@ -17,6 +17,12 @@ except ImportError as error:
 
     explain(error)
 from hybridps import aio
+from hybridps.checkpoints import (
+    Checkpoint,
+    checkpoints,
+    prune_checkpoints,
+    verify_checkpoint,
+)
 from hybridps.client.blocking import ParameterServer, Table
 from hybridps.client.connect import connect
 from hybridps.errors import (
@@ -34,7 +40,6 @@ from hybridps.errors import (
     TableNotFoundError,
     UnavailableError,
 )
-from hybridps.expiry import After, AfterSteps, BelowNorm
 from hybridps.keys import key_of, keys_of
 from hybridps.optimizers import (
     FTRL,
@@ -74,12 +79,10 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
-    "After",
-    "AfterSteps",
     "AuthError",
     "BadInputError",
-    "BelowNorm",
     "Change",
+    "Checkpoint",
     "ConfigError",
     "Constant",
     "CorruptionError",
@@ -113,8 +116,11 @@ __all__ = [
     "Zeros",
     "__version__",
     "aio",
+    "checkpoints",
     "connect",
     "key_of",
     "keys_of",
     "plan",
+    "prune_checkpoints",
+    "verify_checkpoint",
 ]

@@ -27,6 +27,7 @@ from hybridps.budgets import (
     free_disk_bytes,
     ram_bytes,
 )
+from hybridps.durations import parse_duration
 from hybridps.errors import BadInputError, ConfigError
 from hybridps.security.tls import ServerFiles
 from hybridps.sizes import format_size, parse_size
@@ -113,6 +114,10 @@ class ServerConfig:
     tables: tuple[str, ...] | None = None
     follow_token_file: Path | None = None
     follow_ca: Path | None = None
+    # What it makes by itself; None: nothing.
+    checkpoint_path: Path | None = None
+    checkpoint_every_s: int | None = None
+    checkpoint_keep: int = 3
 
     @property
     def is_secured(self) -> bool:
@@ -228,6 +233,14 @@ def _size(low: int, high: int | None = None) -> Callable[[Any], int]:
         return size_bytes
 
     return parse
+
+
+def _period(value: Any) -> int:
+    try:
+        number = int(value) if isinstance(value, str) and value.isdigit() else value
+        return parse_duration(number, "it")
+    except BadInputError:
+        raise ValueError("give seconds from 1 on, or a text like 90s, 15m, 12h, 1d") from None
 
 
 def _seconds(value: Any) -> float:
@@ -359,6 +372,27 @@ SETTINGS = (
         "authorities of those that a replica follows, PEM: encrypts (none)",
         "FILE",
     ),
+    Setting(
+        "checkpoint_path",
+        "checkpoint_path",
+        _parse_path,
+        "directory of the checkpoints that the server makes by itself (none)",
+        "DIR",
+    ),
+    Setting(
+        "checkpoint_every",
+        "checkpoint_every_s",
+        _period,
+        "time between two of them, such as 15m or 1d (none are made)",
+        "PERIOD",
+    ),
+    Setting(
+        "checkpoint_keep",
+        "checkpoint_keep",
+        _count(1, 10**6),
+        "so many of the newest stay, and all that they are built on (3)",
+        "N",
+    ),
     Setting("drain", "drain_s", _seconds, "seconds that calls in flight may take after SIGTERM"),
 )
 _NAMES = tuple(setting.name for setting in SETTINGS)
@@ -487,7 +521,19 @@ def _tls(values: dict[str, Any], origins: Mapping[str, str]) -> ServerFiles | No
     return None
 
 
+def _check_checkpoints(config: ServerConfig, origins: Mapping[str, str]) -> None:
+    if (config.checkpoint_path is None) != (config.checkpoint_every_s is None):
+        given = next(origins[name] for name in origins if name.startswith("checkpoint_"))
+        raise ConfigError(f"{given} needs checkpoint_path and checkpoint_every; give both")
+    if config.checkpoint_every_s is not None and config.shard[1] > 1:
+        raise ConfigError(
+            f"{origins['checkpoint_every']} is given, but this is one of {config.shard[1]} shards,"
+            " and a checkpoint is of all; run `hybridps checkpoint create` for them instead"
+        )
+
+
 def _check_together(config: ServerConfig, origins: Mapping[str, str]) -> None:
+    _check_checkpoints(config, origins)
     if config.listen is None and config.unix is None:
         raise ConfigError(f"{origins['listen']} is off and there is no unix socket; give --unix")
     if config.frame_limit_bytes > config.inflight_max_bytes:

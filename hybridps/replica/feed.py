@@ -11,7 +11,6 @@ from hybridps.verbs.changes import Now, NowOf, Page
 from hybridps.verbs.face import Steps
 from hybridps.verbs.position import Position, Progress, Shard
 from hybridps.verbs.pull import Walked
-from hybridps.verbs.staleness import Staleness
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,8 @@ class Feed(Walked[News]):
             yield from self._begin_anew()
             return None
 
-    # What the servers had when they were asked last is of this moment: they may be behind too.
-    as_of = 0.0
+    # When the servers were asked last where they are.
+    looked_s = 0.0
 
     @property
     def is_through(self) -> bool:
@@ -60,10 +59,9 @@ class Feed(Walked[News]):
         return self._has_looked and not self._ready and not self._due()
 
     def _look(self) -> Steps[None]:
-        asked_s = time.time()
-        behind_ms = yield self._catalog.everywhere(Staleness())
+        looked_s = time.time()
         yield from super()._look()
-        self.as_of = asked_s - max(behind_ms) / 1000
+        self.looked_s = looked_s
 
     def resume(self, position: Position) -> None:
         """Goes on from a position that was kept."""

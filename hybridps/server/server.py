@@ -19,6 +19,7 @@ from hybridps.server.metrics import Metrics
 from hybridps.server.ops import Ops, Phase
 from hybridps.server.page import Facts
 from hybridps.server.samples import Sampler
+from hybridps.server.schedule import Schedule
 from hybridps.server.service import Service
 from hybridps.server.sockets import StartError, UnixSocket, bind_tcp, bind_unix, cannot_listen
 from hybridps.server.workers import INLINE_COST_MAX_BYTES, Workers
@@ -90,7 +91,12 @@ class Server:
         await self._sampler.use(self._store)
         service = Service(self._store, self._config, self._workers, self._replica)
         await self._listen(self._store, service)
-        watched = (self._watch_health(self._store), self._guard.watch(self._workers))
+        schedule = Schedule(self._store, self._workers, self._config)
+        watched = (
+            self._watch_health(self._store),
+            self._guard.watch(self._workers),
+            schedule.run(),
+        )
         self._watches = [asyncio.create_task(watch) for watch in watched]
         self._ops.facts = self._facts()
         self._ops.phase = Phase.READY
@@ -164,8 +170,7 @@ class Server:
             log.info("store serves everything again")
 
     async def _follow(self, store: _core.Store, followed: Followed) -> None:
-        data, note = self._config.data, log.warning
-        replica = await self._workers.run(Lane.ORDERS, Replica, store, data, followed, note)
+        replica = Replica(store, self._config.data, followed, log.warning)
         self._replica = replica  # From here on `stop` ends it.
         self._sampler.standing = lambda: replica.standing
         await replica.start()

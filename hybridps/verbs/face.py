@@ -207,6 +207,58 @@ def walk(
     return _Iterated(make)
 
 
+class _Long(Verb[B, A]):
+    """Runs of which each needs what the one before gave, to their result."""
+
+    def __init__(self, make: Callable[..., Any], result: Any) -> None:
+        super().__init__(make)
+        self._result = result
+
+    def blocking(self) -> Any:
+        make: Callable[..., Any] = self._make
+
+        def method(face: Any, /, *args: Any, **kwargs: Any) -> Any:
+            work = make(face, *args, **kwargs)
+            go_on = functools.partial(next, work)
+            while True:
+                try:
+                    run = go_on()
+                except StopIteration as end:
+                    return end.value
+                try:
+                    go_on = functools.partial(work.send, _driver_of(face).finish(run))
+                except Exception as error:  # noqa: BLE001 - what becomes of it the work decides
+                    go_on = functools.partial(work.throw, error)
+
+        return method
+
+    def awaited(self) -> Any:
+        make: Callable[..., Any] = self._make
+
+        async def method(face: Any, /, *args: Any, **kwargs: Any) -> Any:
+            work = make(face, *args, **kwargs)
+            go_on = functools.partial(next, work)
+            while True:
+                try:
+                    run = go_on()
+                except StopIteration as end:
+                    return end.value
+                try:
+                    go_on = functools.partial(work.send, await _driver_of(face).finish(run))
+                except Exception as error:  # noqa: BLE001 - what becomes of it the work decides
+                    go_on = functools.partial(work.throw, error)
+
+        return method
+
+    def _signature(self, owner: type) -> inspect.Signature:
+        return super()._signature(owner).replace(return_annotation=self._result)
+
+
+def long_verb(result: Any) -> Callable[[Callable[..., Any]], Verb[Any, Any]]:
+    """A verb of many runs, one after the other, each with the timeout; `result` is its type."""
+    return functools.partial(_Long, result=result)
+
+
 class _Attribute(Verb[B, A]):
     """A verb without arguments, as a property."""
 

@@ -20,8 +20,6 @@ FIRST_FEATURES: Final = frozenset(
 )
 # The field `dtype` of verbs with rows or gradients.
 WIRE_DTYPE: Final = "wire_dtype"
-# That of specs and of `alter`.
-EXPIRY: Final = "expiry"
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         "dram": "9MiB",
         "nvme": "65MiB",
         "durability": "always",
-        "shard": "1/2",
+        "shard": "0/1",
         "threads": "5",
         "loop": "asyncio",
         "insecure": "true",
@@ -85,6 +85,9 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         "tls_key": "k.pem",
         "tls_client_ca": "a.pem",
         "scrub_rate": "1MiB",
+        "checkpoint_path": "saved",
+        "checkpoint_every": "15m",
+        "checkpoint_keep": "4",
         "follow": "hps://other:7440",
         "tables": "item,user",
         "follow_token_file": "f.token",
@@ -96,10 +99,12 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
     settings = load([], environ)
     assert settings == load(["--config", file], {})
     assert settings.ops is None
-    assert (settings.shard, settings.threads, settings.drain_s) == ((1, 2), 5, 1.5)
+    assert (settings.shard, settings.threads, settings.drain_s) == ((0, 1), 5, 1.5)
     assert settings.frame_limit_bytes == MIB
     assert settings.tls == ServerFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))
     assert settings.token_file == Path("t.toml")
+    told = settings.checkpoint_path, settings.checkpoint_every_s, settings.checkpoint_keep
+    assert told == (Path("saved"), 900, 4)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,13 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         (["--listen", "0.0.0.0:7440"], ["--listen is 0.0.0.0:7440", "insecure = true"]),
         (["--ops", "[::]:7441"], ["--ops is [::]:7441", "insecure = true"]),
         (["--listen", "example.org:1"], ["example.org:1", "insecure"]),
+        (["--checkpoint-every", "1h"], ["--checkpoint-every needs checkpoint_path"]),
+        (["--checkpoint-path", "p"], ["--checkpoint-path needs", "checkpoint_every"]),
+        (["--checkpoint-every", "1y"], ["'1y'", "15m"]),
+        (
+            ["--checkpoint-every", "1h", "--checkpoint-path", "p", "--shard", "1/2"],
+            ["one of 2 shards", "checkpoint create"],
+        ),
         (["--tls-cert", "c.pem"], ["--tls-cert is given without tls_cert and tls_key"]),
         (["--tls-client-ca", "c.pem"], ["--tls-client-ca is given without"]),
         (["--token_file", "t"], ["'--token_file'", "--token-file"]),

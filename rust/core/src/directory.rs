@@ -178,7 +178,7 @@ pub(crate) fn is_full(cause: &std::io::Error) -> bool {
 }
 
 /// Makes a directory and those above it; what was made survives a power cut.
-fn make(path: &Path) -> std::io::Result<()> {
+pub(crate) fn make(path: &Path) -> std::io::Result<()> {
     let missing = path.ancestors().take_while(|path| !path.exists()).count();
     fs::create_dir_all(path)?;
     path.ancestors().skip(1).take(missing).try_for_each(vfs::sync_directory)

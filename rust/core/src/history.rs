@@ -55,6 +55,11 @@ impl History {
         Ok(())
     }
 
+    /// Whether a crash has taken anything since: also what no cursor speaks of, counts of reads.
+    pub(crate) fn has_lost_since(&self, since: Sequence) -> bool {
+        self.losses.iter().any(|loss| since < loss.before)
+    }
+
     /// An opening after a crash: everything later is above `first`.
     pub(crate) fn note_crash(&mut self, first: Sequence) {
         let mut loss = Loss { after: self.whole, before: first };

@@ -43,6 +43,12 @@ pub(crate) struct ManifestTable {
     pub(crate) layout: Layout,
     /// With live settings.
     pub(crate) spec: TableSpec,
+    /// Ids of the tables that it replaced: handles that were given out name it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) formerly: Vec<TableId>,
+    /// It is being filled, to replace the one of its name, or to be it: no table until then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_staged: bool,
 }
 
 /// A manifest whose room on the device is taken: only a failing device keeps it from being
@@ -171,7 +177,7 @@ impl Manifest {
                 ));
             }
             last = id;
-            if !names.insert(&table.spec.name) {
+            if !table.is_staged && !names.insert(&table.spec.name) {
                 return Err(format!("holds table {:?} twice", table.spec.name));
             }
             table.check()?;
@@ -218,7 +224,8 @@ impl ManifestTable {
     /// # Errors
     /// `BadInput` for a dtype without a layout.
     pub(crate) fn new(id: TableId, spec: TableSpec) -> Result<Self> {
-        Ok(Self { id, layout: Layout::of(&spec.dtype)?, spec })
+        let layout = Layout::of(&spec.dtype)?;
+        Ok(Self { id, layout, spec, formerly: Vec::new(), is_staged: false })
     }
 
     /// As it stands in a manifest, for the journal.
@@ -235,7 +242,7 @@ impl ManifestTable {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        let Self { id, layout, spec } = self;
+        let Self { id, layout, spec, .. } = self;
         spec.check().map_err(|error| format!("holds a bad table id {id}: {error}"))?;
         match Layout::of(&spec.dtype) {
             Ok(of_dtype) if of_dtype == *layout => Ok(()),

@@ -22,7 +22,6 @@ fn spec(name: &str) -> TableSpec {
         dtype: "float32".into(),
         dram: Some(1 << 30),
         nvme: None,
-        expiry: None,
     }
 }
 

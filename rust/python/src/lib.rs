@@ -33,5 +33,5 @@ mod _core {
     #[pymodule_export]
     use crate::role::{Claim, Role};
     #[pymodule_export]
-    use crate::store::PyStore;
+    use crate::store::{checkpoints, prune_checkpoints, verify_checkpoint, PyStore};
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hybridps_core::{Cursor, Detail, PageQuery, Push, Snapshot, Store, StoreConfig};
+use hybridps_serve::jobs::{self, Jobs};
 use hybridps_serve::local::{self, Lent, Rooms};
 use hybridps_serve::texts::{self, Finding, Row, Step};
 use numpy::PyArrayMethods;
@@ -20,6 +21,7 @@ type SnapshotOut = (Counters, Vec<&'static str>, Vec<(String, Vec<u64>)>);
 #[pyclass(name = "Store", module = "hybridps._core", frozen, weakref)]
 pub(crate) struct PyStore {
     store: Arc<Store>,
+    jobs: Jobs,
     process: u32,
 }
 
@@ -91,7 +93,8 @@ impl PyStore {
             StoreConfig { path, dram_bytes: dram, nvme_bytes: nvme, durability, threads, shard };
         let scrubbed = |store: Store| store.set_scrub_rate(scrub_rate).map(|()| store);
         let store = py.detach(|| Store::open(config).and_then(scrubbed)).map_err(raise)?;
-        Ok(Self { store: Arc::new(store), process: std::process::id() })
+        let (store, jobs) = (Arc::new(store), Jobs::default());
+        Ok(Self { store, jobs, process: std::process::id() })
     }
 
     #[staticmethod]
@@ -129,6 +132,10 @@ impl PyStore {
     ) -> PyResult<Vec<RowsOut<'py>>> {
         self.read(py, &batches, |of| of.numbers.len(), local::lookup_pooled).map(|(rows, ())| rows)
     }
+
+    fn job(&self, py: Python<'_>, name: &str, request: &str) -> PyResult<String> {
+        py.detach(|| self.jobs.ask(&self.store, name, request)).map_err(raise)
+    }
 }
 
 fn push(session: u64, number: u64, step: Option<i64>) -> Push {
@@ -150,19 +157,12 @@ verbs! { impl PyStore, store:
         local::assign(store, push(session, number, None), &batches);
     scatter(session: u64, number: u64, operation: u16; batches) -> () =
         local::scatter(store, push(session, number, None), operation, &batches);
-    import_rows(session: u64, number: u64; batches) -> () =
-        local::import_rows(store, push(session, number, None), &batches);
     remove(session: u64, number: u64; batches) -> u64 =
         local::remove(store, push(session, number, None), &batches);
     prefetch(; batches) -> () = local::prefetch(store, &batches);
 
     size(table: u32) -> u64 = store.len(table);
     keys(table: u32, bucket: u32) -> (Keys, u32) = keys_of(store, table, bucket);
-    export_rows(table: u32, cells: (u64, u64), with_slots: bool, most_bytes: u64)
-        -> (Keys, Numbers, u64) =
-        local::export_rows(store, table, cells, with_slots, most_bytes).map(whole);
-    expire(table: u32, bucket: u32, now: Option<u64>) -> (u64, u32) =
-        store.expire(table, bucket, now);
     cursor() -> CursorOut = store.cursor().map(moment);
     changes(table: u32, cells: (u64, u64), since: Option<u64>, most_bytes: u64)
         -> (Keys, Keys, Numbers, u64) = page(store, table, cells, since, most_bytes);
@@ -192,10 +192,6 @@ fn statistics(
     Ok((told.frequencies.into(), told.last_seen.into(), texts::tiers(&told.tiers)))
 }
 
-fn whole((keys, rows, next): (Vec<u64>, Vec<f32>, u64)) -> (Keys, Numbers, u64) {
-    (keys.into(), rows.into(), next)
-}
-
 fn keys_of(store: &Store, table: u32, bucket: u32) -> hybridps_core::Result<(Keys, u32)> {
     let mut keys = Vec::new();
     let next = store.keys(table, bucket, &mut keys)?;
@@ -216,4 +212,28 @@ fn page(
     let query = PageQuery { table, cells: start..end, since, detail: Detail::Values, bytes };
     let page = store.changes_page(&query)?;
     Ok((page.removed.into(), page.keys.into(), page.rows.into(), page.next))
+}
+
+#[pyfunction]
+pub(crate) fn checkpoints(py: Python<'_>, path: PathBuf) -> PyResult<(String, Vec<String>)> {
+    py.detach(|| jobs::checkpoints(path)).map_err(raise)
+}
+
+#[pyfunction]
+pub(crate) fn verify_checkpoint(
+    py: Python<'_>,
+    path: PathBuf,
+    id: Option<&str>,
+) -> PyResult<String> {
+    py.detach(|| jobs::verify(path, id)).map_err(raise)
+}
+
+#[pyfunction]
+pub(crate) fn prune_checkpoints(
+    py: Python<'_>,
+    path: PathBuf,
+    keep: u64,
+    every_s: Option<f64>,
+) -> PyResult<Vec<String>> {
+    py.detach(|| hybridps_core::prune(&path, keep, every_s)).map_err(raise)
 }

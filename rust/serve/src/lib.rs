@@ -13,6 +13,7 @@ mod client;
 mod connection;
 mod dtype;
 mod failure;
+pub mod jobs;
 pub mod local;
 mod memory;
 mod outlet;

@@ -1,12 +1,9 @@
-//! Answers of the pushes that carry arrays: `applyGradients`, `assign`, `scatter`,
-//! `importRows`, `remove`.
+//! Answers of the pushes that carry arrays: `applyGradients`, `assign`, `scatter`, `remove`.
 
 use std::sync::atomic::Ordering;
 
-use hybridps_core::{Assign, GradientBatch, Import, Push, PushOutcome, Scatter, Store};
-use hybridps_wire::{
-    self as wire, Batch, Bytes, Dtype, Pushed, ASSIGN, IMPORT_ROWS, REMOVE, SCATTER,
-};
+use hybridps_core::{Assign, GradientBatch, Push, PushOutcome, Scatter, Store};
+use hybridps_wire::{self as wire, Batch, Bytes, Dtype, Pushed, ASSIGN, REMOVE, SCATTER};
 
 use crate::dtype::widen;
 use crate::failure::{bad_input, Failure};
@@ -105,14 +102,10 @@ fn apply(
             store.scatter(push, &Scatter { table, operation, keys, rows })?;
             wire::empty_reply(question)
         }
-        (IMPORT_ROWS, &[(table, keys, rows)]) => {
-            store.import_rows(push, &Import { table, keys, rows })?;
-            wire::empty_reply(question)
-        }
         (REMOVE, &[(table, keys, _)]) => {
             wire::removed_reply(question, store.remove(push, table, keys)?)
         }
-        (ASSIGN | IMPORT_ROWS | REMOVE | SCATTER, _) => {
+        (ASSIGN | REMOVE | SCATTER, _) => {
             return Err(bad_input("the parts of a push name two tables".into()))
         }
         _ => {

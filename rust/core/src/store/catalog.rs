@@ -24,7 +24,7 @@ const BUCKETS_PER_WALK: u32 = 64;
 
 impl Engine {
     /// Whoever holds it defines tables; nobody else waits while the manifest is written.
-    fn define(&self) -> Result<MappedMutexGuard<'_, Directory>> {
+    pub(super) fn define(&self) -> Result<MappedMutexGuard<'_, Directory>> {
         MutexGuard::try_map(self.directory.lock(), Option::as_mut)
             .map_err(|_| Error::unavailable("the store is closed; open it again"))
     }
@@ -49,23 +49,23 @@ impl Engine {
         self.change_tables(manifest, &directory, &entry, |_| ())?;
         // No row of it can come to the log before the manifest names it.
         self.catalog.write().create(Arc::new(Table::new(id, spec.clone(), self.stripes.len())));
-        self.expiring.ask();
         Ok(TableInfo { id, spec: spec.clone(), warnings: Vec::new() })
     }
 
     /// The table of that name, if it equals the spec in all that cannot be changed.
     fn open_as(&self, spec: &TableSpec) -> Result<Option<TableInfo>> {
         let catalog = self.catalog.read();
-        let Some(id) = catalog.by_name.get(&spec.name) else { return Ok(None) };
-        let stored = catalog.by_id[id].spec();
+        let Some(&id) = catalog.by_name.get(&spec.name) else { return Ok(None) };
+        let stored = catalog.by_id[&id].spec();
         let warnings = stored.open_as(spec)?;
-        Ok(Some(TableInfo { id: *id, spec: stored, warnings }))
+        Ok(Some(TableInfo { id: catalog.handle(id), spec: stored, warnings }))
     }
 
     pub(super) fn find_table(&self, name: &str) -> Result<TableInfo> {
         let catalog = self.catalog.read();
         let id = *catalog.by_name.get(name).ok_or_else(|| not_found(name))?;
-        Ok(TableInfo { id, spec: catalog.by_id[&id].spec(), warnings: Vec::new() })
+        let (spec, id) = (catalog.by_id[&id].spec(), catalog.handle(id));
+        Ok(TableInfo { id, spec, warnings: Vec::new() })
     }
 
     pub(super) fn drop_table(&self, name: &str) -> Result<()> {
@@ -73,7 +73,7 @@ impl Engine {
         self.load_rest()?;
         let table = {
             let directory = self.define()?;
-            let id = self.find_table(name)?.id;
+            let id = self.table(self.find_table(name)?.id)?.id;
             let mut manifest = self.catalog.read().manifest()?;
             manifest.tables.retain(|table| table.id != id);
             let entry = Entry::DropTable { table: id };
@@ -90,7 +90,7 @@ impl Engine {
         })
     }
 
-    fn drop_part(&self, state: &mut State, table: &Table) {
+    pub(super) fn drop_part(&self, state: &mut State, table: &Table) {
         let keys = state.parts.get(&table.id).map_or(0, |part| part.index.len());
         state.drop_part(&self.tier, table.id);
         self.release_records(table, keys);
@@ -100,19 +100,19 @@ impl Engine {
         let table = {
             let directory = self.define()?;
             let table = self.table(id)?;
+            let id = table.id;
             let mut spec = table.spec();
             spec.alter(change)?;
             let defined = ManifestTable::new(id, spec.clone())?;
             let definition = defined.to_text()?;
             let mut manifest = self.catalog.read().manifest()?;
             manifest.tables.iter_mut().filter(|stored| stored.id == id).for_each(|stored| {
-                *stored = defined.clone();
+                stored.spec = defined.spec.clone();
             });
             let entry = Entry::AlterTable { table: id, definition: &definition };
             self.change_tables(manifest, &directory, &entry, |_| table.set_spec(spec))?;
             table
         };
-        self.expiring.ask();
         self.enforce_cap(&table).map_err(|error| {
             Error::new(error.kind, format!("{}; the new settings are stored", error.message))
         })
@@ -296,17 +296,38 @@ impl Catalog {
         self.by_id.remove(&id)
     }
 
-    fn manifest(&self) -> Result<Manifest> {
-        let tables = self.by_id.values().map(|table| ManifestTable::new(table.id, table.spec()));
-        let mut tables = tables.collect::<Result<Vec<_>>>()?;
+    pub(super) fn manifest(&self) -> Result<Manifest> {
+        let mut tables = Vec::with_capacity(self.by_id.len());
+        for table in self.by_id.values() {
+            let of = self.successors.iter().filter(|of| *of.1 == table.id);
+            let mut formerly: Vec<TableId> = of.map(|of| *of.0).collect();
+            formerly.sort_unstable();
+            let is_staged = self.staged.contains(&table.id);
+            let defined = ManifestTable::new(table.id, table.spec())?;
+            tables.push(ManifestTable { formerly, is_staged, ..defined });
+        }
         tables.sort_by_key(|table| table.id);
         Ok(Manifest { sequence: self.as_of, next_table_id: self.next_id, tables })
+    }
+
+    /// The id by which callers know a table: that of the first that it has replaced.
+    fn handle(&self, id: TableId) -> TableId {
+        let formers = self.successors.iter().filter(|former| *former.1 == id);
+        formers.map(|former| *former.0).min().unwrap_or(id)
+    }
+
+    /// Tables that calls find.
+    pub(super) fn named(&self) -> Vec<Arc<Table>> {
+        self.by_name.values().filter_map(|id| self.by_id.get(id).cloned()).collect()
     }
 
     pub(super) fn load(manifest: Manifest, stripes: usize) -> Self {
         let Manifest { sequence, next_table_id, tables } = manifest;
         let mut catalog = Self { next_id: next_table_id, as_of: sequence, ..Self::default() };
-        for ManifestTable { id, spec, .. } in tables {
+        // What was being filled is incomplete: its rows are dead.
+        for ManifestTable { id, spec, formerly, .. } in tables.into_iter().filter(|t| !t.is_staged)
+        {
+            catalog.successors.extend(formerly.into_iter().map(|former| (former, id)));
             catalog.add(Arc::new(Table::new(id, spec, stripes)));
         }
         catalog

@@ -11,7 +11,6 @@ use super::order::Turn;
 use super::revisit::{assign, note_change, Revisit, Stepping};
 use super::scatter::scatter_seen;
 use super::stage::{Ahead, Probed, Record};
-use super::whole::Written;
 use crate::batch::by_width;
 use crate::error::Result;
 use crate::index::Location;
@@ -118,7 +117,7 @@ impl<'a> Work<'a> {
         let mut later = Vec::new();
         let fresh;
         let found = match ahead {
-            _ if matches!(self.target.change, Change::Remove | Change::Whole(..)) => {
+            _ if matches!(self.target.change, Change::Remove) => {
                 return (0..items.len() as u32).collect();
             }
             Some((ahead, s)) if ahead.eras[s] == part.era => &ahead.found[ahead.plan.range(s)],
@@ -146,7 +145,7 @@ impl<'a> Work<'a> {
             }
             Change::Rows(rows) => by_width!(table.dim, assign(revisit, rows)),
             Change::Scatter(operands) => scatter_seen(revisit, &operands),
-            Change::Remove | Change::Whole(..) => {}
+            Change::Remove => {}
         }
         later
     }
@@ -218,8 +217,8 @@ impl<'a> Work<'a> {
         }
         let table = &*self.target.table;
         let part = state.part(&self.engine.tier, &self.target.table);
-        let (header, numbers) = part.pool.row_mut(at);
-        let start = item.index as usize * self.target.change.width(table.dim);
+        let (header, numbers) = part.row_to_change(at);
+        let start = item.index as usize * table.dim;
         let scratch = &mut self.scratch;
         let is_changed = match self.target.change {
             Change::Gradients(rate, gradients) => {
@@ -233,18 +232,9 @@ impl<'a> Work<'a> {
             Change::Scatter(operands) => {
                 operands.change(item.index, &mut numbers[..table.dim], scratch)
             }
-            Change::Whole(rows, width) => {
-                let written = Written::of(&rows[start..start + width]);
-                numbers[..written.numbers.len()].copy_from_slice(written.numbers);
-                header.frequency = written.frequency;
-                true
-            }
             Change::Remove => true,
         };
         note_change(self.turn, self.effect, header, is_changed);
-        if let Change::Whole(rows, width) = self.target.change {
-            header.last_seen = Written::of(&rows[start..start + width]).seen(self.turn.seen);
-        }
         Ok(())
     }
 
@@ -276,6 +266,7 @@ impl<'a> Work<'a> {
                     self.effect.lost.get_or_insert(damage.error);
                     return Ok(true);
                 };
+                state.keep_nothing(table);
                 row = instead;
                 let (key, sequence) = (item.key, damage.sequence.unwrap_or(0));
                 let (last_seen, frequency, tombstone) = (0, 0, false);
@@ -296,9 +287,14 @@ impl<'a> Work<'a> {
         place: Place,
         record: Record<'_>,
     ) -> Result<bool> {
-        if let Record::Damaged(Damage { error, sequence: None }) = record {
-            self.effect.lost.get_or_insert(error);
-            return Ok(true);
+        let table = &self.target.table;
+        match record {
+            Record::Damaged(Damage { error, sequence: None }) => {
+                self.effect.lost.get_or_insert(error);
+                return Ok(true);
+            }
+            Record::Damaged(_) => state.keep_nothing(table),
+            Record::Whole(record) => state.keep_record(table, item, place, &record),
         }
         self.remove_at(state, item, Location::nvme(place))
     }
@@ -308,11 +304,7 @@ impl<'a> Work<'a> {
     fn row_instead(&self, item: &Item, damage: &Damage) -> Option<Vec<f32>> {
         let table = &self.target.table;
         let is_known = damage.sequence.is_some();
-        let is_whole = match self.target.change {
-            Change::Rows(_) => table.floats == table.dim,
-            Change::Whole(_, width) => width > table.floats,
-            _ => false,
-        };
+        let is_whole = matches!(self.target.change, Change::Rows(_)) && table.floats == table.dim;
         (is_whole && is_known).then(|| {
             let mut row = vec![0.0; table.floats];
             table.initial_row(item.key, &mut row);

@@ -1,6 +1,6 @@
 //! What the verbs and the maintenance thread share, and the small questions all of them ask.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
@@ -9,13 +9,14 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use super::ahead::Ahead;
 use super::config::StoreConfig;
 use super::damaged::Untold;
-use super::expiry::Expiring;
 use super::flights::Flights;
 use super::image::ImageFile;
 use super::loading::Loading;
 use super::order::Sequencer;
 use super::recent::Recent;
+use super::restore::Staging;
 use super::running::Running;
+use super::save::Saving;
 use super::scrub::Scrub;
 use super::session::Known;
 use super::stats::Holds;
@@ -38,8 +39,6 @@ pub(super) struct Engine {
     pub(super) stripes: Vec<Stripe>,
     pub(super) catalog: RwLock<Catalog>,
     pub(super) sequencer: Mutex<Sequencer>,
-    /// Told when the sequencer's door is opened.
-    pub(super) door: Condvar,
     /// Calls get sequences below this one: the superblock says so.
     pub(super) reserved: AtomicU64,
     /// Of the sequencer's sessions.
@@ -59,7 +58,6 @@ pub(super) struct Engine {
     pub(super) ahead: Ahead,
     pub(super) flights: Flights,
     pub(super) scrub: Scrub,
-    pub(super) expiring: Expiring,
     /// What was found damaged, until it is told.
     pub(super) untold: Mutex<Untold>,
     pub(super) holds: Mutex<Holds>,
@@ -77,6 +75,12 @@ pub(super) struct Engine {
     pub(super) unfinished: Mutex<Option<u32>>,
     /// Held while a segment is compacted: by one thread at a time.
     pub(super) compacting: Mutex<()>,
+    /// What a checkpoint on its way keeps.
+    pub(super) saving: Saving,
+    /// Tables that are filled from a checkpoint, and have replaced none yet.
+    pub(super) staging: Mutex<Option<Staging>>,
+    /// How often tables were replaced.
+    pub(super) replacements: AtomicU64,
 }
 
 /// Tables by name and id.
@@ -89,6 +93,10 @@ pub(super) struct Catalog {
     pub(super) as_of: Sequence,
     /// A table whose drop has its place in the order, and is not yet durable: reads find it.
     pub(super) leaving: Option<TableId>,
+    /// Tables that are being filled: rows of them are kept, and no call finds them.
+    pub(super) staged: HashSet<TableId>,
+    /// Of ids that were given out, the table that has replaced theirs.
+    pub(super) successors: HashMap<TableId, TableId>,
 }
 
 /// Tells the maintenance thread that there is work, and callers that there is room.
@@ -160,7 +168,21 @@ impl Engine {
         self.journal.get().map_or(Ok(()), Journal::check)
     }
 
+    /// The table of this id, or what has replaced it.
     pub(super) fn table(&self, id: TableId) -> Result<Arc<Table>> {
+        let catalog = self.catalog.read();
+        let id = catalog.successors.get(&id).copied().unwrap_or(id);
+        catalog.by_id.get(&id).cloned().ok_or_else(|| is_gone(id))
+    }
+
+    /// The table whose changes are asked for. What has replaced a table is another one, of which
+    /// nothing is known to who knows that.
+    pub(super) fn followed(&self, id: TableId, since: Option<Sequence>) -> Result<Arc<Table>> {
+        since.map_or_else(|| self.table(id), |_| self.table_itself(id))
+    }
+
+    /// The table of this very id.
+    pub(super) fn table_itself(&self, id: TableId) -> Result<Arc<Table>> {
         self.catalog.read().by_id.get(&id).cloned().ok_or_else(|| is_gone(id))
     }
 

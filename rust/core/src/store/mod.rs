@@ -2,18 +2,18 @@
 //!
 //! `read`, `stage`, `mutate` and `change` hold the walks, `order` and `running` their one order,
 //! `fetch` the reads, `catalog` the tables, `recovery` opening and closing, `maintenance` the
-//! thread that keeps journal and log within their caps.
+//! thread that keeps journal and log within their caps; `save` and `restore` are checkpoints.
 
 mod ahead;
 mod catalog;
 mod change;
 mod changes;
 mod checkpoint;
+mod checkpoints;
 mod compaction;
 mod config;
 mod damaged;
 mod engine;
-mod expiry;
 mod fetch;
 mod flights;
 mod image;
@@ -33,8 +33,10 @@ mod recent;
 mod recovery;
 mod replay;
 mod rescue;
+mod restore;
 mod revisit;
 mod running;
+mod save;
 mod scatter;
 mod scrub;
 mod session;
@@ -47,7 +49,6 @@ mod tail;
 #[cfg(test)]
 mod tests;
 mod walk;
-mod whole;
 mod window;
 
 use std::sync::atomic::Ordering;
@@ -65,12 +66,13 @@ pub use self::damaged::{Damaged, Fate};
 use self::engine::Engine;
 pub use self::inspect::{Inspected, RowTier};
 pub use self::pooled::{PooledBatch, POOL_BYTES};
+pub use self::restore::{RestoreRequest, Restored};
+pub use self::save::SaveRequest;
 pub use self::scatter::Scatter;
 pub use self::scrub::Scrubbed;
 pub use self::sizing::{needs, Needs};
 pub use self::statistics::Statistics;
-pub use self::whole::Import;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::failure::Health;
 use crate::spec::{TableChange, TableSpec};
 use crate::types::{Push, TableId};
@@ -165,8 +167,6 @@ impl Store {
         let engine = Arc::new(Engine::open(config)?);
         let maintenance = Mutex::new(Some(maintenance::start(engine.clone())?));
         engine.start_loading()?;
-        engine.start_expiring()?;
-        engine.expiring.ask();
         Ok(Self { engine, maintenance })
     }
 
@@ -248,7 +248,7 @@ impl Store {
     /// `TableNotFound`, `BadInput` for a wrong length, `Corruption` for a damaged row.
     pub fn lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
         let _call = self.engine.enter_reading()?;
-        self.engine.lookup(batches)
+        self.again(|| self.engine.lookup(batches))
     }
 
     /// As `lookup`, if it need not wait: for a device, or for another call that may wait for one.
@@ -259,7 +259,7 @@ impl Store {
     /// As `lookup`.
     pub fn try_lookup(&self, batches: &mut [LookupBatch<'_>]) -> Result<bool> {
         let Some(_call) = self.engine.try_enter()? else { return Ok(false) };
-        self.engine.try_lookup(batches)
+        self.again(|| self.engine.try_lookup(batches))
     }
 
     /// Reads rows for training: inserts absent keys at their initial row, counts, marks last use.
@@ -268,7 +268,7 @@ impl Store {
     /// As `lookup`, and `StoreFull`.
     pub fn lookup_or_insert(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
         let _call = self.engine.enter()?;
-        self.engine.lookup_or_insert(batches)
+        self.again(|| self.engine.lookup_or_insert(batches))
     }
 
     /// As `lookup`, of keys of which many repeat: each is looked up once. Costs a few nanoseconds
@@ -278,7 +278,7 @@ impl Store {
     /// As `lookup`.
     pub fn lookup_merged(&self, batches: &mut [LookupBatch<'_>]) -> Result<()> {
         let _call = self.engine.enter_reading()?;
-        self.engine.lookup_merged(batches)
+        self.again(|| self.engine.lookup_merged(batches))
     }
 
     /// As `lookup_or_insert`, of keys of which many repeat: their counts are summed. Costs as
@@ -288,7 +288,7 @@ impl Store {
     /// As `lookup_or_insert`.
     pub fn lookup_or_insert_merged(&self, batches: &mut [InsertBatch<'_>]) -> Result<()> {
         let _call = self.engine.enter()?;
-        self.engine.lookup_or_insert_merged(batches)
+        self.again(|| self.engine.lookup_or_insert_merged(batches))
     }
 
     /// Runs the optimizer once per unique key. All or nothing.
@@ -302,7 +302,7 @@ impl Store {
         batches: &[GradientBatch<'_>],
     ) -> Result<PushOutcome> {
         let _call = self.engine.enter()?;
-        self.engine.apply_gradients(push, batches)
+        self.again(|| self.engine.apply_gradients(push, batches))
     }
 
     /// Sets values; absent keys get fresh slots, present ones keep theirs.
@@ -311,7 +311,7 @@ impl Store {
     /// As `apply_gradients`.
     pub fn assign(&self, push: Push, assign: &Assign<'_>) -> Result<PushOutcome> {
         let _call = self.engine.enter()?;
-        self.engine.assign(push, assign)
+        self.again(|| self.engine.assign(push, assign))
     }
 
     /// Changes values by operands, in the order of the call; absent keys begin at their initial
@@ -321,33 +321,7 @@ impl Store {
     /// As `apply_gradients`; `BadInput` for a division by zero, too.
     pub fn scatter(&self, push: Push, scatter: &Scatter<'_>) -> Result<PushOutcome> {
         let _call = self.engine.enter()?;
-        self.engine.scatter(push, scatter)
-    }
-
-    /// A page of whole rows in cells of the key space, as `changes_page` gives them, of about so
-    /// many bytes; values alone, or with slots. No visit.
-    ///
-    /// # Errors
-    /// As `changes_page`.
-    pub fn export_rows(
-        &self,
-        table: TableId,
-        cells: std::ops::Range<u64>,
-        with_slots: bool,
-        bytes: u64,
-    ) -> Result<ChangesPage> {
-        let _call = self.engine.enter_reading()?;
-        self.engine.export_rows(table, cells, with_slots, bytes)
-    }
-
-    /// Sets rows with their statistics, and with their slots if they come along; else absent keys
-    /// get fresh slots, and present ones keep theirs.
-    ///
-    /// # Errors
-    /// As `apply_gradients`.
-    pub fn import_rows(&self, push: Push, import: &Import<'_>) -> Result<PushOutcome> {
-        let _call = self.engine.enter()?;
-        self.engine.import_rows(push, import)
+        self.again(|| self.engine.scatter(push, scatter))
     }
 
     /// Removes rows, slots and statistics; returns how many there were. A repeated push removes
@@ -358,22 +332,7 @@ impl Store {
     /// `TableNotFound`, `Unavailable`.
     pub fn remove(&self, push: Push, table: TableId, keys: &[u64]) -> Result<u64> {
         let _call = self.engine.enter()?;
-        self.engine.remove(push, table, keys)
-    }
-
-    /// One step of a walk over a table that removes what its expiry says, as of `now` (Unix
-    /// seconds; `None`: the store's clock, on which a jump of the date, or time in which the store
-    /// was closed, passes no more than twice as fast as time). Judges buckets from `bucket` on for
-    /// about a quarter of a second; returns how many rows went and where the next step begins, 4096
-    /// at the end. A row that is read for training or pushed before it goes stays. A row on NVMe
-    /// costs a read, of a background read's kind; none moves. Nothing expires in a table without
-    /// an expiry.
-    ///
-    /// # Errors
-    /// `TableNotFound`, `StoreFull`, `Unavailable`.
-    pub fn expire(&self, table: TableId, bucket: u32, now: Option<u64>) -> Result<(u64, u32)> {
-        let _call = self.engine.enter()?;
-        self.engine.expire(table, bucket, now)
+        self.again(|| self.engine.remove(push, table, keys))
     }
 
     /// Rows of these keys will be needed: they are brought into DRAM in the background. Returns at
@@ -537,6 +496,20 @@ impl Store {
         self.engine.flush()
     }
 
+    /// Does a call again whose table was replaced while it ran.
+    fn again<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
+        let before = self.engine.replacements.load(Ordering::Acquire);
+        match call() {
+            Err(error)
+                if error.kind == ErrorKind::TableNotFound
+                    && self.engine.replacements.load(Ordering::Acquire) != before =>
+            {
+                call()
+            }
+            outcome => outcome,
+        }
+    }
+
     /// Refuses new calls, waits for those that run, writes all rows back and gives the directory
     /// up; later calls fail with `Unavailable`. Idempotent: a second one waits for the first.
     ///
@@ -547,7 +520,6 @@ impl Store {
         let Some(thread) = maintenance.take() else { return Ok(()) };
         self.engine.ahead.stop();
         self.engine.scrub.stop();
-        self.engine.expiring.stop();
         self.engine.loading.stop();
         // Calls may wait for room in the log: the maintenance thread goes last.
         self.engine.is_closing.store(true, Ordering::Relaxed);

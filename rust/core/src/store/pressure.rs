@@ -42,6 +42,7 @@ impl Engine {
     }
 
     fn find_space(&self) -> Result<()> {
+        self.saving.wait_for_room();
         self.check_no_space()?;
         if self.log_free() >= self.log_reserve() && !self.is_journal_long() {
             self.pace_compaction();

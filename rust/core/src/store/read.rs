@@ -1,6 +1,8 @@
 //! Reading verbs: what each does with a row, with an absent key and with a record. `walk` brings
 //! them there.
 
+use std::sync::Arc;
+
 use super::engine::Engine;
 use super::fetch::Wanted;
 use super::walk::{check_length, Hits, Verb, Walk};
@@ -8,7 +10,7 @@ use super::{InsertBatch, LookupBatch};
 use crate::batch::copy_row;
 use crate::error::{Error, Result};
 use crate::log::RecordView;
-use crate::table::{Found, Item, RowMut, State};
+use crate::table::{Found, Item, RowMut, State, Table};
 use crate::types::TableId;
 
 impl Engine {
@@ -71,9 +73,12 @@ impl Engine {
 
     pub(super) fn insert(&self, walks: &[Walk<'_>], batches: &mut [InsertBatch<'_>]) -> Result<()> {
         self.wait_for_space()?;
+        // A checkpoint's moment is before all of it or behind.
+        let _whole = self.saving.training_read();
         let dims = dims(walks);
-        let now = self.clock.stamp();
-        self.read(walks, &mut Insert { batches, dims, now })
+        let tables = walks.iter().map(|walk| walk.table.clone()).collect();
+        let now = self.saving.date(self.clock.date()) as u32;
+        self.read(walks, &mut Insert { batches, tables, dims, now })
     }
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
@@ -127,6 +132,8 @@ impl Answers<'_> {
 }
 
 impl Hits for Answers<'_> {
+    const CHANGES: bool = false;
+
     #[inline(always)]
     fn ask(&self, item: &Item) {
         crate::prefetch::row_to_write(self.rows, self.dim, item.index);
@@ -188,6 +195,7 @@ impl Verb for Lookup<'_, '_> {
 
 struct Insert<'a, 'b> {
     batches: &'a mut [InsertBatch<'b>],
+    tables: Vec<Arc<Table>>,
     dims: Vec<usize>,
     now: u32,
 }
@@ -201,6 +209,8 @@ struct Training<'a> {
 }
 
 impl Hits for Training<'_> {
+    const CHANGES: bool = true;
+
     #[inline(always)]
     fn ask(&self, item: &Item) {
         crate::prefetch::row_to_write(self.rows, self.dim, item.index);
@@ -235,7 +245,8 @@ impl Verb for Insert<'_, '_> {
         batch: usize,
         items: &mut Vec<Item>,
     ) -> Result<()> {
-        let table = engine.table(self.batches[batch].table)?;
+        // Not what may have replaced it meanwhile: that was not looked at.
+        let table = engine.table_itself(self.tables[batch].id)?;
         let hashes: Vec<u64> = items.iter().map(|item| item.hash).collect();
         state.check_room(&engine.tier, &table, &hashes)?;
         engine.reserve_records(&table, items.len())?;
@@ -255,7 +266,7 @@ impl Verb for Insert<'_, '_> {
                 }
             };
             let part = state.part(&engine.tier, &table);
-            self.hits(batch).hit::<0>(part.pool.row_mut(at), item);
+            self.hits(batch).hit::<0>(part.row_to_change(at), item);
             done += 1;
             Ok(())
         });
@@ -276,7 +287,7 @@ impl Verb for Insert<'_, '_> {
             return Ok(false);
         };
         let part = state.part(&engine.tier, table);
-        self.hits(source).hit::<0>(part.pool.row_mut(at), &item);
+        self.hits(source).hit::<0>(part.row_to_change(at), &item);
         Ok(true)
     }
 }
@@ -285,6 +296,7 @@ struct Prefetch;
 
 impl Hits for () {
     const IS_AHEAD: bool = true;
+    const CHANGES: bool = false;
 
     #[inline(always)]
     fn ask(&self, _: &Item) {}

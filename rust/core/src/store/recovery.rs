@@ -7,17 +7,17 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 
 use super::ahead::Ahead;
 use super::config::SEGMENT_BUFFERS;
 use super::engine::{Catalog, Engine, Wake};
-use super::expiry::Expiring;
 use super::flights::Flights;
 use super::loading::Loading;
 use super::order::Sequencer;
 use super::recent::Recent;
 use super::running::Running;
+use super::save::Saving;
 use super::scrub::Scrub;
 use super::session::Sessions;
 use super::stats::Holds;
@@ -61,7 +61,6 @@ impl Engine {
         let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
         let newest = engine.open_index(&known)?;
         engine.sequencer.lock().last = newest.max(engine.catalog.read().as_of);
-        engine.load_expiry()?;
         engine.replay(&mut pending)?;
         engine.begin()?;
         if engine.journal.set(pending).is_err() {
@@ -95,21 +94,21 @@ impl Engine {
             buckets_per_stripe: BUCKETS / stripes as u32,
         };
         let failure = Arc::<Failure>::default();
+        let clock = Clock::new();
         let sessions = Sessions::default();
         let known_sessions = sessions.known();
-        let tickets = vec![0; stripes];
-        let sequencer = Sequencer { last: 0, tickets, sessions, position: None, closed: None };
+        let sequencer = Sequencer { last: 0, tickets: vec![0; stripes], sessions, position: None };
         Ok(Self {
             record_bytes_max: config.record_bytes_max(segment_bytes),
             stripes: (0..stripes).map(|_| Stripe::new(&ledger, stripes, failure.clone())).collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
-            door: Condvar::new(),
             reserved: AtomicU64::new(0),
             known_sessions,
             running: Running::new(failure.clone()),
             recent: Recent::new(ledger.clone()),
-            clock: Clock::new(),
+            saving: Saving::new(clock.date()),
+            clock,
             directory: Mutex::new(Some(directory)),
             superblock: Mutex::new(superblock),
             record_bytes: AtomicU64::new(0),
@@ -119,8 +118,9 @@ impl Engine {
             wake: Wake::default(),
             unfinished: Mutex::default(),
             compacting: Mutex::default(),
+            staging: Mutex::default(),
+            replacements: AtomicU64::new(0),
             scrub: Scrub::default(),
-            expiring: Expiring::default(),
             untold: Mutex::default(),
             config,
             tier,

@@ -248,6 +248,45 @@ impl Sessions {
         })
     }
 
+    /// Steps that a client has made in tables of these ids, in a store before this one. A session
+    /// stands in for one that is not known: whoever comes as that client takes over from it.
+    pub(super) fn restore_steps(
+        &mut self,
+        client_id: &str,
+        steps: &[(TableId, i64)],
+        stand_in: u64,
+        uptime: u64,
+    ) -> Result<()> {
+        if !self.clients.contains_key(client_id) {
+            self.attach(stand_in, client_id, uptime)?;
+        }
+        let client = self.clients.entry(client_id.to_owned()).or_default();
+        // Under its name a snapshot keeps them.
+        client.previous.get_or_insert(!stand_in);
+        for &(table, step) in steps {
+            let known = client.steps.entry(table).or_insert(step);
+            *known = step.max(*known);
+        }
+        Ok(())
+    }
+
+    /// The last step of each client that names itself in each table that it gave one for, in this
+    /// session and those before.
+    pub(super) fn client_steps(&self) -> Vec<(String, HashMap<TableId, i64>)> {
+        let steps = |(id, client): (&String, &Client)| {
+            let mut steps = client.steps.clone();
+            let owner = self.sessions.get(&client.session);
+            for (&table, &step) in owner.into_iter().flat_map(|owner| &owner.steps) {
+                let known = steps.entry(table).or_insert(step);
+                *known = step.max(*known);
+            }
+            (id.clone(), steps)
+        };
+        let mut all: Vec<_> = self.clients.iter().map(steps).collect();
+        all.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        all
+    }
+
     /// Takes over a snapshot. Sessions of one client are told apart by their last use, and within
     /// a second by their order. The clock goes on from the last use of any: time in which the
     /// store was closed makes nobody idle.

@@ -138,7 +138,7 @@ impl Engine {
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        let tables: Vec<_> = self.catalog.read().by_id.values().cloned().collect();
+        let tables = self.catalog.read().named();
         let rows = self.all_rows();
         let count = |table: Arc<Table>| {
             let mut rows = rows.get(&table.id).copied().unwrap_or_default();

@@ -70,7 +70,8 @@ pub(super) fn is_checkpoint_due(tail: &Tail, share: u64) -> bool {
 
 impl Engine {
     pub(super) fn tail(&self) -> Tail {
-        let (mut rows, mut written, mut changes, mut least) = (0, 0, 0, u64::MAX);
+        // Without a table nothing is journaled: any number will do.
+        let (mut rows, mut written, mut changes, mut least) = (0, 0, 0, u64::from(u32::MAX));
         for table in self.catalog.read().by_id.values() {
             let change_bytes = 8 + 4 * table.dim as u64;
             let journaled = table.counters.journal_bytes.load(Relaxed);

@@ -4,7 +4,7 @@
 //! The verbs differ in what they do with a row, with an absent key and with a record; the walk is
 //! the same. A call of any size holds the memory of a few windows.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -120,6 +120,8 @@ pub(super) trait Verb {
 pub(super) trait Hits {
     /// As in `Visitor`.
     const IS_AHEAD: bool = false;
+    /// As in `Visitor`.
+    const CHANGES: bool;
 
     /// Asks for the caller's memory that a hit will need.
     fn ask(&self, item: &Item);
@@ -151,6 +153,7 @@ struct Sort<'a, H, const N: usize> {
 
 impl<H: Hits, const N: usize> Visitor for Sort<'_, H, N> {
     const IS_AHEAD: bool = H::IS_AHEAD;
+    const CHANGES: bool = H::CHANGES;
 
     #[inline(always)]
     fn hit(&mut self, row: RowMut<'_>, item: &Item) {
@@ -235,12 +238,13 @@ impl Engine {
     }
 
     pub(super) fn read<V: Verb>(&self, walks: &[Walk<'_>], verb: &mut V) -> Result<()> {
+        let replacements = self.replacements.load(Acquire);
         self.load_for(walks.iter().flat_map(|walk| walk.keys.iter().copied()))?;
         let mut position = Position::default();
         loop {
             let left = position.left(walks);
             if left == 0 || (V::IS_BACKGROUND && self.ahead.is_stopping.load(Relaxed)) {
-                return Ok(());
+                return self.check_not_replaced(walks, replacements);
             }
             let _memory = self.hold_for_window(walks, left)?;
             let mut next = position;
@@ -251,6 +255,14 @@ impl Engine {
             })?;
             position = next;
         }
+    }
+
+    /// The rows of a table that was replaced meanwhile may have gone before they were looked at.
+    fn check_not_replaced(&self, walks: &[Walk<'_>], before: u64) -> Result<()> {
+        if self.replacements.load(Acquire) == before {
+            return Ok(());
+        }
+        walks.iter().try_for_each(|walk| self.table_itself(walk.table.id).map(drop))
     }
 
     /// Books the memory of the next windows. Calls that ask while there is none take turns, window
@@ -307,6 +319,7 @@ impl Engine {
         if !self.is_loaded_for(walks.iter().flat_map(|walk| walk.keys.iter().copied())) {
             return Ok(false);
         }
+        let replacements = self.replacements.load(Acquire);
         let mut position = Position::default();
         let bytes = self.window_bytes(walks, position.left(walks));
         let Some(_memory) = self.ledger.try_hold_for_call(bytes) else { return Ok(false) };
@@ -321,7 +334,7 @@ impl Engine {
             }
         }
         tallies.iter().for_each(|(n, keys, tally)| tally.note(&walks[*n].table, *keys));
-        Ok(true)
+        self.check_not_replaced(walks, replacements).map(|()| true)
     }
 
     /// None if the pass stopped.
@@ -389,7 +402,7 @@ impl<V: Verb> Receiver for Fetching<'_, V> {
 
     fn resident(&mut self, state: &mut State, wanted: &Wanted<'_>, at: u64) -> Result<()> {
         if let Some(part) = state.parts.get_mut(&wanted.table.id) {
-            self.verb.hits(wanted.source).hit::<0>(part.pool.row_mut(at), &wanted.item);
+            self.verb.hits(wanted.source).hit::<0>(part.row_to_change(at), &wanted.item);
         }
         Ok(())
     }

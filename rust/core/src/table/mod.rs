@@ -6,6 +6,7 @@
 
 mod heat;
 mod image;
+mod kept;
 mod newer;
 mod part;
 mod plan;
@@ -16,18 +17,17 @@ mod row;
 mod shape;
 mod share;
 mod sketch;
-mod steps;
 mod stripe;
 mod turn;
 mod write_back;
 
+pub(crate) use kept::{Since, Taken};
 pub(crate) use newer::Look;
 pub(crate) use part::{Found, Part, Visitor};
 pub(crate) use plan::{stripe_of, Item, Plan};
 pub(crate) use pool::row_bytes;
 pub(crate) use row::{Header, RowMut};
 pub(crate) use shape::{Counters, Table};
-pub(crate) use steps::{Knot, Steps};
-pub(crate) use stripe::{bury, State, Tier};
+pub(crate) use stripe::{State, Tier};
 pub(crate) use turn::{Guard, Stripe, Tickets};
 pub(crate) use write_back::Due;

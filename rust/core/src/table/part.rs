@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::heat::Beat;
+use super::kept::Keeper;
 use super::plan::Item;
 use super::policy::{Policy, Pulse};
 use super::pool::Pool;
@@ -45,6 +46,8 @@ pub(crate) struct Part {
     pub(crate) era: u64,
     /// Write-back that has looked at some of it, and where it goes on.
     pub(super) written_back: (u32, (usize, usize)),
+    /// While a checkpoint copies it: what rows were before they changed.
+    pub(super) keeper: Option<Box<Keeper>>,
 }
 
 /// Keys between the request for a row and its visit.
@@ -62,7 +65,7 @@ impl Part {
         let pool = Pool::new(arena.clone(), table.floats);
         let index = Index::new(arena.clone(), buckets);
         let (policy, written_back) = (Policy::new(pulse), <(u32, (usize, usize))>::default());
-        Self { table, index, pool, policy, era: 0, written_back }
+        Self { table, index, pool, policy, era: 0, written_back, keeper: None }
     }
 
     /// Bytes that it holds.
@@ -165,6 +168,11 @@ impl Part {
                     self.policy.redeem(&mut header.state);
                 }
                 let before = header.state.newness();
+                if V::CHANGES {
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.keep(header, numbers);
+                    }
+                }
                 visitor.hit((header, numbers), item);
                 if self.pool.header(at).state.newness() != before {
                     self.pool.mark(at);
@@ -182,8 +190,22 @@ impl Part {
             found => found,
         };
         match found {
-            Found::Dram(at) => visitor.hit(self.pool.row_mut(at), item),
+            Found::Dram(at) => visitor.hit(self.row_to_change(at), item),
             found => visitor.miss(n, item, found),
+        }
+    }
+
+    /// A row to change, which a write-back will look at. What it was is kept, if somebody wants it.
+    pub(crate) fn row_to_change(&mut self, at: u64) -> RowMut<'_> {
+        self.keep(at);
+        self.pool.row_mut(at)
+    }
+
+    /// The row is about to change or to go.
+    pub(super) fn keep(&mut self, at: u64) {
+        if let Some(keeper) = &mut self.keeper {
+            let (header, numbers) = self.pool.row(at);
+            keeper.keep(header, numbers);
         }
     }
 
@@ -200,14 +222,6 @@ impl Part {
             Err(place) => !is_rejected(place),
         });
         entry.map_or(Found::Absent, |(_, location)| location.into())
-    }
-
-    /// Of the record of the row at a location, if it has one.
-    pub(crate) fn place_of(&self, location: Location) -> Option<Place> {
-        match location.resolve() {
-            Err(place) => Some(place),
-            Ok(at) => self.pool.header(at).state.place(),
-        }
     }
 
     /// The entry that points at exactly this location.
@@ -228,6 +242,8 @@ fn move_entry(index: &mut Index, key: u64, old: u64, new: u64) {
 pub(crate) trait Visitor {
     /// True if nobody visits the rows yet: they are kept until somebody does, and stay as they are.
     const IS_AHEAD: bool = false;
+    /// False if rows stay as they are: only looked at.
+    const CHANGES: bool = true;
 
     /// Asks for the caller's memory that a revisit of the item will need: items come in the order
     /// of the stripes, at random places of the caller's arrays.

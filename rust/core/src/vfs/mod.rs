@@ -113,6 +113,16 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     watched!(fs::remove_file(path), Change::Remove { path: path.to_owned() })
 }
 
+/// Makes a directory. The trace of a test takes it for granted once a file in it is durable.
+pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
+    fs::create_dir(path)
+}
+
+/// Deletes an empty directory.
+pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
+    fs::remove_dir(path)
+}
+
 /// Makes creations, renames and deletions in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     let sync = || File::open(path)?.sync_all();

@@ -2,6 +2,8 @@
 //! an open store.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod saved;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -38,7 +40,6 @@ pub fn spec(name: &str, dim: u32, optimizer: Optimizer) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
-        expiry: None,
     }
 }
 
@@ -164,8 +165,8 @@ pub fn copy(from: &Path, to: &Path) {
 
 fn files(of: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = ["MANIFEST", "superblock", "rows.log"].map(PathBuf::from).to_vec();
-    let optional = ["index.image", "EXPIRY"].map(PathBuf::from);
-    files.extend(optional.into_iter().filter(|file| of.join(file).exists()));
+    let image = PathBuf::from("index.image");
+    files.extend(of.join(&image).exists().then_some(image));
     for file in std::fs::read_dir(of.join("journal"))? {
         files.push(Path::new("journal").join(file?.file_name()));
     }

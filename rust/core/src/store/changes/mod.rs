@@ -63,7 +63,7 @@ pub struct ChangesPiece<'a> {
     pub keys: &'a [u64],
     /// Sequence of each row.
     pub sequences: &'a [Sequence],
-    /// Unix seconds when each row was last seen in training; empty for `Detail::Keys`.
+    /// Unix seconds of each row's last training read; empty for `Detail::Keys`.
     pub last_seen: &'a [u32],
     /// Training reads of each row; empty for `Detail::Keys`.
     pub frequency: &'a [u32],
@@ -117,7 +117,7 @@ impl Engine {
         query: &ChangesQuery,
         tell: &mut Tell<'_>,
     ) -> Result<(ChangesEnd, ChangesCost)> {
-        let table = self.table(query.table)?;
+        let table = self.followed(query.table, query.since)?;
         let Range { start, end } = query.buckets;
         if start >= end || end > BUCKETS {
             return Err(Error::bad_input(format!(
@@ -149,14 +149,24 @@ impl Engine {
             start = next;
         }
         // Whose table was dropped meanwhile is not told that it is empty.
-        self.table(query.table)?;
+        self.table_itself(following.table.id)?;
         // What was forgotten meanwhile may have been missed.
         let refusal = query.since.and_then(|since| self.refusal(since));
         Ok((refusal.unwrap_or(end), following.cost))
     }
 
+    /// Tells rows of one stripe by their keys, as they are when their turn comes.
+    pub(super) fn tell_keys(
+        &self,
+        table: &Arc<Table>,
+        keys: &[(u64, Sequence)],
+        tell: &mut Tell<'_>,
+    ) -> Result<()> {
+        Teller::new(self, table, Detail::Rows).tell_rows(keys, tell)
+    }
+
     /// Why changes since then cannot be told.
-    fn refusal(&self, since: Sequence) -> Option<ChangesEnd> {
+    pub(super) fn refusal(&self, since: Sequence) -> Option<ChangesEnd> {
         if since < self.tier.log.floor() {
             return Some(ChangesEnd::TooOld);
         }

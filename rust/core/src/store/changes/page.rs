@@ -46,10 +46,6 @@ pub struct ChangesPage {
     pub keys: Vec<u64>,
     /// float32[n, dim], or with slots, or empty.
     pub rows: Vec<f32>,
-    /// Training reads of each row, and Unix seconds of the last; empty for `Detail::Keys`.
-    pub frequency: Vec<u32>,
-    /// See `frequency`.
-    pub last_seen: Vec<u32>,
     /// The page covers the cells below this one; that of the query's end: it was the last.
     pub next: u64,
 }
@@ -67,7 +63,7 @@ pub struct Cursor {
 
 impl Engine {
     pub(in crate::store) fn changes_page(&self, query: &PageQuery) -> Result<ChangesPage> {
-        let table = self.table(query.table)?;
+        let table = self.followed(query.table, query.since)?;
         let Range { start, end } = query.cells;
         if start >= end || end > CELLS {
             return Err(Error::bad_input(format!(
@@ -81,7 +77,7 @@ impl Engine {
         let mut following = Following { engine: self, table, detail, cost };
         let mut page = following.page(query)?;
         // Whose table was dropped meanwhile is not told that it is empty.
-        self.table(query.table)?;
+        self.table_itself(following.table.id)?;
         self.check_cursor(query.since)?;
         page.settle();
         Ok(page)
@@ -245,8 +241,6 @@ impl ChangesPage {
         self.removed.extend_from_slice(piece.removed);
         self.keys.extend_from_slice(piece.keys);
         self.rows.extend_from_slice(piece.rows);
-        self.frequency.extend_from_slice(piece.frequency);
-        self.last_seen.extend_from_slice(piece.last_seen);
         Ok(())
     }
 
@@ -264,14 +258,7 @@ impl ChangesPage {
         for (to, &from) in kept.iter().enumerate() {
             self.keys[to] = self.keys[from];
             self.rows.copy_within(from * width..(from + 1) * width, to * width);
-            for of_rows in [&mut self.frequency, &mut self.last_seen] {
-                if let Some(&number) = of_rows.get(from) {
-                    of_rows[to] = number;
-                }
-            }
         }
-        self.frequency.truncate(kept.len());
-        self.last_seen.truncate(kept.len());
         self.keys.truncate(kept.len());
         self.rows.truncate(kept.len() * width);
     }

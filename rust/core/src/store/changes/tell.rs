@@ -74,7 +74,11 @@ impl<'a> Teller<'a> {
     }
 
     /// Tells rows of one stripe by their keys.
-    fn tell_rows(&mut self, rows: &[(u64, Sequence)], tell: &mut Tell<'_>) -> Result<()> {
+    pub(super) fn tell_rows(
+        &mut self,
+        rows: &[(u64, Sequence)],
+        tell: &mut Tell<'_>,
+    ) -> Result<()> {
         for rows in rows.chunks(self.rows) {
             self.gather(rows)?;
             self.hand_over(tell)?;

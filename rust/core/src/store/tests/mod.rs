@@ -12,6 +12,7 @@ mod pass;
 mod power;
 mod repeats;
 mod rows;
+mod saved;
 mod tables;
 mod waits;
 
@@ -53,7 +54,6 @@ pub(super) fn spec(name: &str, dim: u32) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
-        expiry: None,
     }
 }
 

@@ -96,7 +96,6 @@ fn spec(name: &str) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
-        expiry: None,
     }
 }
 
@@ -213,8 +212,7 @@ impl Script {
     fn alter(&mut self, name: &str) {
         let rate = [0.5, 1.0, 2.0][self.random.next(3) as usize];
         let nvme = [None, Some(1 << 40)][self.random.next(2) as usize];
-        let change =
-            TableChange { learning_rate: Some(rate), nvme: Some(nvme), ..TableChange::default() };
+        let change = TableChange { learning_rate: Some(rate), nvme: Some(nvme), dram: None };
         self.store.alter(self.ids[name], &change).unwrap();
         let table = self.table(name);
         (table.rate, table.nvme) = (rate, nvme);
