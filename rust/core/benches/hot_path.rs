@@ -75,6 +75,7 @@ fn turnover() {
         durability: Durability::None,
         threads: 1,
         shard: (0, 1),
+        cold: None,
     })
     .expect("the temporary directory can be used");
     let table = store.create_table(&spec(dim as u32)).expect("the table is new").id;
@@ -109,6 +110,7 @@ fn main() {
         durability: Durability::None,
         threads: 1,
         shard: (0, 1),
+        cold: None,
     })
     .expect("the temporary directory can be used");
     store.attach(1, "").expect("a new store takes sessions");

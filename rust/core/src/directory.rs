@@ -25,7 +25,18 @@ pub(crate) const MANIFEST: &str = "MANIFEST";
 const BEFORE_SUPERBLOCK: [&str; 5] =
     [LOCK, MANIFEST, "MANIFEST.tmp", "superblock.tmp", "lost+found"];
 
-/// A data directory owned by this process until dropped.
+/// What a directory is for: its name in messages, the file that shows it, what it may hold without.
+pub(crate) struct Purpose {
+    pub(crate) name: &'static str,
+    pub(crate) marker: &'static str,
+    pub(crate) before: &'static [&'static str],
+}
+
+/// The data directory of a store.
+const DATA: Purpose =
+    Purpose { name: "data directory", marker: SUPERBLOCK, before: &BEFORE_SUPERBLOCK };
+
+/// A directory owned by this process until dropped.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
@@ -39,11 +50,22 @@ impl Directory {
     /// # Errors
     /// `Config` if it cannot be written, is in use, or holds files but no store.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::open_for(&DATA, path)
+    }
+
+    /// The same, for a purpose of its own.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub(crate) fn open_for(purpose: &Purpose, path: &Path) -> Result<Self> {
+        let unusable = |action: &str, path: &Path, cause: &std::io::Error| {
+            purpose.unusable(action, path, cause)
+        };
         // The process may change its working directory later.
         let path = std::path::absolute(path).map_err(|cause| unusable("find", path, &cause))?;
         make(&path).map_err(|cause| unusable("make", &path, &cause))?;
-        check_is_ours(&path)?;
-        let lock = take_lock(&path)?;
+        purpose.check_is_ours(&path)?;
+        let lock = purpose.take_lock(&path)?;
         sync_directory(&path)?;
         Ok(Self { path, lock, owner: std::process::id() })
     }
@@ -165,7 +187,8 @@ pub(crate) fn check_version(path: &Path, found: u32, reads: u32) -> Result<()> {
 pub(crate) fn failed_write(path: &Path, cause: &std::io::Error) -> Error {
     if is_full(cause) {
         return Error::store_full(format!(
-            "no space left to write {}; free space on its file system or lower the nvme cap",
+            "no space left to write {}; free space on its file system or lower the cap of its \
+             files",
             path.display()
         ));
     }
@@ -184,60 +207,66 @@ pub(crate) fn make(path: &Path) -> std::io::Result<()> {
     path.ancestors().skip(1).take(missing).try_for_each(vfs::sync_directory)
 }
 
-fn check_is_ours(path: &Path) -> Result<()> {
-    let entries = fs::read_dir(path).map_err(|cause| unusable("read", path, &cause))?;
-    let mut foreign = None;
-    for entry in entries {
-        let entry = entry.map_err(|cause| unusable("read", path, &cause))?;
-        let name = entry.file_name();
-        if name == SUPERBLOCK {
-            return Ok(());
+impl Purpose {
+    fn check_is_ours(&self, path: &Path) -> Result<()> {
+        let entries = fs::read_dir(path).map_err(|cause| self.unusable("read", path, &cause))?;
+        let mut foreign = None;
+        for entry in entries {
+            let entry = entry.map_err(|cause| self.unusable("read", path, &cause))?;
+            let name = entry.file_name();
+            if name == self.marker {
+                return Ok(());
+            }
+            // A server's socket may lie here, and is bound before the store is opened.
+            let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+            if !is_socket && !self.before.iter().any(|&known| name == known) {
+                foreign = Some(name);
+            }
         }
-        // A server's socket may lie here, and is bound before the store is opened.
-        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
-        if !is_socket && !BEFORE_SUPERBLOCK.iter().any(|&known| name == known) {
-            foreign = Some(name);
+        let Some(name) = foreign else { return Ok(()) };
+        let (what, marker) = (self.name, self.marker);
+        Err(Error::config(format!(
+            "{what} {} holds {name:?} but no {marker}, so it is not a store of ours or has lost \
+             its {marker}; give an empty directory, or restore the file",
+            path.display()
+        )))
+    }
+
+    fn take_lock(&self, directory: &Path) -> Result<File> {
+        let path = directory.join(LOCK);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|cause| self.unusable("write to", directory, &cause))?;
+        if !os::try_lock(&file).map_err(|cause| self.unusable("lock", directory, &cause))? {
+            let mut pid = String::new();
+            let _ = (&file).take(PID_DIGITS as u64).read_to_string(&mut pid);
+            let pid = if pid.is_empty() { "unknown" } else { pid.trim_end() };
+            return Err(Error::config(format!(
+                "{} {} is in use by process {pid}; stop it or close its store, or give another \
+                 directory",
+                self.name,
+                directory.display()
+            )));
         }
+        // Always as long, and never cut, so that a full disk does not keep an old store from
+        // opening.
+        file.write_all_at(format!("{:<PID_DIGITS$}", std::process::id()).as_bytes(), 0)
+            .map_err(|cause| self.unusable("write to", directory, &cause))?;
+        Ok(file)
     }
-    let Some(name) = foreign else { return Ok(()) };
-    Err(Error::config(format!(
-        "data directory {} holds {name:?} but no superblock, so it is not a store of ours or has \
-         lost its superblock; give an empty directory, or restore the file",
-        path.display()
-    )))
-}
 
-fn take_lock(directory: &Path) -> Result<File> {
-    let path = directory.join(LOCK);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|cause| unusable("write to", directory, &cause))?;
-    if !os::try_lock(&file).map_err(|cause| unusable("lock", directory, &cause))? {
-        let mut pid = String::new();
-        let _ = (&file).take(PID_DIGITS as u64).read_to_string(&mut pid);
-        let pid = if pid.is_empty() { "unknown" } else { pid.trim_end() };
-        return Err(Error::config(format!(
-            "data directory {} is in use by process {pid}; stop it or close its store, or give \
-             another directory",
-            directory.display()
-        )));
+    fn unusable(&self, action: &str, path: &Path, cause: &std::io::Error) -> Error {
+        Error::config(format!(
+            "cannot {action} {} {}: {cause}; give a directory that this user may write, on a file \
+             system with free space",
+            self.name,
+            path.display()
+        ))
     }
-    // Always as long, and never cut, so that a full disk does not keep an old store from opening.
-    file.write_all_at(format!("{:<PID_DIGITS$}", std::process::id()).as_bytes(), 0)
-        .map_err(|cause| unusable("write to", directory, &cause))?;
-    Ok(file)
-}
-
-fn unusable(action: &str, path: &Path, cause: &std::io::Error) -> Error {
-    Error::config(format!(
-        "cannot {action} data directory {}: {cause}; give a directory that this user may write, on \
-         a file system with free space",
-        path.display()
-    ))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod arena;
 mod batch;
 mod checkpoint;
 mod clock;
+mod cold_directory;
 mod columns;
 mod device;
 mod directory;
@@ -53,10 +54,10 @@ pub use optimizer::{is_finite, GradientOptions};
 pub use scatter::Operation;
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
-    needs, Assign, ChangesCost, ChangesEnd, ChangesPage, ChangesPiece, ChangesQuery, Cursor,
-    Damaged, Detail, Fate, GradientBatch, InsertBatch, Inspected, LookupBatch, Needs, PageQuery,
-    PooledBatch, PushOutcome, RestoreRequest, Restored, RowTier, SaveRequest, Scatter, Scrubbed,
-    Snapshot, Statistics, Store, StoreConfig, TableInfo, Tell, POOL_BYTES,
+    needs, Assign, ChangesCost, ChangesEnd, ChangesPage, ChangesPiece, ChangesQuery, ColdConfig,
+    Cursor, Damaged, Detail, Fate, GradientBatch, InsertBatch, Inspected, LookupBatch, Needs,
+    PageQuery, PooledBatch, PushOutcome, RestoreRequest, Restored, RowTier, SaveRequest, Scatter,
+    Scrubbed, Snapshot, Statistics, Store, StoreConfig, TableInfo, Tell, POOL_BYTES,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,

@@ -207,7 +207,11 @@ fn field<const N: usize>(slot: &[u8; SLOT], at: usize) -> [u8; N] {
     bytes
 }
 
-fn random_uuid() -> Result<u128> {
+/// A number that no other store has.
+///
+/// # Errors
+/// `Unavailable` if the system gives no random bytes.
+pub(crate) fn random_uuid() -> Result<u128> {
     let path = std::path::Path::new("/dev/urandom");
     let mut bytes = [0; 16];
     File::open(path)

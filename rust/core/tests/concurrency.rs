@@ -33,6 +33,7 @@ fn open(path: &Path, nvme_bytes: u64) -> Store {
         durability: Durability::Process,
         threads: 2,
         shard: (0, 1),
+        cold: None,
     })
     .unwrap()
 }

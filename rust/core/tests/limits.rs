@@ -15,6 +15,7 @@ fn config(scratch: &Scratch, dram_bytes: u64, nvme_bytes: u64) -> StoreConfig {
         durability: Durability::None,
         threads: 1,
         shard: (0, 1),
+        cold: None,
     }
 }
 

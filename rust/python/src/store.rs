@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hybridps_core::{Cursor, Detail, PageQuery, Push, Snapshot, Store, StoreConfig};
+use hybridps_core::{ColdConfig, Cursor, Detail, PageQuery, Push, Snapshot, Store, StoreConfig};
 use hybridps_serve::jobs::{self, Jobs};
 use hybridps_serve::local::{self, Lent, Rooms};
 use hybridps_serve::texts::{self, Finding, Row, Step};
@@ -74,7 +74,8 @@ impl PyStore {
 #[pymethods]
 impl PyStore {
     #[new]
-    #[pyo3(signature = (path, *, dram, nvme, durability, threads, shard=0, shards=1, scrub_rate=0))]
+    #[pyo3(signature = (path, *, dram, nvme, durability, threads, shard=0, shards=1, scrub_rate=0,
+                        cold=None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python constructor")]
     fn new(
         py: Python<'_>,
@@ -86,11 +87,17 @@ impl PyStore {
         shard: u32,
         shards: u32,
         scrub_rate: u64,
+        cold: Option<(std::path::PathBuf, u64)>,
     ) -> PyResult<Self> {
-        let (durability, shard) =
-            (texts::parse_durability(durability).map_err(raise)?, (shard, shards));
-        let config =
-            StoreConfig { path, dram_bytes: dram, nvme_bytes: nvme, durability, threads, shard };
+        let config = StoreConfig {
+            path,
+            dram_bytes: dram,
+            nvme_bytes: nvme,
+            durability: texts::parse_durability(durability).map_err(raise)?,
+            threads,
+            shard: (shard, shards),
+            cold: cold.map(|(path, cap_bytes)| ColdConfig { path, cap_bytes }),
+        };
         let scrubbed = |store: Store| store.set_scrub_rate(scrub_rate).map(|()| store);
         let store = py.detach(|| Store::open(config).and_then(scrubbed)).map_err(raise)?;
         let (store, jobs) = (Arc::new(store), Jobs::default());

@@ -18,7 +18,7 @@ mod ring;
 use std::sync::Arc;
 
 use crate::arena::Arena;
-use crate::types::{bucket, Place, BUCKETS};
+use crate::types::{bucket, Disk, Place, BUCKETS};
 use line::{Line, Region, LANES};
 
 pub(crate) use entry::Entry;
@@ -48,7 +48,11 @@ impl Location {
         Self(place.bits() | NVME)
     }
 
-    /// Arena units, or the place on NVMe.
+    fn is_cold(self) -> bool {
+        self.resolve().is_err_and(|place| place.disk() == Disk::Cold)
+    }
+
+    /// Arena units, or the place of the record.
     #[inline(always)]
     pub(crate) fn resolve(self) -> Result<u64, Place> {
         if self.0 & NVME == 0 {
@@ -78,6 +82,8 @@ pub(crate) struct Index {
     /// Lanes of a line that hold entries, as bits.
     lanes: u32,
     keys: usize,
+    /// Keys whose row is on the cold disk.
+    cold: usize,
     /// Bytes of all regions.
     region_bytes: usize,
 }
@@ -109,11 +115,16 @@ impl Index {
         debug_assert!(buckets.is_power_of_two() && buckets <= 256);
         let lanes = regions::lanes(buckets == 1);
         let (regions, counts) = (vec![Region::default()].into(), vec![0].into());
-        Self { arena, regions, counts, buckets, lanes, keys: 0, region_bytes: 0 }
+        Self { arena, regions, counts, buckets, lanes, keys: 0, cold: 0, region_bytes: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.keys
+    }
+
+    /// Keys whose row is on the cold disk, and not in DRAM.
+    pub(crate) fn cold(&self) -> usize {
+        self.cold
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -189,13 +200,16 @@ impl Index {
         }
         self.counts[slot.region as usize] += 1;
         self.keys += 1;
+        self.cold += usize::from(location.is_cold());
     }
 
     /// Points an entry elsewhere.
     #[inline(always)]
     pub(crate) fn relocate(&mut self, slot: Slot, location: Location) {
         let lane = &mut self.line_mut(slot).0[slot.lane as usize];
+        let old = Location(*lane & LOCATION_MASK);
         *lane = *lane & !LOCATION_MASK | location.0;
+        self.cold = self.cold + usize::from(location.is_cold()) - usize::from(old.is_cold());
     }
 
     #[inline(always)]
@@ -207,6 +221,8 @@ impl Index {
     pub(crate) fn remove(&mut self, slot: Slot) {
         let (lanes, is_shared) = (self.lanes, self.is_shared());
         let lines = self.regions[slot.region as usize].lines_mut(&self.arena);
+        let old = Location(lines[slot.line as usize].0[slot.lane as usize] & LOCATION_MASK);
+        self.cold -= usize::from(old.is_cold());
         close(lines, lanes, is_shared, slot);
         self.counts[slot.region as usize] -= 1;
         self.keys -= 1;

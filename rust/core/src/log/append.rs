@@ -68,7 +68,7 @@ impl Volume {
             self.check()?;
             let has_slot = match stream {
                 Stream::Rows => state.roster.available() > RESERVED,
-                Stream::Compaction => state.roster.available() > 0 || state.roster.has_spare(),
+                Stream::Compaction => state.roster.available() > 0 || state.roster.spare() > 0,
             };
             if !has_slot {
                 return Ok(None);
@@ -99,7 +99,7 @@ impl Volume {
     }
 
     /// Waits until a segment could be begun at once.
-    pub(super) fn wait_for_buffer(&self) -> Result<()> {
+    pub(crate) fn wait_for_buffer(&self) -> Result<()> {
         let mut state = self.state.lock();
         loop {
             self.check()?;

@@ -18,6 +18,7 @@ mod header;
 mod newer;
 mod page;
 mod pins;
+mod rarity;
 mod reader;
 mod record;
 mod recovery;
@@ -37,6 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 pub(crate) use account::Account;
+pub(crate) use cold::generation;
 pub(crate) use footer::FooterEntry;
 pub(crate) use newer::Newer;
 pub(crate) use pins::Pin;
@@ -44,13 +46,13 @@ pub(crate) use reader::{Read, ReadCounts};
 pub(crate) use record::{charge, footprint, Record, RecordView, ROW_FLOATS_MAX};
 pub(crate) use scan::{Verified, SCAN_BYTES};
 pub(crate) use slots::SegmentId;
-pub(crate) use victim::Elders;
+pub(crate) use victim::{Elders, Room};
 pub(crate) use volume::Volume;
 
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::types::{Disk, Place, Sequence, TableId};
-use victim::{Demand, Segment};
+use victim::Segment;
 
 /// Called with the greatest sequence of a segment before its bytes go to the device.
 pub(crate) type BeforeWrite = dyn Fn(Sequence) -> Result<()> + Send + Sync;
@@ -108,7 +110,7 @@ impl Log {
     /// if the file is missing though segments are known, or its header is damaged; `Unavailable`
     /// if the device fails.
     pub(crate) fn open(config: LogConfig, known: LogEnd) -> Result<Self> {
-        recovery::check(&config)?;
+        recovery::check(&config, 2)?;
         let device = device::open(&config.path, config.queue_depth)?;
         Self::open_on(device, config, known)
     }
@@ -123,16 +125,6 @@ impl Log {
         match (disk, &self.cold) {
             (Disk::Cold, Some(cold)) => cold,
             _ => &self.nvme,
-        }
-    }
-
-    fn demand(&self, is_pressed: bool) -> Demand {
-        let segment_bytes = self.nvme.slots.segment_bytes;
-        Demand {
-            segment_bytes,
-            capacity_bytes: u64::from(self.nvme.slots_max) * segment_bytes,
-            is_pressed,
-            floor: self.floor(),
         }
     }
 
@@ -370,6 +362,11 @@ impl Log {
         self.nvme.slots.numbers().newest()
     }
 
+    /// Bytes that are written in taken slots of all disks.
+    pub(crate) fn all_allocated_bytes(&self) -> u64 {
+        self.volumes().map(Volume::allocated_bytes).sum()
+    }
+
     /// Records refused so far for want of a slot.
     pub(crate) fn refused(&self) -> u64 {
         self.nvme.refused.load(Ordering::Relaxed)
@@ -419,8 +416,8 @@ impl Log {
     ///
     /// Compact on without `sync` between: each sync seals a short segment, which takes a slot.
     pub(crate) fn victim(&self, is_pressed: bool) -> Option<SegmentId> {
-        let demand = self.demand(is_pressed);
         let nvme = &self.nvme;
+        let demand = nvme.demand(is_pressed, self.floor());
         victim::choose(&nvme.slots.segments(), &self.elders(), &demand, &mut nvme.rounds.lock())
     }
 
@@ -448,9 +445,16 @@ impl Log {
         self.on(segment.disk).verify(segment, visit)
     }
 
-    /// The first segment on the device in slot `first` or behind it.
-    pub(crate) fn written_from(&self, first: u32) -> Option<SegmentId> {
-        self.nvme.written_from(first)
+    /// The first segment on a device from position `first` on, and its position: slots count on
+    /// from one disk to the next.
+    pub(crate) fn written_from(&self, first: u32) -> Option<(u32, SegmentId)> {
+        let mut before = 0;
+        self.volumes().find_map(|volume| {
+            let own = first.saturating_sub(before);
+            let found = volume.written_from(own).map(|(slot, id)| (before + slot, id));
+            before += volume.slots.count();
+            found
+        })
     }
 
     /// Which segments may hold rows older than a tombstone. As of now, which holds on: a segment

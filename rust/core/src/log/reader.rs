@@ -35,6 +35,8 @@ pub(crate) struct Read {
 pub(crate) struct ReadCounts {
     /// Reads given to the device.
     pub(crate) device_reads: u64,
+    /// Of them, those of the slower disk.
+    pub(crate) cold_reads: u64,
     /// Bytes of them.
     pub(crate) bytes: u64,
 }
@@ -42,6 +44,7 @@ pub(crate) struct ReadCounts {
 impl std::ops::AddAssign for ReadCounts {
     fn add_assign(&mut self, more: Self) {
         self.device_reads += more.device_reads;
+        self.cold_reads += more.cold_reads;
         self.bytes += more.bytes;
     }
 }
@@ -137,6 +140,7 @@ impl Batch<'_> {
             Some(segment) => segment,
             None => Segment { slot, start: slots.offset(slot), info: slots.info(slot) },
         };
+        slots.note_reads(slot, 1);
         let segment = self.segment.insert(segment);
         let incarnation = segment.info.header.incarnation;
         if let Some(buffer) = &segment.info.buffer {
@@ -173,6 +177,7 @@ impl Batch<'_> {
     /// Numbers an extent, which goes to the device.
     fn send(&mut self, (mut extent, piece): (Extent, Piece)) -> Extent {
         self.counts.device_reads += 1;
+        self.counts.cold_reads += u64::from(self.log.anchor.is_some());
         self.counts.bytes += u64::from(extent.bytes);
         extent.number = match self.free.pop() {
             Some(number) => {

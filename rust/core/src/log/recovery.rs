@@ -22,13 +22,12 @@ const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// Two to fill, two for compaction to go on, some to compact; and the spare ones.
 const SLOTS_MIN: u64 = 8 + SPARE as u64;
-const BUFFERS_MIN: usize = 4;
 /// A generation has this many incarnations, so that none is ever given twice, not even if the
 /// header that carried it was lost in a crash.
 const GENERATION_SHIFT: u32 = 32;
 
-/// Checks the settings.
-pub(super) fn check(config: &LogConfig) -> Result<()> {
+/// Checks the settings of a log with so many streams.
+pub(super) fn check(config: &LogConfig, streams: usize) -> Result<()> {
     let bytes = config.segment_bytes;
     if bytes % PAGE as u64 != 0 || !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) {
         return Err(Error::config(format!(
@@ -44,10 +43,12 @@ pub(super) fn check(config: &LogConfig) -> Result<()> {
             config.capacity_bytes
         )));
     }
-    if config.buffers < BUFFERS_MIN {
+    // One that is filled and one on its way to the device.
+    if config.buffers < 2 * streams {
         return Err(Error::config(format!(
-            "buffers={} is too few: give at least {BUFFERS_MIN}",
-            config.buffers
+            "buffers={} is too few: give at least {}",
+            config.buffers,
+            2 * streams
         )));
     }
     Ok(())
@@ -79,6 +80,8 @@ pub(super) fn recover(
         streams: [Mutex::new(None), Mutex::new(None)],
         state: Mutex::new(State::new(Roster::new(0, std::iter::empty(), slots_max, &numbers))),
         rounds: Mutex::default(),
+        elder_rounds: Mutex::default(),
+        ageing: Mutex::default(),
         work: Condvar::new(),
         progress: Condvar::new(),
         pins,

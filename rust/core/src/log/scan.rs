@@ -110,12 +110,12 @@ impl Volume {
         Ok(SegmentHeader::decode(&page).as_ref() == Some(header))
     }
 
-    /// The first written segment in slot `first` or behind it.
-    pub(super) fn written_from(&self, first: u32) -> Option<SegmentId> {
+    /// The first written segment in slot `first` or behind it, and its slot.
+    pub(super) fn written_from(&self, first: u32) -> Option<(u32, SegmentId)> {
         (first..self.slots.count()).find_map(|slot| {
             let info = self.slots.info(slot);
-            let incarnation = info.header.incarnation;
-            info.state.is_written().then(|| self.slots.id(slot, incarnation))
+            let id = self.slots.id(slot, info.header.incarnation);
+            info.state.is_written().then_some((slot, id))
         })
     }
 

@@ -85,6 +85,8 @@ struct Slot {
     removed_from: AtomicU32,
     /// Sequence of the newest of its tombstones.
     removed_at: AtomicU64,
+    /// Reads of its records of late, in the proportion of what is counted.
+    reads: AtomicU64,
     is_aside: AtomicBool,
     info: RwLock<SlotInfo>,
 }
@@ -98,6 +100,7 @@ impl Slot {
             tables: AtomicU32::new(0),
             removed_from: AtomicU32::new(0),
             removed_at: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
             is_aside: AtomicBool::new(false),
             info: RwLock::new(SlotInfo::FREE),
         }
@@ -203,8 +206,9 @@ impl Roster {
         self.free.len() as u32 + self.slots_max.saturating_sub(self.fresh)
     }
 
-    pub(super) fn has_spare(&self) -> bool {
-        !self.spare.is_empty()
+    /// Slots that only compaction may take, in need.
+    pub(super) fn spare(&self) -> u32 {
+        self.spare.len() as u32
     }
 
     /// Greatest incarnation given out, on any disk.
@@ -388,6 +392,7 @@ impl Slots {
             self.step(slot, SlotState::Erasing, SlotInfo::FREE);
             let own = &self.slots[slot as usize];
             own.horizon.store(0, Relaxed);
+            own.reads.store(0, Relaxed);
             own.tables.store(0, Relaxed);
             own.removed_from.store(0, Relaxed);
             own.removed_at.store(0, Relaxed);
@@ -547,6 +552,23 @@ impl Slots {
         self.slots[slot as usize].tables.load(Relaxed)
     }
 
+    /// Records of a slot were read for those who want the rows.
+    pub(super) fn note_reads(&self, slot: u32, reads: u64) {
+        self.slots[slot as usize].reads.fetch_add(reads, Relaxed);
+    }
+
+    /// Older reads count half from now on.
+    pub(super) fn halve_reads(&self) {
+        for slot in &self.slots {
+            slot.reads.store(slot.reads.load(Relaxed) / 2, Relaxed);
+        }
+    }
+
+    /// Reads of the records of a slot, of late.
+    pub(super) fn reads(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].reads.load(Relaxed)
+    }
+
     pub(super) fn tombstone_bytes(&self) -> u64 {
         self.tombstones.load(Relaxed)
     }
@@ -566,6 +588,7 @@ impl Slots {
                 tables: own.tables.load(Relaxed),
                 removed_from: own.removed_from.load(Relaxed),
                 removed_at: own.removed_at.load(Relaxed),
+                entries: info.header.entries,
             })
         };
         self.slots.iter().enumerate().filter_map(segment).collect()

@@ -28,7 +28,7 @@ impl Log {
         if slots.tombstone_bytes() == 0 {
             return None;
         }
-        due(&slots.segments(), &self.demand(false), all)
+        due(&slots.segments(), &self.nvme.demand(false, self.floor()), all)
     }
 }
 
@@ -80,6 +80,7 @@ mod tests {
             tables: 0,
             removed_from: table_bit(1),
             removed_at,
+            entries: 0,
         }
     }
 

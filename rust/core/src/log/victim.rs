@@ -45,6 +45,75 @@ pub(super) struct Segment {
     pub(super) removed_from: u32,
     /// Sequence of the newest of its tombstones.
     pub(super) removed_at: Sequence,
+    /// Rows and tombstones, live or not.
+    pub(super) entries: u32,
+}
+
+impl Segment {
+    /// What its live rows take of a file, with the pages and footers that they share; of one that
+    /// is not written yet that is not known, and left out.
+    pub(super) fn live_written(&self) -> u64 {
+        if self.data_bytes == 0 {
+            return self.live_bytes;
+        }
+        (self.written_bytes as f64 * self.live_share()) as u64
+    }
+
+    /// About how many rows are live.
+    fn live_rows(&self) -> u64 {
+        (f64::from(self.entries) * self.live_share()) as u64
+    }
+
+    fn live_share(&self) -> f64 {
+        self.live_bytes as f64 / self.data_bytes.max(1) as f64
+    }
+}
+
+/// What the segments may hold of which the rows move together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Room {
+    pub(crate) segments: usize,
+    /// Bytes that live rows take of a file.
+    pub(crate) bytes: u64,
+    /// Live rows.
+    pub(crate) rows: u64,
+}
+
+impl Room {
+    /// Whether there is room for a segment. Then it has it.
+    pub(super) fn take(&mut self, segment: &Segment) -> bool {
+        let (bytes, rows) = (segment.live_written(), segment.live_rows());
+        let fits = self.segments > 0 && self.bytes >= bytes && self.rows >= rows;
+        if fits {
+            (self.segments, self.bytes, self.rows) =
+                (self.segments - 1, self.bytes - bytes, self.rows - rows);
+        }
+        fits
+    }
+}
+
+/// The segments that `next` gives one after the other, as far as there is room: those that it gave
+/// are shown to it as freed.
+pub(super) fn batch(
+    mut segments: Vec<Segment>,
+    mut room: Room,
+    mut next: impl FnMut(&[Segment]) -> Option<SegmentId>,
+) -> Vec<Segment> {
+    let mut chosen = Vec::new();
+    while let Some(id) = next(&segments) {
+        let found = segments.iter_mut().find(|segment| segment.id == id);
+        let Some(segment) = found.filter(|segment| room.take(segment)) else { break };
+        chosen.push(*segment);
+        segment.state = SlotState::Freed;
+    }
+    chosen
+}
+
+/// Whether copies of what is live in `batch` take fewer slots than it does, though the last is
+/// short.
+pub(super) fn wins_a_slot(batch: &[Segment], segment_bytes: u64) -> bool {
+    let live: u64 = batch.iter().map(Segment::live_written).sum();
+    live.div_ceil(segment_bytes) < batch.len() as u64
 }
 
 /// What the choice depends on beside the segments.
@@ -202,6 +271,19 @@ pub(super) fn choose(
     })
 }
 
+/// The oldest of the segments of another volume that keep tombstones of `segments` from being
+/// forgotten, while those are too many.
+pub(super) fn elder(
+    others: &[Segment],
+    segments: &[Segment],
+    elders: &Elders,
+    demand: &Demand,
+    rounds: &mut Rounds,
+) -> Option<SegmentId> {
+    let sums = Sums::of(segments, elders, demand);
+    rounds.ageing.victim(others, &sums, tombstone_share(sums.live, demand))
+}
+
 /// Bytes of tombstones, as records, that may be kept beside `live` bytes of rows.
 pub(super) fn tombstone_share(live: u64, demand: &Demand) -> u64 {
     let room = demand.capacity_bytes.saturating_sub(live);
@@ -299,6 +381,7 @@ mod tests {
             tables: table_bit(1),
             removed_from: 0,
             removed_at: 0,
+            entries: 10,
         }
     }
 
@@ -389,6 +472,38 @@ mod tests {
         // Only when there are far more.
         segments.extend((200..220).map(|n| marks(n, n)));
         assert!(choose(&segments, &CALM, &mut rounds).is_some());
+    }
+
+    const ROOM: Room = Room { segments: 16, bytes: 100 * SEGMENT, rows: 1000 };
+
+    fn batch(segments: &[Segment], room: Room) -> Vec<u64> {
+        let (elders, mut rounds) = (Elders::of(segments), Rounds::default());
+        let next = |left: &[Segment]| super::choose(left, &elders, &PRESSED, &mut rounds);
+        let batch = super::batch(segments.to_vec(), room, next);
+        batch.iter().map(|segment| segment.id.incarnation).collect()
+    }
+
+    #[test]
+    fn a_batch_has_the_emptiest_as_far_as_there_is_room() {
+        let segments: Vec<Segment> = (1..=9).map(|n| segment(n, 1000 - 50 * n)).collect();
+        assert_eq!(batch(&segments, ROOM), [9, 8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(batch(&segments, Room { segments: 2, ..ROOM }), [9, 8]);
+        assert_eq!(batch(&segments, Room { bytes: 1800, ..ROOM }), [9, 8, 7]);
+        assert_eq!(batch(&segments, Room { bytes: 1799, ..ROOM }), [9, 8]);
+        assert_eq!(batch(&segments, Room { rows: 4, ..ROOM }), [] as [u64; 0]);
+        assert_eq!(batch(&segments, Room { rows: 5, ..ROOM }), [9], "half of ten rows");
+    }
+
+    #[test]
+    fn a_batch_wins_a_slot_only_if_its_copies_take_fewer() {
+        let wins = |live: &[u64]| {
+            let batch: Vec<Segment> = (1..).zip(live).map(|(n, &live)| segment(n, live)).collect();
+            wins_a_slot(&batch, SEGMENT)
+        };
+        assert!(!wins(&[]) && wins(&[0]) && !wins(&[1]), "a segment for a segment");
+        assert!(wins(&[500, 500]) && !wins(&[500, 501]) && wins(&[500, 501, 900]));
+        let short = Segment { written_bytes: 300, data_bytes: 90, ..segment(1, 90) };
+        assert!(wins_a_slot(&[short; 3], SEGMENT) && !wins_a_slot(&[short], SEGMENT));
     }
 
     #[test]

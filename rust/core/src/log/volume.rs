@@ -8,15 +8,17 @@ use parking_lot::{Condvar, Mutex};
 
 use super::header::FileHeader;
 use super::pins::Pins;
+use super::rarity::Ageing;
 use super::recovery;
 use super::segment::OpenSegment;
 use super::slots::Slots;
-use super::victim::Rounds;
+use super::victim::{Demand, Rounds};
 use super::writer::State;
 use super::{LogConfig, LogEnd};
 use crate::device::{AlignedBuffer, Device, PAGE};
 use crate::directory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::Sequence;
 
 /// See the module. Thread safe.
 pub(crate) struct Volume {
@@ -29,6 +31,9 @@ pub(crate) struct Volume {
     pub(super) state: Mutex<State>,
     /// What the choice of victims remembers.
     pub(super) rounds: Mutex<Rounds>,
+    /// The same, of segments here that keep the marks of the other volume.
+    pub(super) elder_rounds: Mutex<Rounds>,
+    pub(super) ageing: Mutex<Ageing>,
     /// To the writer thread: the queue or `closing` changed.
     pub(super) work: Condvar,
     /// To appenders and syncers: a buffer or slot came back, a segment was written, or a failure.
@@ -74,6 +79,13 @@ impl Volume {
             // If it panicked, its message is out already and nobody waits for it any more.
             let _ = thread.join();
         }
+    }
+
+    /// `floor`: traces of removals up to this sequence are not needed any more.
+    pub(super) fn demand(&self, is_pressed: bool, floor: Sequence) -> Demand {
+        let segment_bytes = self.slots.segment_bytes;
+        let capacity_bytes = u64::from(self.slots_max) * segment_bytes;
+        Demand { segment_bytes, capacity_bytes, is_pressed, floor }
     }
 
     /// Cap of the file.

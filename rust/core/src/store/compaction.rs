@@ -56,6 +56,10 @@ impl Engine {
     /// thread at a time. False if none is worth it, or there is no slot for its copies now.
     fn compact_step(&self) -> Result<bool> {
         let _alone = self.compacting.lock();
+        let is_short = self.is_log_short();
+        if self.demote(is_short)? {
+            return Ok(true);
+        }
         let Some(segment) = self.victim()? else { return Ok(false) };
         match self.compact_segment(segment) {
             // Slots come back when the calls that may look at them end: then it goes on.
@@ -106,7 +110,7 @@ impl Engine {
         // Of keys that are not in the index it would take the records for dead.
         self.load_rest()?;
         let log = &self.tier.log;
-        let copying = Copying { engine: self, segment, elders: log.elders() };
+        let copying = Copying::of(self, segment);
         let (mut outcome, mut is_damaged) = (Ok(()), false);
         let mut records: BTreeMap<TableId, u64> = BTreeMap::new();
         let scanned = log.scan(segment, &mut |place, table, record| match record {
@@ -142,9 +146,13 @@ pub(super) struct Copying<'a> {
     elders: Elders,
 }
 
-impl Copying<'_> {
+impl<'a> Copying<'a> {
+    pub(super) fn of(engine: &'a Engine, segment: SegmentId) -> Self {
+        Self { engine, segment, elders: engine.tier.log.elders() }
+    }
+
     /// Copies a record that is live, or must stay.
-    fn copy(&self, place: Place, table: TableId, record: &RecordView<'_>) -> Result<()> {
+    pub(super) fn copy(&self, place: Place, table: TableId, record: &RecordView<'_>) -> Result<()> {
         if !record.tombstone {
             return self.copy_row(place, table, record);
         }

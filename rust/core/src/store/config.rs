@@ -20,13 +20,27 @@ pub struct StoreConfig {
     pub threads: usize,
     /// This server's shard and how many there are; stored in the directory.
     pub shard: (u32, u32),
+    /// Where rarely read rows go when `nvme_bytes` run short, if anywhere.
+    pub cold: Option<ColdConfig>,
+}
+
+/// A directory on a slower disk.
+#[derive(Debug, Clone)]
+pub struct ColdConfig {
+    /// The directory, created if absent: this store's alone, outside of the data directory.
+    pub path: PathBuf,
+    /// Bound on all files of the directory; at least 16 MiB.
+    pub cap_bytes: u64,
 }
 
 const MIB: u64 = 1 << 20;
 pub(super) const DRAM_MIN: u64 = 8 * MIB;
 pub(super) const NVME_MIN: u64 = 64 * MIB;
+const COLD_MIN: u64 = 16 * MIB;
 /// Segments that are filled or on their way to the device: two streams, each with a spare.
 pub(super) const SEGMENT_BUFFERS: u64 = 4;
+/// The same of the cold volume, which one thread fills: one, and one on its way.
+pub(super) const COLD_BUFFERS: u64 = 2;
 /// Superblock, manifest, lock: small files.
 const SMALL_FILES: u64 = MIB;
 /// Bytes of DRAM that the account of one segment takes, about.
@@ -35,11 +49,16 @@ const SLOT_BYTES: u64 = 128;
 const SLOTS_SHARE: u64 = 12;
 /// Share of the log's cap that rows may fill; the rest is what compaction works with.
 const FILL: f64 = 0.7;
+/// Share of that from which on rows go down to the cold volume.
+const NEARLY_FULL: f64 = 0.9;
 
 impl StoreConfig {
     pub(super) fn check(&self) -> Result<()> {
         at_least("dram", self.dram_bytes, DRAM_MIN)?;
         at_least("nvme", self.nvme_bytes, NVME_MIN)?;
+        if let Some(cold) = &self.cold {
+            at_least("cold_cap", cold.cap_bytes, COLD_MIN)?;
+        }
         let (shard, shards) = self.shard;
         if shards == 0 || shards > crate::BUCKETS || shard >= shards {
             return Err(Error::config(format!(
@@ -68,14 +87,41 @@ impl StoreConfig {
     pub(super) fn log_bytes(&self, segment_bytes: u64) -> u64 {
         // A journal file may grow past its share by one call: hence twice.
         let left = self.nvme_bytes - 2 * self.journal_bytes() - SMALL_FILES;
-        let accountable = self.dram_bytes / SLOTS_SHARE / SLOT_BYTES * segment_bytes;
-        left.min(accountable).min(Place::BYTES_MAX)
+        self.accountable(left, segment_bytes)
     }
 
-    /// Most bytes of records that all tables together may have.
+    /// Bytes of a segment of a new cold volume: as on NVMe, but for one with few of them.
+    pub(super) fn cold_segment_bytes(&self, segment_bytes: u64) -> u64 {
+        let cap = self.cold.as_ref().map_or(0, |cold| cold.cap_bytes);
+        floor_power_of_two(cap / 64).min(segment_bytes).max(256 << 10)
+    }
+
+    /// Cap of the cold log file.
+    pub(super) fn cold_log_bytes(&self, segment_bytes: u64) -> u64 {
+        let cap = self.cold.as_ref().map_or(0, |cold| cold.cap_bytes);
+        // A log that is opened full has two slots more.
+        self.accountable(cap.saturating_sub(SMALL_FILES + 2 * segment_bytes), segment_bytes)
+    }
+
+    /// As many bytes of segments as DRAM can keep account of, and places can name.
+    fn accountable(&self, bytes: u64, segment_bytes: u64) -> u64 {
+        let segments = self.dram_bytes / SLOTS_SHARE / SLOT_BYTES;
+        bytes.min(segments.saturating_mul(segment_bytes)).min(Place::BYTES_MAX)
+    }
+
+    /// Most bytes of records that all tables together may have on NVMe.
     pub(super) fn record_bytes_max(&self, segment_bytes: u64) -> u64 {
-        let usable = self.log_bytes(segment_bytes).saturating_sub(8 * segment_bytes);
-        (usable as f64 * FILL) as u64
+        filled(self.log_bytes(segment_bytes), segment_bytes)
+    }
+
+    /// Bytes of live rows on NVMe from which on rarely read ones go down: before there is no room.
+    pub(super) fn demotes_from(&self, segment_bytes: u64) -> u64 {
+        (self.record_bytes_max(segment_bytes) as f64 * NEARLY_FULL) as u64
+    }
+
+    /// And on the cold volume.
+    pub(super) fn cold_record_bytes_max(&self, segment_bytes: u64) -> u64 {
+        filled(self.cold_log_bytes(segment_bytes), segment_bytes)
     }
 
     /// Stripes: enough locks for the machine, few enough that each has room for large rows.
@@ -100,6 +146,11 @@ impl StoreConfig {
         }
         Ok(())
     }
+}
+
+/// What rows may take of a log.
+fn filled(log_bytes: u64, segment_bytes: u64) -> u64 {
+    (log_bytes.saturating_sub(8 * segment_bytes) as f64 * FILL) as u64
 }
 
 fn at_least(name: &str, value: u64, minimum: u64) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::types::Place;
 /// Findings that wait to be told; of more the oldest are only counted.
 const WAITING_MAX: usize = 64;
 
-/// A part of `rows.log` that is not what was written.
+/// A part of a `rows.log` that is not what was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damaged {
     /// Table and key of the record; `None` where that cannot be told, or matters to no row.

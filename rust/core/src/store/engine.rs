@@ -21,6 +21,7 @@ use super::scrub::Scrub;
 use super::session::Known;
 use super::stats::Holds;
 use crate::clock::Clock;
+use crate::cold_directory::ColdDirectory;
 use crate::directory::Directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::{Failure, Health};
@@ -35,6 +36,8 @@ pub(super) struct Engine {
     pub(super) config: StoreConfig,
     /// Given up, with its lock, by `close`.
     pub(super) directory: Mutex<Option<Directory>>,
+    /// The same of the cold directory, if there is one.
+    pub(super) cold: Mutex<Option<ColdDirectory>>,
     pub(super) tier: Tier,
     pub(super) stripes: Vec<Stripe>,
     pub(super) catalog: RwLock<Catalog>,
@@ -52,6 +55,10 @@ pub(super) struct Engine {
     /// Bytes of the records of all rows, in any tier; bounded by `record_bytes_max`.
     pub(super) record_bytes: AtomicU64,
     pub(super) record_bytes_max: u64,
+    /// Rows go down while live ones take this much of NVMe.
+    pub(super) demotes_from: AtomicU64,
+    /// And not before so many segments were begun.
+    pub(super) demotes_again: AtomicU64,
     /// All memory that the store holds.
     pub(super) ledger: Arc<Ledger>,
     /// Look-ahead, and the reads that it and calls have at the device.
@@ -156,7 +163,8 @@ impl Engine {
         if let Err(error) = self.check_devices() {
             self.fail(&error);
         }
-        match (self.failure.health(), self.tier.log.no_space()) {
+        let log = &self.tier.log;
+        match (self.failure.health(), log.no_space().or_else(|| log.cold_trouble())) {
             (Health::Ok, Some(error)) => Health::Degraded(error.message),
             (health, _) => health,
         }

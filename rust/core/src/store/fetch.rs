@@ -368,11 +368,16 @@ pub(super) fn count_reads<'a>(
     counts: ReadCounts,
     is_background: bool,
 ) {
-    let ReadCounts { device_reads: mut reads, mut bytes } = counts;
+    let ReadCounts { device_reads: mut reads, cold_reads: mut cold, mut bytes } = counts;
     for (table, n) in shares.filter(|share| share.1 > 0) {
         let (own_reads, own_bytes) = (reads * n / total, bytes * n / total);
+        let own_cold = cold * n / total;
         (reads, bytes, total) = (reads - own_reads, bytes - own_bytes, total - n);
+        cold -= own_cold;
         let counters = &table.counters;
+        if !is_background {
+            Counters::add(&counters.cold_reads, own_cold as usize);
+        }
         let counter =
             if is_background { &counters.background_reads } else { &counters.device_reads };
         Counters::add(counter, own_reads as usize);

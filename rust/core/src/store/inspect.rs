@@ -29,6 +29,13 @@ impl RowTier {
             Self::Cold => "cold",
         }
     }
+
+    pub(super) fn of(place: Place) -> Self {
+        match place.disk() {
+            Disk::Nvme => Self::Nvme,
+            Disk::Cold => Self::Cold,
+        }
+    }
 }
 
 /// A key, and its row as it is stored now.
@@ -38,7 +45,7 @@ pub struct Inspected {
     pub key: u64,
     /// `None`: it has no row, and all that follows is zero or absent.
     pub tier: Option<RowTier>,
-    /// Byte offset of its record in the log of its disk, if it has one.
+    /// Byte offset of its record in the `rows.log` of its disk, if it has one.
     pub place: Option<u64>,
     /// The row in DRAM is newer than that record.
     pub is_dirty: bool,
@@ -52,15 +59,6 @@ pub struct Inspected {
     pub norm: f64,
     /// Why the row cannot be read.
     pub error: Option<String>,
-}
-
-impl RowTier {
-    pub(super) fn of(place: Place) -> Self {
-        match place.disk() {
-            Disk::Nvme => Self::Nvme,
-            Disk::Cold => Self::Cold,
-        }
-    }
 }
 
 impl Inspected {

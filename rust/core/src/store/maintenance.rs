@@ -74,6 +74,7 @@ impl Engine {
         }
         self.fit_image()?;
         self.compact()?;
+        self.tend_cold()?;
         if self.is_journaled() && is_checkpoint_due(&self.tail(), self.config.journal_bytes()) {
             self.checkpoint(false)?;
         }

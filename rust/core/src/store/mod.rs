@@ -13,6 +13,7 @@ mod checkpoints;
 mod compaction;
 mod config;
 mod damaged;
+mod demotion;
 mod engine;
 mod fetch;
 mod flights;
@@ -61,7 +62,7 @@ pub use self::changes::{
     ChangesCost, ChangesEnd, ChangesPage, ChangesPiece, ChangesQuery, Cursor, Detail, PageQuery,
     Tell,
 };
-pub use self::config::StoreConfig;
+pub use self::config::{ColdConfig, StoreConfig};
 pub use self::damaged::{Damaged, Fate};
 use self::engine::Engine;
 pub use self::inspect::{Inspected, RowTier};

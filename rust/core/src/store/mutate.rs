@@ -315,7 +315,14 @@ impl Engine {
         let (whose, bytes, most, remedy) = if own > cap {
             ("its rows", own, cap, "raise the table's nvme")
         } else {
-            ("all rows", total, self.record_bytes_max, "raise nvme (and dram, which bounds it too)")
+            let (whose, remedy) = match self.config.cold {
+                None => ("all rows", "raise nvme (and dram, which bounds it too)"),
+                Some(_) => (
+                    "all rows, the cold disk's counted,",
+                    "raise nvme or cold_cap (and dram, which bounds both too)",
+                ),
+            };
+            (whose, total, self.record_bytes_max, remedy)
         };
         if bytes > most {
             self.release_records(table, n);

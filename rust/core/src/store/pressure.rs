@@ -78,9 +78,24 @@ impl Engine {
 
     fn full(&self) -> Error {
         let log = &self.tier.log;
+        let (below, remedy) = match (log.cold(), log.cold_trouble()) {
+            (None, _) => (String::new(), "raise nvme"),
+            (Some(_), Some(error)) => {
+                (format!("; {}", error.message), "mend the cold disk, raise nvme")
+            }
+            (Some(cold), None) => (
+                format!(
+                    "; the cold disk holds {} of {} bytes ({} live)",
+                    cold.used_bytes(),
+                    cold.capacity_bytes(),
+                    cold.live_bytes()
+                ),
+                "raise nvme or cold_cap",
+            ),
+        };
         Error::store_full(format!(
             "the log holds {} of {} bytes ({} of them live rows) and the journal {}, and neither \
-             compaction nor write-back finds room; raise nvme or remove keys",
+             compaction nor write-back finds room{below}; {remedy} or remove keys",
             log.used_bytes(),
             log.capacity_bytes(),
             log.live_bytes(),

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 
 use super::ahead::Ahead;
-use super::config::SEGMENT_BUFFERS;
+use super::config::{COLD_BUFFERS, SEGMENT_BUFFERS};
 use super::engine::{Catalog, Engine, Wake};
 use super::flights::Flights;
 use super::loading::Loading;
@@ -24,6 +24,7 @@ use super::stats::Holds;
 use super::StoreConfig;
 use crate::arena::Arena;
 use crate::clock::Clock;
+use crate::cold_directory::ColdDirectory;
 use crate::directory::Directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::Failure;
@@ -47,8 +48,14 @@ impl Engine {
         let (superblock, manifest) = open_or_create(&directory, &config)?;
         let known = superblock.current().clone();
         check_shard(&config, &known)?;
+        let wanted = config.cold.as_ref().map(|cold| &*cold.path);
+        let wanted = wanted.map(|path| (path, config.cold_segment_bytes(known.segment_bytes)));
+        let cold = ColdDirectory::open(&directory, known.uuid, wanted)?;
         let journal = Arc::new(OnceLock::new());
-        let log = open_log(&config, &directory, &known, journal.clone())?;
+        let log = open_log(&config, &directory, &known, cold.as_ref(), &journal)?;
+        if let Some(cold) = &cold {
+            cold.note_opened()?;
+        }
         let mut pending = Journal::open(
             JournalConfig {
                 directory: directory.path().to_path_buf(),
@@ -58,7 +65,7 @@ impl Engine {
             },
             known.journal,
         )?;
-        let engine = Self::new(config, directory, superblock, manifest, log, journal)?;
+        let engine = Self::new(config, directory, cold, superblock, manifest, log, journal)?;
         let newest = engine.open_index(&known)?;
         engine.sequencer.lock().last = newest.max(engine.catalog.read().as_of);
         engine.replay(&mut pending)?;
@@ -78,6 +85,7 @@ impl Engine {
     fn new(
         config: StoreConfig,
         directory: Directory,
+        cold: Option<ColdDirectory>,
         superblock: SuperblockFile,
         manifest: Manifest,
         log: Log,
@@ -85,7 +93,9 @@ impl Engine {
     ) -> Result<Self> {
         let segment_bytes = superblock.current().segment_bytes;
         let ledger = Ledger::new(config.dram_bytes);
-        let holds = Holds::new(&ledger, &log, SEGMENT_BUFFERS * segment_bytes);
+        let cold_segment_bytes = cold.as_ref().map_or(0, |cold| cold.segment_bytes);
+        let buffers = SEGMENT_BUFFERS * segment_bytes + COLD_BUFFERS * cold_segment_bytes;
+        let holds = Holds::new(&ledger, &log, buffers);
         config.check_rows(ledger.rows_max())?;
         let stripes = config.stripes();
         let tier = Tier {
@@ -99,7 +109,10 @@ impl Engine {
         let known_sessions = sessions.known();
         let sequencer = Sequencer { last: 0, tickets: vec![0; stripes], sessions, position: None };
         Ok(Self {
-            record_bytes_max: config.record_bytes_max(segment_bytes),
+            demotes_again: AtomicU64::new(0),
+            demotes_from: AtomicU64::new(config.demotes_from(segment_bytes)),
+            record_bytes_max: config.record_bytes_max(segment_bytes)
+                + config.cold_record_bytes_max(cold_segment_bytes),
             stripes: (0..stripes).map(|_| Stripe::new(&ledger, stripes, failure.clone())).collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
@@ -110,6 +123,7 @@ impl Engine {
             saving: Saving::new(clock.date()),
             clock,
             directory: Mutex::new(Some(directory)),
+            cold: Mutex::new(cold),
             superblock: Mutex::new(superblock),
             record_bytes: AtomicU64::new(0),
             is_open: RwLock::new(true),
@@ -162,6 +176,7 @@ impl Engine {
         let outcome = self.failure.check().and_then(|()| self.write_all());
         // Also after a failure nothing is written once the directory may be another's.
         self.tier.log.stop();
+        self.cold.lock().take();
         self.directory.lock().take();
         outcome
     }
@@ -209,14 +224,16 @@ fn open_log(
     config: &StoreConfig,
     directory: &Directory,
     known: &Superblock,
-    journal: Arc<OnceLock<Journal>>,
+    cold: Option<&ColdDirectory>,
+    journal: &Arc<OnceLock<Journal>>,
 ) -> Result<Log> {
+    let journal = journal.clone();
     let before_write = move |sequence: Sequence| match journal.get() {
         Some(journal) => journal.sync_to(call_of(sequence)),
         // Recovery: what it replays was read from the journal's files.
         None => Ok(()),
     };
-    let log = LogConfig {
+    let nvme = LogConfig {
         path: directory.file("rows.log"),
         segment_bytes: known.segment_bytes,
         capacity_bytes: config.log_bytes(known.segment_bytes),
@@ -224,5 +241,16 @@ fn open_log(
         queue_depth: QUEUE_DEPTH,
         before_write: Arc::new(before_write),
     };
-    Log::open(log, LogEnd { incarnation: known.log_incarnation_end })
+    let cold = cold.map(|cold| LogConfig {
+        path: cold.log(),
+        segment_bytes: cold.segment_bytes,
+        capacity_bytes: config.cold_log_bytes(cold.segment_bytes),
+        buffers: COLD_BUFFERS as usize,
+        ..nvme.clone()
+    });
+    let mut log = Log::open(nvme, LogEnd { incarnation: known.log_incarnation_end })?;
+    if let Some(cold) = cold {
+        log.open_cold(cold)?;
+    }
+    Ok(log)
 }

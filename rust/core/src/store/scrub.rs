@@ -134,16 +134,16 @@ impl Engine {
     /// Checks segments from `from` on, at least one, until `bytes` were read.
     pub(super) fn scrub_step(&self, from: u64, bytes: u64) -> Result<Scrubbed> {
         let log = &self.tier.log;
-        let mut step = Scrubbed { total_bytes: log.allocated_bytes(), ..Scrubbed::default() };
+        let mut step = Scrubbed { total_bytes: log.all_allocated_bytes(), ..Scrubbed::default() };
         let mut first = u32::try_from(from).unwrap_or(u32::MAX);
-        while let Some(segment) = log.written_from(first) {
+        while let Some((position, segment)) = log.written_from(first) {
             let is_enough = step.bytes >= bytes.max(1) || step.damaged.len() >= FOUND_MAX;
             if is_enough || self.is_closing.load(Relaxed) {
-                step.next = Some(segment.slot.into());
+                step.next = Some(position.into());
                 break;
             }
             self.scrub_segment(segment, &mut step)?;
-            first = segment.slot + 1;
+            first = position + 1;
         }
         let scrub = &self.scrub;
         scrub.bytes.fetch_add(step.bytes, Relaxed);

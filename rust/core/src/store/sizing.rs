@@ -69,7 +69,7 @@ pub fn needs(spec: &TableSpec, rows: u64) -> Result<Needs> {
 
 fn config(dram_bytes: u64, nvme_bytes: u64) -> StoreConfig {
     let (path, durability) = (std::path::PathBuf::new(), Durability::None);
-    StoreConfig { path, dram_bytes, nvme_bytes, durability, threads: 1, shard: (0, 1) }
+    StoreConfig { path, dram_bytes, nvme_bytes, durability, threads: 1, shard: (0, 1), cold: None }
 }
 
 /// The smallest budget from `least` on that is enough, in whole MiB.

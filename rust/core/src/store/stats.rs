@@ -18,6 +18,7 @@ use crate::types::TableId;
 pub(super) struct Rows {
     pub(super) keys: u64,
     dram: u64,
+    cold: u64,
     dram_bytes: u64,
     index_bytes: u64,
 }
@@ -26,6 +27,7 @@ impl Rows {
     fn add(&mut self, part: &Part) {
         self.keys += part.index.len() as u64;
         self.dram += part.pool.len() as u64;
+        self.cold += part.index.cold() as u64;
         self.dram_bytes += part.bytes();
         self.index_bytes += part.index.bytes();
     }
@@ -122,16 +124,16 @@ impl Engine {
     }
 
     fn describe(rows: &Rows, record_bytes: u64, counters: &Counters) -> Vec<(&'static str, u64)> {
-        let nvme = rows.keys - rows.dram.min(rows.keys);
+        let nvme = rows.keys.saturating_sub(rows.dram + rows.cold);
         let mut list = vec![
             ("keys", rows.keys),
             ("rows_dram", rows.dram),
             ("rows_nvme", nvme),
-            ("rows_cold", 0),
+            ("rows_cold", rows.cold),
             ("dram_bytes", rows.dram_bytes),
             ("index_bytes", rows.index_bytes),
             ("nvme_bytes", nvme * record_bytes),
-            ("cold_bytes", 0),
+            ("cold_bytes", rows.cold * record_bytes),
         ];
         list.extend(counters.list());
         list
@@ -172,6 +174,8 @@ impl Engine {
         sums.push(("tables", tables.len() as u64));
         sums.push(("dram_limit", self.config.dram_bytes));
         sums.push(("nvme_limit", self.config.nvme_bytes));
+        let cold = self.config.cold.as_ref();
+        sums.push(("cold_limit", cold.map_or(0, |cold| cold.cap_bytes)));
         sums
     }
 
@@ -183,6 +187,7 @@ impl Engine {
             match *name {
                 "dram_bytes" => *value = self.ledger.total(),
                 "nvme_bytes" => *value = self.files_bytes(),
+                "cold_bytes" => *value = log.cold().map_or(0, |cold| cold.allocated_bytes()),
                 "journal_bytes" => *value = journal.bytes_written(),
                 "device_bytes_read" => *value = log.bytes_read(),
                 "device_bytes_written" => *value = log.bytes_written() + journal.bytes_written(),

@@ -88,6 +88,11 @@ impl Heat {
         }
     }
 
+    /// More than a single visit now, and nothing before.
+    pub(crate) fn is_above_one_visit(self, beat: Beat) -> bool {
+        self.rank(beat) > ONCE
+    }
+
     /// After a visit now.
     #[inline(always)]
     pub(crate) fn warmed(self, beat: Beat) -> Self {

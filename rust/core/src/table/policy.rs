@@ -131,6 +131,17 @@ impl Policy {
         self.sketch.add(hash, beat).rank(beat) > self.threshold.rank(beat)
     }
 
+    /// Whether a row that is not in DRAM was visited so often that the next visit earns it a place.
+    pub(crate) fn is_warm(&self, hash: u64) -> bool {
+        let beat = self.pulse.beat();
+        self.sketch.estimate(hash, beat).rank(beat) > self.threshold.rank(beat)
+    }
+
+    /// Whether a row in DRAM is worth more than a single visit now.
+    pub(crate) fn is_read_often(&self, state: RowState) -> bool {
+        self.is_watching && state.heat().is_above_one_visit(self.pulse.beat())
+    }
+
     /// A row was placed in DRAM: a visit, beside the heat that is remembered.
     pub(super) fn insert(&mut self, pool: &mut Pool, at: u64, hash: u64) {
         let beat = self.pulse.beat();

@@ -14,10 +14,10 @@ use super::part::Part;
 use super::shape::Table;
 use super::stripe::{accounted, State, Tier};
 use super::write_back::write_row;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
 use crate::log::Stream;
-use crate::types::{hash, TableId};
+use crate::types::{hash, Disk, TableId};
 
 /// Tables looked at in one comparison.
 const CANDIDATES: usize = 4;
@@ -268,10 +268,18 @@ impl State {
     }
 }
 
-/// The row at `at` leaves DRAM; its entry points at NVMe.
+/// The row at `at` leaves DRAM; its entry points at its record. One that came from the cold disk
+/// and was read often stays on NVMe from now on, if that has room.
 fn evict_row(tier: &Tier, part: &mut Part, at: u64) -> Result<()> {
-    if part.pool.header(at).state.is_dirty() {
+    let state = part.pool.header(at).state;
+    let is_cold = state.place().is_some_and(|place| place.disk() == Disk::Cold);
+    if state.is_dirty() {
         write_row(tier, Stream::Rows, &part.table, &mut part.pool, at)?;
+    } else if is_cold && part.policy.is_read_often(state) && tier.log.has_room() {
+        match write_row(tier, Stream::Rows, &part.table, &mut part.pool, at) {
+            Err(error) if error.kind == ErrorKind::StoreFull => {}
+            outcome => outcome?,
+        }
     }
     let header = *part.pool.header(at);
     let hash = hash(header.key);

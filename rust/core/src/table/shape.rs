@@ -51,6 +51,7 @@ counters!(
     cache_misses,
     device_reads,
     background_reads,
+    cold_reads,
     device_bytes_read,
     device_bytes_written,
     journal_bytes,

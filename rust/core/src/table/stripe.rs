@@ -346,6 +346,36 @@ impl State {
         }
     }
 
+    /// Whether the row whose record is at `place` was visited often of late, or is newer than that.
+    /// `None` if it is no row's.
+    pub(crate) fn is_warm(&self, id: TableId, item: &Item, place: Place) -> Option<bool> {
+        let part = self.parts.get(&id)?;
+        if part.slot(item.hash, Location::nvme(place)).is_some() {
+            return Some(part.policy.is_warm(item.hash));
+        }
+        let Found::Dram(at) = part.find(item, |_| true) else { return None };
+        let state = part.pool.header(at).state;
+        let is_warm = state.is_dirty() || part.policy.is_read_often(state);
+        (state.place() == Some(place)).then_some(is_warm)
+    }
+
+    /// The record at `old` has a copy at `new`, which takes its place if it is still the row's.
+    /// False if it is not: the copy is dead.
+    pub(crate) fn redirect(&mut self, id: TableId, item: &Item, old: Place, new: Place) -> bool {
+        let Some(part) = self.parts.get_mut(&id) else { return false };
+        if let Some(slot) = part.slot(item.hash, Location::nvme(old)) {
+            part.index.relocate(slot, Location::nvme(new));
+            return true;
+        }
+        match part.find(item, |_| true) {
+            Found::Dram(at) if part.pool.header(at).state.place() == Some(old) => {
+                part.pool.header_mut(at).state.set_place(new);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Rows in DRAM.
     pub(crate) fn rows(&self) -> usize {
         self.parts.values().map(|part| part.pool.len()).sum()

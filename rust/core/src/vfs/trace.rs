@@ -158,12 +158,26 @@ impl Traced {
     /// Builds in `to` what a power cut behind the first `n` changes may leave; `keep` decides of
     /// each unsynced sector, length and name whether it is there.
     pub(crate) fn image(&self, n: usize, to: &Path, keep: &mut dyn FnMut() -> bool) {
+        self.image_but(n, to, None, keep);
+    }
+
+    /// The same, where what lies under `spared` is on another disk, which loses nothing.
+    pub(crate) fn image_but(
+        &self,
+        n: usize,
+        to: &Path,
+        spared: Option<&Path>,
+        keep: &mut dyn FnMut() -> bool,
+    ) {
         let state = self.0.state.lock();
         let mut disk = Disk::default();
         for (index, step) in state.steps[..n].iter().enumerate() {
             disk.note(index, step);
         }
         drop(state);
+        if let Some(spared) = spared {
+            disk.sync_under(spared);
+        }
         disk.lose_power(keep);
         disk.write(&self.0.root, to);
     }
@@ -337,6 +351,21 @@ impl Disk {
             } else {
                 self.later_names.push((index, naming));
             }
+        }
+    }
+
+    /// Everything under a directory is on the device.
+    fn sync_under(&mut self, directory: &Path) {
+        let is_under = |path: &Path| path.starts_with(directory);
+        for (index, naming) in std::mem::take(&mut self.later_names) {
+            if naming.directory().is_some_and(is_under) {
+                naming.apply(&mut self.synced_names);
+            } else {
+                self.later_names.push((index, naming));
+            }
+        }
+        for (_, &file) in self.names.iter().filter(|(path, _)| is_under(path)) {
+            self.files[file].sync(usize::MAX);
         }
     }
 

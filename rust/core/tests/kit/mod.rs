@@ -25,6 +25,7 @@ pub fn config(path: &Path, durability: Durability) -> StoreConfig {
         durability,
         threads: 1,
         shard: (0, 1),
+        cold: None,
     }
 }
 

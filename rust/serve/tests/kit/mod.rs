@@ -38,6 +38,7 @@ impl Served {
             durability: Durability::None,
             threads: 1,
             shard: (0, 1),
+            cold: None,
         })
         .unwrap();
         let table = store.create_table(&spec("item", DIM)).unwrap().id;

@@ -2,6 +2,7 @@
 //! at the rows in DRAM.
 
 mod ahead;
+mod cold;
 mod faults;
 mod fetch;
 mod full;
@@ -32,6 +33,7 @@ pub(super) fn config(scratch: &Scratch, durability: Durability) -> StoreConfig {
         durability,
         threads: 1,
         shard: (0, 1),
+        cold: None,
     }
 }
 

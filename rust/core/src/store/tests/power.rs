@@ -10,12 +10,16 @@
 //! the last removal that was promised still says what it found. `HYBRIDPS_LONG` tries every cut.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use super::push;
+use crate::error::Error;
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableChange, TableSpec};
 use crate::store::changes::{ChangesEnd, ChangesQuery, Detail};
-use crate::store::{Assign, GradientBatch, LookupBatch, Store, StoreConfig};
+use crate::store::{Assign, ColdConfig, GradientBatch, LookupBatch, Store, StoreConfig};
 use crate::types::{Durability, Sequence, TableId, BUCKETS};
 use crate::vfs::trace::Traced;
 
@@ -73,15 +77,30 @@ struct Moment {
     removal: Option<(u64, u64)>,
 }
 
-fn config(path: &std::path::Path, durability: Durability) -> StoreConfig {
-    StoreConfig {
-        path: path.to_path_buf(),
+/// How a store is opened, and on how many disks.
+#[derive(Clone, Copy)]
+struct Setup {
+    durability: Durability,
+    has_cold: bool,
+}
+
+const DATA: &str = "data";
+const COLD: &str = "cold";
+
+fn open(path: &Path, Setup { durability, has_cold }: Setup) -> Result<Store, Error> {
+    let cold = ColdConfig { path: path.join(COLD), cap_bytes: 32 * MIB };
+    let store = Store::open(StoreConfig {
+        path: path.join(DATA),
         dram_bytes: 8 * MIB,
         nvme_bytes: 64 * MIB,
         durability,
         threads: 1,
         shard: (0, 1),
-    }
+        cold: has_cold.then_some(cold),
+    })?;
+    // Whatever may go down goes.
+    store.engine.demotes_from.store(0, Relaxed);
+    Ok(store)
 }
 
 fn spec(name: &str) -> TableSpec {
@@ -261,7 +280,7 @@ impl Copied {
 struct Run {
     scratch: Scratch,
     traced: Traced,
-    durability: Durability,
+    setup: Setup,
     moments: Vec<Moment>,
     /// Mark m was made when moment `promised[m]` was promised.
     promised: Vec<usize>,
@@ -269,18 +288,22 @@ struct Run {
     copies: Vec<(usize, Copied)>,
 }
 
-fn run(durability: Durability, seed: u64) -> Run {
+fn cold(store: &Store) -> u64 {
+    store.stats().iter().find(|stat| stat.0 == "rows_cold").unwrap().1
+}
+
+fn run(setup: Setup, seed: u64) -> Run {
     let scratch = Scratch::in_memory();
     let traced = Traced::new(scratch.path());
     let mut promised = vec![0];
-    let open = || Store::open(config(scratch.path(), durability)).unwrap();
+    let open = || open(scratch.path(), setup).unwrap();
     let mut script = Script {
         store: open(),
         now: Moment::default(),
         moments: vec![Moment::default()],
         ids: BTreeMap::new(),
         random: Random(seed),
-        durability,
+        durability: setup.durability,
     };
     let mut promise = |moments: usize| {
         promised.push(moments - 1);
@@ -304,10 +327,16 @@ fn run(durability: Durability, seed: u64) -> Run {
             copies.push((traced.cuts().last().copied().unwrap_or(0), follower.clone()));
         }
     }
+    let end = Instant::now() + Duration::from_secs(60);
+    while setup.has_cold && cold(&script.store) <= 100 {
+        assert!(Instant::now() < end, "{:?}", script.store.stats());
+        script.store.engine.demotes_again.store(0, Relaxed);
+        std::thread::sleep(Duration::from_millis(10));
+    }
     script.store.close().unwrap();
     let moments = script.moments;
     promise(moments.len());
-    Run { scratch, traced, durability, moments, promised, copies }
+    Run { scratch, traced, setup, moments, promised, copies }
 }
 
 /// A store as any caller finds it.
@@ -333,13 +362,16 @@ fn check_cut(run: &Run, n: usize, random: &mut Random) {
     let image = Scratch::in_memory();
     // All kept, nothing kept, or any mixture.
     let keep_of = [0, 50, 90, 100][random.next(4) as usize];
-    run.traced.image(n, image.path(), &mut || random.next(100) < keep_of);
+    // The power of both disks is cut, or of one.
+    let spared = [None, Some(DATA), Some(COLD)][random.next(3) as usize];
+    let spared = spared.filter(|_| run.setup.has_cold).map(|name| run.scratch.path().join(name));
+    run.traced.image_but(n, image.path(), spared.as_deref(), &mut || random.next(100) < keep_of);
     let floor = run.promised[run.traced.marked(n) as usize];
-    let what = format!("a cut behind change {n}, {keep_of} % kept");
-    let open = || Store::open(config(image.path(), run.durability));
+    let what = format!("a cut behind change {n}, {keep_of} % kept, but for {spared:?}");
+    let open = || open(image.path(), run.setup);
     let store = open().unwrap_or_else(|error| panic!("{what}: it does not open: {error}"));
     let state = read(&store);
-    let is_none = run.durability == Durability::None;
+    let is_none = run.setup.durability == Durability::None;
     let is_that = |moment: &&Moment| match is_none {
         true => moment.state.settings() == state.settings(),
         false => moment.state == state,
@@ -373,8 +405,8 @@ fn check_followers(run: &Run, store: &Store, state: &State, n: usize, what: &str
     }
 }
 
-fn try_cuts(durability: Durability, seed: u64) {
-    let run = run(durability, seed);
+fn try_cuts(setup: Setup, seed: u64) {
+    let run = run(setup, seed);
     let cuts = run.traced.cuts();
     let is_long = std::env::var_os("HYBRIDPS_LONG").is_some();
     let step = if is_long { 1 } else { cuts.len().div_ceil(CUTS) };
@@ -387,16 +419,22 @@ fn try_cuts(durability: Durability, seed: u64) {
 
 #[test]
 fn what_always_promised_outlives_any_power_cut() {
-    try_cuts(Durability::Always, 1);
+    try_cuts(Setup { durability: Durability::Always, has_cold: false }, 1);
 }
 
 #[test]
 fn what_was_flushed_outlives_any_power_cut_in_mode_interval() {
-    try_cuts(Durability::Interval, 2);
+    try_cuts(Setup { durability: Durability::Interval, has_cold: false }, 2);
+}
+
+#[test]
+fn rows_on_two_disks_outlive_power_cuts_of_either() {
+    try_cuts(Setup { durability: Durability::Always, has_cold: true }, 3);
+    try_cuts(Setup { durability: Durability::Interval, has_cold: true }, 4);
 }
 
 /// Of rows it promises nothing before a flush; tables are durable in every mode.
 #[test]
 fn tables_outlive_any_power_cut_in_mode_none() {
-    try_cuts(Durability::None, 3);
+    try_cuts(Setup { durability: Durability::None, has_cold: false }, 3);
 }

@@ -85,6 +85,7 @@ fn config(path: &Path) -> StoreConfig {
         durability: Durability::Process,
         threads: 1,
         shard: (0, 1),
+        cold: None,
     }
 }
 

@@ -36,6 +36,7 @@ fn open(path: &Path) -> Store {
         durability: Durability::Always,
         threads: 1,
         shard: (0, 1),
+        cold: None,
     })
     .unwrap()
 }
