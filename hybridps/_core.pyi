@@ -56,6 +56,7 @@ class Store:
         shard: int = 0,
         shards: int = 1,
         scrub_rate: int = 0,
+        cold: tuple[str, int] | None = None,
     ) -> None: ...
     @staticmethod
     def exists(path: str) -> bool:

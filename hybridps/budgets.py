@@ -20,6 +20,8 @@ MIB: Final = 1 << 20
 DRAM_MIN_BYTES: Final = 8 * MIB
 # Below this a journal, one open segment per stream and room for compaction do not fit.
 NVME_MIN_BYTES: Final = 64 * MIB
+# Below this the segments that demotion and its compaction work with do not fit.
+COLD_MIN_BYTES: Final = 16 * MIB
 
 _GROUPS: Final = "/sys/fs/cgroup"
 
@@ -31,10 +33,23 @@ def default_dram(ram: int) -> int:
 
 def default_nvme(free: int, place: str, remedy: str) -> int:
     """Three quarters of the free disk, in whole MiB. Raises ConfigError when that is too little."""
-    if free * 3 // 4 < NVME_MIN_BYTES:
+    return _three_quarters(free, NVME_MIN_BYTES, f"at {place}", remedy)
+
+
+def default_cold(directory: Path, remedy: str) -> int:
+    """Three quarters of the free disk of a cold directory, in whole MiB, counting what it holds.
+
+    Raises: ConfigError when that is too little, or the disk cannot be asked.
+    """
+    free = free_disk_bytes(directory)
+    return _three_quarters(free, COLD_MIN_BYTES, f"at the cold directory {directory}", remedy)
+
+
+def _three_quarters(free: int, least: int, where: str, remedy: str) -> int:
+    if free * 3 // 4 < least:
         raise ConfigError(
-            f"three quarters of the {format_size(free)} free at {place} are less than the"
-            f" {format_size(NVME_MIN_BYTES)} that a store needs; free some, or {remedy}"
+            f"three quarters of the {format_size(free)} free {where} are less than the"
+            f" {format_size(least)} that a store needs; free some, or {remedy}"
         )
     return free * 3 // 4 // MIB * MIB
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hybridps.budgets import (
+    COLD_MIN_BYTES,
     DRAM_MIN_BYTES,
     NVME_MIN_BYTES,
     cores,
+    default_cold,
     default_dram,
     default_nvme,
     free_disk_bytes,
@@ -94,6 +96,8 @@ class ServerConfig:
     ops: Address | None
     dram_bytes: int
     nvme_bytes: int
+    cold: Path | None
+    cold_cap_bytes: int | None
     durability: str
     shard: tuple[int, int]
     threads: int
@@ -284,6 +288,14 @@ SETTINGS = (
         "bound on all files of the data directory (3/4 of the free disk; at least 64MiB)",
         "SIZE",
     ),
+    Setting("cold", "cold", _parse_path, "directory of rarely read rows (none)", "DIR"),
+    Setting(
+        "cold_cap",
+        "cold_cap_bytes",
+        _size(COLD_MIN_BYTES),
+        "bound on all files of the cold directory (3/4 of its free disk; at least 16MiB)",
+        "SIZE",
+    ),
     Setting(
         "durability",
         "durability",
@@ -408,7 +420,8 @@ class _OneLineParser(argparse.ArgumentParser):
 def _read_flags(argv: Sequence[str]) -> dict[str, tuple[str, Any]]:
     parser = _OneLineParser(
         prog="python -m hybridps.server",
-        description="Serves embedding tables: DRAM while hot, NVMe while warm.",
+        description="Serves embedding tables: DRAM while hot, NVMe while warm, a slower disk"
+        " while cold.",
         epilog="Every setting may also come from --config FILE.toml (key NAME) or the environment"
         f" ({ENV_PREFIX}NAME); flags win over the environment, the environment over the file."
         f" Without a flag: {'; '.join(f'{s.name}: {s.help}' for s in SETTINGS if not s.metavar)}.",
@@ -484,6 +497,10 @@ def _complete(values: dict[str, Any], origins: Mapping[str, str]) -> ServerConfi
     if "nvme_bytes" not in values:
         free = free_disk_bytes(data)
         values["nvme_bytes"] = default_nvme(free, str(data), "give --nvme, or another --data")
+    cold = values.setdefault("cold", None)
+    if cold is not None and "cold_cap_bytes" not in values:
+        values["cold_cap_bytes"] = default_cold(cold, "give --cold-cap, or another --cold")
+    values.setdefault("cold_cap_bytes", None)
     values.setdefault("durability", "interval")
     values.setdefault("shard", (0, 1))
     values.setdefault("threads", min(cores(), THREADS_MAX))
@@ -536,6 +553,8 @@ def _check_together(config: ServerConfig, origins: Mapping[str, str]) -> None:
     _check_checkpoints(config, origins)
     if config.listen is None and config.unix is None:
         raise ConfigError(f"{origins['listen']} is off and there is no unix socket; give --unix")
+    if config.cold is None and config.cold_cap_bytes is not None:
+        raise ConfigError(f"{origins['cold_cap']} is given, but no cold directory; give --cold")
     if config.frame_limit_bytes > config.inflight_max_bytes:
         raise ConfigError(
             f"frame_limit {format_size(config.frame_limit_bytes)} is above inflight"

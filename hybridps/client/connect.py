@@ -1,6 +1,7 @@
 """`connect`, blocking and asynchronous: from a URL to a client."""
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ def connect(
     timeout: float = 10.0,
     dram: int | str | None = None,
     nvme: int | str | None = None,
-    cold: str | None = None,
+    cold: str | os.PathLike[str] | None = None,
+    cold_cap: int | str | None = None,
     durability: str | None = None,
     threads: int | None = None,
     scrub_rate: int | str | None = None,
@@ -39,8 +41,10 @@ def connect(
              "hps+unix://PATH"; "local:PATH", which is closed when the program ends.
              client_id: names a trainer across restarts; a new session takes over from the old one.
              timeout: seconds for connecting, and for each call that does not say otherwise.
-             dram, nvme, cold, durability, threads: of `local:` alone; a quarter of the memory,
-             three quarters of the free disk, "none" and one thread per core unless given.
+             dram, nvme, cold, cold_cap, durability, threads: of `local:` alone; a quarter of the
+             memory, three quarters of the free disk, no cold directory, three quarters of its free
+             disk, "none" and one thread per core unless given. A store that has put rows into a
+             cold directory is opened with that directory ever after.
              scrub_rate: of `local:` alone; bytes a second that are read and checked in the
              background. None: not at all, for most such stores are not open for long.
              token: what the operator of the servers has issued, if they ask for one.
@@ -52,8 +56,8 @@ def connect(
     Raises:  ConfigError for the URL or a setting, UnavailableError when no server answers,
              AuthError when one refuses the token or the certificate, or shows one not trusted.
     """
-    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads,
-           "scrub_rate": scrub_rate}  # fmt: skip
+    own = {"dram": dram, "nvme": nvme, "cold": cold, "cold_cap": cold_cap,
+           "durability": durability, "threads": threads, "scrub_rate": scrub_rate}  # fmt: skip
     shown = credentials(token, tls)
     addresses = _checked(url, client_id, timeout, own, shown, wire_dtype)
     if addresses is None:
@@ -77,7 +81,8 @@ def connect_async(
     timeout: float = 10.0,
     dram: int | str | None = None,
     nvme: int | str | None = None,
-    cold: str | None = None,
+    cold: str | os.PathLike[str] | None = None,
+    cold_cap: int | str | None = None,
     durability: str | None = None,
     threads: int | None = None,
     scrub_rate: int | str | None = None,
@@ -86,8 +91,8 @@ def connect_async(
     wire_dtype: str = "float32",
 ) -> aio.Connecting:
     """The asyncio client of `url`; see `hybridps.connect`. Await it, or use `async with`."""
-    own = {"dram": dram, "nvme": nvme, "cold": cold, "durability": durability, "threads": threads,
-           "scrub_rate": scrub_rate}  # fmt: skip
+    own = {"dram": dram, "nvme": nvme, "cold": cold, "cold_cap": cold_cap,
+           "durability": durability, "threads": threads, "scrub_rate": scrub_rate}  # fmt: skip
 
     async def opening() -> aio.ParameterServer:
         shown = credentials(token, tls)
@@ -144,6 +149,7 @@ def _open_local(url: str, client_id: str | None, own: Mapping[str, Any]) -> Loca
         settings.path,
         dram=settings.dram,
         nvme=settings.nvme,
+        cold=settings.cold,
         durability=settings.durability,
         threads=settings.threads,
         scrub_rate=settings.scrub_rate,

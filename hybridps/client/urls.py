@@ -4,13 +4,21 @@ defaults of a store in this process, which look at the machine.
     hps://HOST[:PORT][,HOST[:PORT]...]     hps+unix://PATH[,PATH...]     local:PATH
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hybridps.budgets import cores, default_dram, default_nvme, free_disk_bytes, ram_bytes
+from hybridps.budgets import (
+    cores,
+    default_cold,
+    default_dram,
+    default_nvme,
+    free_disk_bytes,
+    ram_bytes,
+)
 from hybridps.errors import BadInputError, ConfigError
 from hybridps.sizes import parse_size
 
@@ -43,6 +51,8 @@ class LocalSettings:
     path: str
     dram: int
     nvme: int
+    # Directory and cap of the cold tier.
+    cold: tuple[str, int] | None
     durability: str
     threads: int
     scrub_rate: int
@@ -87,17 +97,16 @@ def local_settings(
     *,
     dram: int | str | None,
     nvme: int | str | None,
-    cold: object,
+    cold: str | os.PathLike[str] | None,
     durability: str | None,
     threads: int | None,
     scrub_rate: int | str | None,
+    cold_cap: int | str | None = None,
 ) -> LocalSettings:
     """The store of a `local:` URL. Raises ConfigError."""
     path = url.removeprefix("local:")
     if not path:
         raise ConfigError(f"url {url!r} has no path; give {_FORMS}")
-    if cold is not None:
-        raise ConfigError(f"cold is {cold!r}; this version has no cold tier: give None")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ConfigError(f"threads is {threads!r}; give an int of at least 1")
     dram_bytes = default_dram(ram_bytes()) if dram is None else _size(dram, "dram")
@@ -106,10 +115,24 @@ def local_settings(
         path=path,
         dram=dram_bytes,
         nvme=nvme_bytes,
+        cold=_cold(cold, cold_cap),
         durability=durability or "none",
         threads=threads or cores(),
         scrub_rate=0 if scrub_rate is None else _size(scrub_rate, "scrub_rate"),
     )
+
+
+def _cold(directory: object, cap: int | str | None) -> tuple[str, int] | None:
+    if directory is None:
+        if cap is not None:
+            raise ConfigError(f"cold_cap is {cap!r}, but there is no cold directory; give cold=")
+        return None
+    if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
+        raise ConfigError(f"cold is {directory!r}; give the path of a directory")
+    path = os.fsdecode(directory)
+    remedy = "give cold_cap=, or a directory on another file system"
+    size = default_cold(Path(path), remedy) if cap is None else _size(cap, "cold_cap")
+    return path, size
 
 
 def refuse_local_settings(url: str, settings: Mapping[str, object]) -> None:

@@ -15,7 +15,8 @@ DRAM_KINDS = (
 )
 # Counters that may fall as well as rise; every other one only grows.
 GAUGES = frozenset(
-    {"keys", "tables", "dram_limit", "nvme_limit", "stores_degraded", "stores_failed"}
+    {"keys", "tables", "dram_limit", "nvme_limit", "cold_limit"}
+    | {"stores_degraded", "stores_failed"}
     | {f"rows_{tier}" for tier in TIERS}
     | {f"{tier}_bytes" for tier in TIERS}
     | {f"dram_{kind}" for kind in DRAM_KINDS}

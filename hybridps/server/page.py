@@ -210,6 +210,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, int]], str]] = {
     "DRAM": _bytes("dram_bytes"),
     "of it index": _bytes("index_bytes"),
     "NVMe": _bytes("nvme_bytes"),
+    "cold disk": _bytes("cold_bytes"),
     "evictions": _count("evictions"),
     "duplicates": _count("duplicate_pushes"),
     "corrupt": _count("corrupt_records"),

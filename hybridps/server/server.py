@@ -237,6 +237,8 @@ class Server:
             "data": str(config.data.absolute()),
             "dram": format_size(config.dram_bytes),
             "nvme": format_size(config.nvme_bytes),
+            "cold": config.cold and str(config.cold.absolute()),
+            "cold_cap": config.cold_cap_bytes and format_size(config.cold_cap_bytes),
             "durability": config.durability,
             "follow": config.follow,
             "shard": f"{config.shard[0]}/{config.shard[1]}",
@@ -259,6 +261,7 @@ def _open(config: ServerConfig) -> _core.Store:
         shard=config.shard[0],
         shards=config.shard[1],
         scrub_rate=config.scrub_rate_bytes,
+        cold=config.cold and (str(config.cold), config.cold_cap_bytes or 0),
     )
 
 

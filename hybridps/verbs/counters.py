@@ -98,7 +98,7 @@ class CountersOfStore(StoreFace[TableT]):
 
     @verb
     def stats(self, *, timeout: float | None = None) -> Run[Counters]:
-        """Counters of all tables, summed over the servers, and tables, dram_limit, nvme_limit.
+        """Counters of all tables, summed over the servers, and tables and limits.
 
         Of replicas role is 1, staleness_ms how far the last of them is behind, and followed_rows
         the rows that they took over.

@@ -3,7 +3,9 @@ Method: the counting model over real processes killed at seeded random moments. 
 is sent again, applied or not."""
 
 import asyncio
+import re
 import signal
+import time
 from pathlib import Path
 
 import capnp
@@ -14,6 +16,7 @@ from support.counting import Trainer, check, trainers
 from support.server import ServerProcess, command, environment
 
 ROUNDS = rounds(4)
+WAIT_S = 120.0
 
 
 async def train_until_killed(server: ServerProcess, crew: list[Trainer], seconds: float) -> None:
@@ -53,6 +56,39 @@ async def test_kill_with_rows_beyond_dram_loses_nothing_acknowledged(tmp_path: P
     """30,000 rows of 64 columns take 8 MiB without index or journal: rows live on both tiers."""
     crew = trainers(count=2, columns=64, keys=30_000, batch=1000, seed=12)
     await kill_rounds(tmp_path / "d", crew, np.random.default_rng(12), dram="8MiB", nvme="256MiB")
+
+
+async def test_kill_while_rows_go_down_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """28,000 rows of 256 columns are more than 64 MiB of NVMe shall hold: the rest goes down."""
+    crew = trainers(count=2, columns=256, keys=28_000, batch=1000, seed=16)
+    moments = np.random.default_rng(16)
+    flags = ("--cold", str(tmp_path / "cold"), "--cold-cap", "64MiB")
+    budgets = {"dram": "8MiB", "nvme": "64MiB"}
+    async with capnp.kj_loop():
+        for _ in range(ROUNDS):
+            with ServerProcess(tmp_path / "d", *flags, **budgets) as server:
+                await check(server.address, crew)
+                never = asyncio.Event()
+                work = [asyncio.create_task(t.train(server.address, never)) for t in crew]
+                await asyncio.to_thread(wait_for_cold_rows, server)
+                await asyncio.sleep(moments.uniform(0.0, 0.5))
+                server.kill()
+                await asyncio.gather(*work)
+        with ServerProcess(tmp_path / "d", *flags, **budgets) as server:
+            await check(server.address, crew)
+            for trainer in crew:
+                await trainer.settle(server.address)
+            await check(server.address, crew)
+            assert server.stop() == 0
+
+
+def wait_for_cold_rows(server: ServerProcess) -> None:
+    """Returns when rows of the server have gone down."""
+    end = time.monotonic() + WAIT_S
+    gone = re.compile(r'^hybridps_rows\{.*tier="cold"\} [1-9]', re.MULTILINE)
+    while not gone.search(server.http("/metrics")[1]):
+        assert time.monotonic() < end, "no row went down"
+        time.sleep(0.05)
 
 
 async def test_kill_while_the_server_recovers_is_harmless(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridps import config
+from hybridps import budgets, config
 from hybridps.config import MIB, Address, load
 from hybridps.errors import ConfigError
 from hybridps.security.tls import ServerFiles
@@ -45,6 +45,21 @@ def test_default_nvme_counts_what_the_store_holds(
     assert load(["--data", str(tmp_path)], {}).nvme_bytes == 600 * MIB
 
 
+def test_the_cold_cap_is_three_quarters_of_its_own_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {tmp_path / "cold": 400 * MIB}
+    monkeypatch.setattr(budgets, "free_disk_bytes", lambda place: held[place])
+    flags = ["--nvme", "64MiB", "--cold", str(tmp_path / "cold")]
+    settings = load(flags, {})
+    assert (settings.cold, settings.cold_cap_bytes) == (tmp_path / "cold", 300 * MIB)
+    assert load(flags, {"HYBRIDPS_COLD_CAP": "20MiB"}).cold_cap_bytes == 20 * MIB
+    held[tmp_path / "cold"] = 20 * MIB
+    with pytest.raises(ConfigError, match=r"cold directory.*--cold-cap"):
+        load(flags, {})
+    assert load(["--nvme", "64MiB"], {}).cold is None
+
+
 def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
     file = toml(tmp_path, 'dram = "16MiB"\nnvme = "1GiB"\nthreads = 3\ndurability = "none"\n')
     environ = {"HYBRIDPS_DRAM": "32MiB", "HYBRIDPS_NVME": "2GiB", "PATH": "/bin"}
@@ -68,6 +83,8 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         "ops": "off",
         "dram": "9MiB",
         "nvme": "65MiB",
+        "cold": "c",
+        "cold_cap": "66MiB",
         "durability": "always",
         "shard": "0/1",
         "threads": "5",
@@ -118,6 +135,10 @@ def test_every_setting_can_come_from_file_and_environment(tmp_path: Path) -> Non
         (["--dram", "lots"], ["--dram is 'lots'", "512MiB"]),
         (["--dram", "-1"], ["--dram", "-1"]),
         (["--nvme", "63MiB"], ["--nvme is '63MiB'", "at least 64MiB"]),
+        (["--cold", ""], ["--cold is ''", "path"]),
+        (["--cold", "c", "--cold-cap", "1MiB"], ["--cold-cap is '1MiB'", "at least 16MiB"]),
+        (["--cold-cap", "1GiB"], ["--cold-cap is given", "give --cold"]),
+        (["--cold-cop", "1GiB"], ["--cold-cop", "--cold-cap"]),
         (["--threads", "0"], ["--threads is '0'", "1 to 1024"]),
         (["--threads", "2.5"], ["--threads is '2.5'", "whole number"]),
         (["--durability", "allways"], ["'allways'", "did you mean always"]),

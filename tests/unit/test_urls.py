@@ -49,7 +49,7 @@ def test_bad_urls(url: Any) -> None:
         hps.connect(url, timeout=0.1)
 
 
-@pytest.mark.parametrize("name", ["dram", "nvme", "durability", "threads", "cold"])
+@pytest.mark.parametrize("name", ["dram", "nvme", "durability", "threads", "cold", "cold_cap"])
 def test_settings_of_a_store_do_not_go_to_a_server(name: str) -> None:
     with pytest.raises(hps.ConfigError, match=f"{name}="):
         hps.connect("hps://127.0.0.1:1", timeout=0.1, **{name: 1})
@@ -66,7 +66,11 @@ def test_settings_of_a_store_do_not_go_to_a_server(name: str) -> None:
         ({"dram": "1MiB"}, "dram is 1048576 bytes.*at least 8 MiB"),
         ({"nvme": 1.5}, "nvme is 1.5"),
         ({"nvme": "1MiB"}, "nvme is 1048576 bytes.*at least 64 MiB"),
-        ({"cold": "/mnt"}, "cold"),
+        ({"cold": 7}, "cold is 7"),
+        ({"cold": ""}, "cold is ''"),
+        ({"cold_cap": "1GiB"}, "cold_cap is '1GiB'.*give cold="),
+        ({"cold": "cold", "cold_cap": "1MiB"}, "cold_cap is 1048576 bytes.*at least 16 MiB"),
+        ({"cold": "cold", "cold_cap": "much"}, "cold_cap is 'much'"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": "1"}, "timeout"),
         ({"client_id": ""}, "client_id"),
@@ -84,6 +88,13 @@ def test_defaults_of_a_local_store(tmp_path: Path) -> None:
     assert settings.nvme > 64 << 20
     assert settings.durability == "none"
     assert settings.threads >= 1
+    assert settings.cold is None
+    cold = tmp_path / "cold"
+    given = local_settings("local:x", **NONE | {"cold": cold}, cold_cap="20MiB")
+    assert given.cold == (str(cold), 20 << 20)
+    given = local_settings("local:x", **NONE | {"cold": str(cold)})
+    assert given.cold is not None
+    assert given.cold[1] > 16 << 20
     given = local_settings("local:x", **NONE | {"dram": "1GiB", "nvme": "2GiB", "threads": 3})
     assert (given.dram, given.nvme, given.threads) == (1 << 30, 2 << 30, 3)
     assert settings.scrub_rate == 0
