@@ -115,16 +115,23 @@ impl Ledger {
     /// What is left for rows, index and statistics: the bound less all that others hold and the
     /// whole share of calls.
     pub(crate) fn rows_max(&self) -> u64 {
-        let rows = [Kind::Rows, Kind::Index, Kind::Statistics, Kind::Calls];
-        let rows: u64 = rows.iter().map(|&kind| self.held(kind)).sum();
-        let others = self.total().saturating_sub(rows);
+        let others = self.total().saturating_sub(self.rows() + self.held(Kind::Calls));
         self.limit.saturating_sub(others + self.calls_max())
+    }
+
+    /// Bytes by which rows, index and statistics may still grow.
+    pub(crate) fn rows_left(&self) -> u64 {
+        self.rows_max().saturating_sub(self.rows())
     }
 
     /// Rows, index and statistics hold more than is left for them: others have grown.
     pub(crate) fn is_over(&self) -> bool {
+        self.rows() > self.rows_max()
+    }
+
+    fn rows(&self) -> u64 {
         let rows = [Kind::Rows, Kind::Index, Kind::Statistics];
-        rows.iter().map(|&kind| self.held(kind)).sum::<u64>() > self.rows_max()
+        rows.iter().map(|&kind| self.held(kind)).sum()
     }
 
     /// Books memory that must be had: it is small, or its owner keeps to a share of its own.

@@ -12,6 +12,7 @@ mod runs;
 mod slabs;
 
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -39,6 +40,7 @@ const IDLE_SHARE: u64 = 64;
 
 /// Address space of the rows and indexes of a store.
 pub(crate) struct Arena {
+    ledger: Arc<Ledger>,
     /// At a multiple of a huge page, inside the mapping.
     base: NonNull<u8>,
     mapping: NonNull<u8>,
@@ -46,6 +48,8 @@ pub(crate) struct Arena {
     bytes: usize,
     mapped: usize,
     state: Mutex<State>,
+    /// Fewer huge pages are ready than should be.
+    is_short: AtomicBool,
 }
 
 struct State {
@@ -66,7 +70,7 @@ impl Arena {
     /// Reserves address space for holding `bytes` at a time.
     pub(crate) fn new(ledger: &Arc<Ledger>, bytes: u64) -> Result<Self> {
         let space = bytes.saturating_mul(SPACE).max(SPACE_MIN) as usize;
-        let space = space.next_multiple_of(ALIGN);
+        let space = space.next_multiple_of(CHUNK);
         let mapped = space + marks::bytes(space) + CHUNK;
         let is_huge = bytes >= HUGE_MIN;
         let mapping = reserve(mapped, is_huge)?;
@@ -80,7 +84,9 @@ impl Arena {
             slabs: Slabs::default(),
             slack: ledger.hold(Kind::Slack, 0),
         };
-        Ok(Self { base, mapping, bytes: space, mapped, state: Mutex::new(state) })
+        let (ledger, is_short) = (ledger.clone(), AtomicBool::new(is_huge));
+        let state = Mutex::new(state);
+        Ok(Self { ledger, base, mapping, bytes: space, mapped, state, is_short })
     }
 
     /// Bytes that a block of at least `bytes` takes: sizes are four to a doubling, or whole pages.
@@ -103,7 +109,52 @@ impl Arena {
             slabs.take(slabs::class(bytes), pages)
         };
         state.book();
+        if state.pages.is_short() {
+            self.is_short.store(true, Relaxed);
+        }
         offset
+    }
+
+    /// Whether `prepare` has something to do.
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short.load(Relaxed)
+    }
+
+    /// Touches memory that will be taken next, as long as rows may still grow. For every call that
+    /// may take some, before it locks a stripe: whoever waits for that would wait for the system.
+    pub(crate) fn prepare(&self) {
+        while self.is_short() {
+            let room = self.ledger.rows_left();
+            if room < CHUNK as u64 {
+                return;
+            }
+            let page = {
+                let mut state = self.state.lock();
+                let page = state.pages.prepare(room);
+                if page.is_none() {
+                    self.is_short.store(state.pages.is_short(), Relaxed);
+                }
+                state.book();
+                page
+            };
+            let Some(page) = page else { return };
+            self.touch(page as usize * PAGE);
+            let mut state = self.state.lock();
+            state.pages.prepared(page);
+            state.book();
+        }
+    }
+
+    /// Has the system bring the memory of a chunk.
+    fn touch(&self, offset: usize) {
+        for page in (offset..offset + CHUNK).step_by(PAGE) {
+            #[allow(unsafe_code, reason = "memory is touched before anyone has it")]
+            // SAFETY: the chunk lies inside the reservation (`at` checks) and was taken for this
+            // alone; any bytes are a byte.
+            unsafe {
+                self.at(page).as_ptr().write_volatile(0);
+            }
+        }
     }
 
     /// Takes a block back that was taken for `bytes`, or for as many as round to the same.
@@ -207,6 +258,11 @@ impl Arena {
     /// Pages that are in use.
     pub(crate) fn pages_taken(&self) -> u32 {
         self.state.lock().pages.taken()
+    }
+
+    /// Huge pages whose first touch was that of who took them.
+    pub(crate) fn unprepared(&self) -> u64 {
+        self.state.lock().pages.unprepared()
     }
 }
 

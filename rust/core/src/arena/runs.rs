@@ -18,16 +18,33 @@ pub(super) struct Runs {
 impl Runs {
     /// Pages [1, pages): page 0 stays unused, so that nothing lies at offset 0.
     pub(super) fn new(pages: u32) -> Self {
-        let mut runs =
-            Self { free: BTreeMap::new(), orders: vec![BTreeSet::new(); 32], taken: pages - 1 };
+        let mut runs = Self::taken(pages - 1);
         runs.give(1, pages - 1);
         runs
+    }
+
+    /// So many pages, none of them free.
+    pub(super) fn taken(pages: u32) -> Self {
+        Self { free: BTreeMap::new(), orders: vec![BTreeSet::new(); 32], taken: pages }
     }
 
     /// First of `pages` neighbouring pages, at a low address. Long runs begin at a multiple.
     pub(super) fn take(&mut self, pages: u32) -> Option<u32> {
         let align = if pages >= ALIGN_PAGES { ALIGN_PAGES } else { 1 };
         let (run, page) = self.find(pages, align)?;
+        self.cut(run, page, pages);
+        Some(page)
+    }
+
+    /// Takes `pages` from `page` on, which are free.
+    pub(super) fn take_at(&mut self, page: u32, pages: u32) {
+        if let Some((&run, _)) = self.free.range(..=page).next_back() {
+            self.cut(run, page, pages);
+        }
+    }
+
+    /// Takes pages out of a run.
+    fn cut(&mut self, run: u32, page: u32, pages: u32) {
         let length = self.remove(run);
         if page > run {
             self.insert(run, page - run);
@@ -37,7 +54,6 @@ impl Runs {
             self.insert(end, run_end - end);
         }
         self.taken += pages;
-        Some(page)
     }
 
     fn find(&self, pages: u32, align: u32) -> Option<(u32, u32)> {
@@ -96,7 +112,7 @@ fn order(pages: u32) -> usize {
 
 #[cfg(test)]
 impl Runs {
-    pub(super) fn taken(&self) -> u32 {
+    pub(super) fn pages_taken(&self) -> u32 {
         self.taken
     }
 

@@ -301,6 +301,7 @@ impl Engine {
             runs.filter_map(|(at, run)| Some((at.0, tables.get(&at.1)?, run))).collect();
         let stripe = &self.stripes[(buckets.start / self.tier.buckets_per_stripe) as usize];
         let bytes = self.loading.awaited_bytes() * buckets.len() as u64;
+        self.tier.arena.prepare();
         stripe.lock().index_arrives(bytes);
         for (n, (bucket, table, run)) in runs.iter().enumerate() {
             let adopted = stripe.lock().adopt_entries(&self.tier, table, *bucket, run);

@@ -190,6 +190,7 @@ impl Engine {
         self.wait_for_space()?;
         let floats = tables.iter().map(|table| table.floats).max().unwrap_or(0);
         let memory = Memory::book(self, keys, floats)?;
+        self.tier.arena.prepare();
         Ok(Decision::Apply(Admitted { applies, memory }))
     }
 

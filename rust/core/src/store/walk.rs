@@ -247,6 +247,7 @@ impl Engine {
                 return self.check_not_replaced(walks, replacements);
             }
             let _memory = self.hold_for_window(walks, left)?;
+            self.tier.arena.prepare();
             let mut next = position;
             // If the log was full: keys of these windows that were read by then are counted again.
             self.again_with_log_room(|| {
