@@ -3,8 +3,8 @@
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
 //! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `sequence`, `error`,
-//! `failure`, `history`, `ledger`, `arena`, `spec`, `layout`, `init`, `optimizer`, `batch`, `clock`
-//! are leaves that any room may use.
+//! `failure`, `history`, `ledger`, `arena`, `spec`, `layout`, `init`, `optimizer`, `batch`,
+//! `clock`, `effort` are leaves that any room may use.
 
 mod arena;
 mod batch;
@@ -14,6 +14,7 @@ mod cold_directory;
 mod columns;
 mod device;
 mod directory;
+mod effort;
 mod error;
 mod failure;
 mod history;

@@ -50,6 +50,10 @@ mod explored {
             guard.guard = Some(guard.lock.lock().expect(WHOLE));
             done
         }
+
+        pub(crate) fn bump(guard: &mut Self) {
+            Self::unlocked(guard, || ());
+        }
     }
 
     impl<T> Deref for MutexGuard<'_, T> {

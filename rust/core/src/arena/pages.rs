@@ -4,8 +4,8 @@
 //! chunk brings all of it, and to give a part of it back would break the huge page up, for good and
 //! for all that lies there (measured: lookups took twice the time). So free pages of a chunk stay
 //! until the last one is free, and are taken first: no chunk is opened before. Only if too many
-//! stay do the emptiest chunks give theirs back, two at a time: whoever gives pages back holds locks
-//! that others wait for. Elsewhere a page goes back as soon as it is free.
+//! stay do the emptiest chunks give theirs back, a few at a time: whoever gives pages back holds
+//! locks that others wait for. Elsewhere a page goes back as soon as it is free.
 //!
 //! The first touch of a chunk is slow: the system zeroes all of it, and where its memory is in
 //! pieces it moves others together before (measured: 4 ms and more). So some chunks are opened and
@@ -289,7 +289,8 @@ mod tests {
                     let (page, count) = taken.swap_remove(pick.index(taken.len()));
                     let (mut gone, before) = (Vec::new(), pages.spread());
                     pages.give(page, count, |first, n| gone.extend(first..first + n));
-                    let chunks: BTreeSet<u32> = gone.iter().map(|page| page / CHUNK_PAGES).collect();
+                    let chunks = gone.iter().map(|page| page / CHUNK_PAGES);
+                    let chunks: BTreeSet<u32> = chunks.collect();
                     let whole = count.div_ceil(CHUNK_PAGES) as usize + 1;
                     prop_assert!(chunks.len() <= whole + EMPTIED);
                     for page in gone {

@@ -3,6 +3,7 @@
 use super::line::{Line, Region, BYTES, LANES};
 use super::{bucket_of, set_bucket, vacancy, Index, BUCKETS_LANE, LOCATION_BITS};
 use crate::arena::Arena;
+use crate::effort;
 use crate::types::{bucket, BUCKETS};
 
 /// Bytes of the account of a region.
@@ -152,6 +153,7 @@ impl Index {
     fn resize(&mut self, region: usize, bytes: usize) -> bool {
         let Some(mut new) = Region::take(&self.arena, bytes) else { return false };
         let old = self.regions[region];
+        effort::note(self.counts[region] as usize);
         {
             let lines = new.lines_mut(&self.arena);
             for (bucket, entry) in self.entries(old) {
@@ -207,6 +209,7 @@ impl Index {
                 }
             }
         }
+        effort::note(self.keys);
         let mut counts = vec![0; regions.len()];
         let is_shared = lanes.count_ones() < LANES as u32;
         for (n, &old) in self.regions.iter().enumerate() {

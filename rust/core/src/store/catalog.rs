@@ -12,9 +12,10 @@ use super::TableInfo;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::journal::{Entry, Frame};
+use crate::log::Pin;
 use crate::manifest::{Manifest, ManifestTable};
 use crate::spec::{TableChange, TableSpec};
-use crate::table::{State, Table};
+use crate::table::{Part, State, Table};
 use crate::types::{Sequence, TableId, BUCKETS};
 
 use super::engine::Catalog;
@@ -83,17 +84,37 @@ impl Engine {
             self.catalog.write().forget(name).ok_or_else(|| not_found(name))?
         };
         self.recent.forget(table.id);
-        // Calls ordered before the drop end first; later ones were refused.
-        self.for_each_stripe_in_turn(|state| {
-            self.drop_part(state, &table);
-            Ok(())
-        })
+        self.give_up_rows(&[table]);
+        Ok(())
     }
 
-    pub(super) fn drop_part(&self, state: &mut State, table: &Table) {
-        let keys = state.parts.get(&table.id).map_or(0, |part| part.index.len());
-        state.drop_part(&self.tier, table.id);
-        self.release_records(table, keys);
+    /// Gives back what tables hold that nobody can name any more.
+    pub(super) fn give_up_rows(&self, tables: &[Arc<Table>]) {
+        for stripe in 0..self.stripes.len() {
+            for table in tables {
+                // Calls ordered before the end of a table end first; later ones were refused.
+                let taken = self.in_turn(stripe, |state| self.take_part(state, table));
+                self.bury(stripe, taken.flatten());
+            }
+        }
+    }
+
+    /// Takes the part of a table that was dropped out of a stripe. What it names on NVMe is
+    /// released later: until then no slot of the log is filled again.
+    fn take_part(&self, state: &mut State, table: &Table) -> Option<(Box<Part>, Pin<'_>)> {
+        let pin = self.tier.log.pin();
+        let part = state.take_part(table.id)?;
+        self.release_records(table, part.index.len());
+        Some((part, pin))
+    }
+
+    /// Gives back what a part held. It may be millions of rows: no stripe is locked meanwhile.
+    fn bury(&self, stripe: usize, taken: Option<(Box<Part>, Pin<'_>)>) {
+        if let Some((part, pin)) = taken {
+            let held = part.bury(&self.tier.log, &pin);
+            drop(pin);
+            self.stripes[stripe].lock().give_back(&held);
+        }
     }
 
     pub(super) fn alter(&self, id: TableId, change: &TableChange) -> Result<()> {
@@ -122,8 +143,15 @@ impl Engine {
     fn enforce_cap(&self, table: &Table) -> Result<()> {
         let mut over = 0;
         for stripe in &self.stripes {
-            let mut state = stripe.lock();
-            over += self.with_log_room(&mut state, |s| s.enforce_cap(&self.tier, table.id))?;
+            let step = || {
+                let mut state = stripe.lock();
+                self.with_log_room(&mut state, |s| s.enforce_cap(&self.tier, table.id))
+            };
+            over += loop {
+                if let Some(over) = step()? {
+                    break over;
+                }
+            };
         }
         if over == 0 {
             return Ok(());
@@ -209,7 +237,10 @@ impl Engine {
         };
         manifest.save(&directory)?;
         if let Some(table) = dropped {
-            self.stripes.iter().for_each(|stripe| self.drop_part(&mut stripe.lock(), &table));
+            for stripe in 0..self.stripes.len() {
+                let taken = self.take_part(&mut self.stripes[stripe].lock(), &table);
+                self.bury(stripe, taken);
+            }
         }
         Ok(())
     }

@@ -19,6 +19,11 @@ use crate::sequence::before_call;
 use crate::table::{Found, Guard, Item, Plan, State};
 use crate::types::{Place, BUCKETS};
 
+/// Bytes of rows that are changed before others that wait for the stripe's lock get it, and keys.
+const STEP_BYTES: usize = 1 << 20;
+const STEP_KEYS: usize = 1024;
+const STEP_KEYS_MIN: usize = 16;
+
 /// One target's change in one stripe.
 pub(super) struct Work<'a> {
     pub(super) engine: &'a Engine,
@@ -97,21 +102,38 @@ impl<'a> Work<'a> {
         items: &[Item],
         ahead: Option<(&Ahead, usize)>,
     ) -> Result<()> {
-        if items.is_empty() {
-            return Ok(());
+        let most = (STEP_BYTES / (4 * self.target.table.floats)).clamp(STEP_KEYS_MIN, STEP_KEYS);
+        let mut first = 0;
+        for items in items.chunks(most) {
+            if first > 0 {
+                self.let_others_pass(state);
+            }
+            let mut later = self.change_seen(state, items, ahead, first);
+            self.engine.with_log_room(state, |state| {
+                self.change_others(state, items, ahead.map(|ahead| ahead.0), &mut later)
+            })?;
+            first += items.len();
         }
-        let mut later = self.change_seen(state, items, ahead);
-        self.engine.with_log_room(state, |state| {
-            self.change_others(state, items, ahead.map(|ahead| ahead.0), &mut later)
-        })
+        Ok(())
     }
 
-    /// The rows in DRAM. Returns which items are left.
+    /// Reads that wait for the stripe go first, and memory that will be needed is touched.
+    fn let_others_pass(&self, state: &mut Guard<'_>) {
+        let arena = &self.engine.tier.arena;
+        if arena.is_short() {
+            Guard::unlocked(state, || arena.prepare());
+        } else {
+            Guard::yield_lock(state);
+        }
+    }
+
+    /// The rows in DRAM; the first is number `first` of the stripe's. Returns which items are left.
     fn change_seen(
         &mut self,
         state: &mut State,
         items: &[Item],
         ahead: Option<(&Ahead, usize)>,
+        first: usize,
     ) -> Vec<u32> {
         let part = state.part(&self.engine.tier, &self.target.table);
         let mut later = Vec::new();
@@ -120,7 +142,9 @@ impl<'a> Work<'a> {
             _ if matches!(self.target.change, Change::Remove) => {
                 return (0..items.len() as u32).collect();
             }
-            Some((ahead, s)) if ahead.eras[s] == part.era => &ahead.found[ahead.plan.range(s)],
+            Some((ahead, s)) if ahead.eras[s] == part.era => {
+                &ahead.found[ahead.plan.range(s)][first..first + items.len()]
+            }
             _ => {
                 let mut found = Vec::with_capacity(items.len());
                 part.probe(items, &mut found);
@@ -240,6 +264,8 @@ impl<'a> Work<'a> {
 
     fn change_absent(&mut self, state: &mut State, item: &Item) -> Result<()> {
         if matches!(self.target.change, Change::Remove) {
+            // A read may make it while the lock is given up: a row that is newer than the removal.
+            state.note_removed(item.hash);
             return Ok(());
         }
         let at = self.create(state, item)?;

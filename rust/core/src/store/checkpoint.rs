@@ -20,24 +20,16 @@ const STEP_ROWS_MAX: usize = 256;
 const STEP_ROWS_MIN: usize = 4;
 
 impl Engine {
-    /// Runs `work` on every stripe after all calls ordered so far. Each stripe gets a turn of its
-    /// own, so that no call waits longer than for one stripe.
-    pub(super) fn for_each_stripe_in_turn(
-        &self,
-        mut work: impl FnMut(&mut State) -> Result<()>,
-    ) -> Result<()> {
-        for s in 0..self.stripes.len() {
-            let mut tickets = {
-                let mut sequencer = self.sequencer.lock();
-                sequencer.tickets[s] += 1;
-                let drawn = vec![(s, sequencer.tickets[s] - 1)];
-                Tickets::new(&self.stripes, sequencer.last, drawn)
-            };
-            if let Some((_, mut state)) = tickets.next_turn() {
-                work(&mut state)?;
-            }
-        }
-        Ok(())
+    /// Runs `work` on a stripe after all calls ordered so far.
+    pub(super) fn in_turn<T>(&self, s: usize, work: impl FnOnce(&mut State) -> T) -> Option<T> {
+        let mut tickets = {
+            let mut sequencer = self.sequencer.lock();
+            sequencer.tickets[s] += 1;
+            let drawn = vec![(s, sequencer.tickets[s] - 1)];
+            Tickets::new(&self.stripes, sequencer.last, drawn)
+        };
+        let (_, mut state) = tickets.next_turn()?;
+        Some(work(&mut state))
     }
 
     /// Writes back what the older journal files are needed for, then deletes them. `all` writes

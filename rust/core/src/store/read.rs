@@ -8,6 +8,7 @@ use super::fetch::Wanted;
 use super::walk::{check_length, Hits, Verb, Walk};
 use super::{InsertBatch, LookupBatch};
 use crate::batch::copy_row;
+use crate::effort;
 use crate::error::{Error, Result};
 use crate::log::RecordView;
 use crate::table::{Found, Item, RowMut, State, Table};
@@ -251,6 +252,7 @@ impl Verb for Insert<'_, '_> {
         state.check_room(&engine.tier, &table, &hashes)?;
         engine.reserve_records(&table, items.len())?;
         let (mut done, mut created) = (0, 0);
+        effort::note(items.len());
         // A key that repeats comes again at once: later its row may have left DRAM.
         items.sort_unstable_by_key(|item| (item.hash, item.index));
         let outcome = items.iter().try_for_each(|item| {

@@ -80,9 +80,15 @@ impl Engine {
             return Ok(());
         }
         for stripe in &self.stripes {
-            match stripe.lock().fit(&self.tier) {
-                Err(Error { kind: ErrorKind::StoreFull | ErrorKind::Busy, .. }) => break,
-                outcome => outcome?,
+            let mut is_done = false;
+            while !is_done {
+                let step = stripe.lock().fit(&self.tier);
+                is_done = match step {
+                    Err(Error { kind: ErrorKind::StoreFull | ErrorKind::Busy, .. }) => {
+                        return Ok(())
+                    }
+                    outcome => outcome?,
+                };
             }
         }
         Ok(())

@@ -14,7 +14,9 @@ use super::pool::Pool;
 use super::row::RowMut;
 use super::shape::Table;
 use crate::arena::Arena;
+use crate::effort;
 use crate::index::{Index, Location, LocationRing, Slot};
+use crate::log::{Log, Pin};
 use crate::prefetch::vectorized;
 use crate::types::{hash, Place};
 
@@ -31,7 +33,7 @@ pub(crate) enum Found {
 
 /// Bytes that a part holds.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(crate) struct Held {
     pub(super) rows: u64,
     pub(super) index: u64,
     pub(super) statistics: u64,
@@ -78,6 +80,23 @@ impl Part {
     pub(super) fn held(&self) -> Held {
         let statistics = size_of::<Self>() as u64 + self.pool.account_bytes() + self.policy.bytes();
         Held { rows: self.pool.bytes(), index: self.index.bytes(), statistics }
+    }
+
+    /// Releases all records and gives all memory back, of a part that was taken out of its stripe:
+    /// its table was dropped. Returns what it held. `_pin`, taken while it was there: no other
+    /// record has come to the places that are released.
+    pub(crate) fn bury(self: Box<Self>, log: &Log, _pin: &Pin<'_>) -> Held {
+        effort::note(self.index.len());
+        for location in self.index.locations() {
+            let place = match location.resolve() {
+                Err(place) => Some(place),
+                Ok(at) => self.pool.header(at).state.place(),
+            };
+            if let Some(place) = place {
+                log.release(place, self.table.floats);
+            }
+        }
+        self.held()
     }
 
     /// Adds free rows. False when no address space is left.
@@ -306,6 +325,7 @@ vectorized! {
     fn revisit<V: Visitor>(part: &mut Part, items: &[Item], found: &[Found], visitor: &mut V) {
         let lines = part.pool.lines(part.table.floats);
         let beat = part.policy.visited(items.len());
+        effort::note(items.len());
         for step in 0..items.len() + AHEAD {
             if let Some(n) = step.checked_sub(AHEAD) {
                 part.visit_one(n, &items[n], found[n], beat, visitor);

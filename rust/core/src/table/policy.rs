@@ -14,6 +14,7 @@ use super::heat::{Beat, Heat};
 use super::pool::{Hand, Pool};
 use super::row::RowState;
 use super::sketch::Sketch;
+use crate::effort;
 
 /// Rows looked at for each one evicted.
 const SWEEP: usize = 12;
@@ -94,13 +95,13 @@ impl Policy {
     }
 
     /// Rows will soon have to leave: from now on heat is kept.
-    pub(super) fn watch(&mut self) {
+    pub(crate) fn watch(&mut self) {
         self.is_watching = true;
     }
 
     /// The beat by which visited rows are warmed, if they are; `visits` are counted.
     #[inline(always)]
-    pub(super) fn visited(&self, visits: usize) -> Option<Beat> {
+    pub(crate) fn visited(&self, visits: usize) -> Option<Beat> {
         if !self.is_watching {
             return None;
         }
@@ -118,6 +119,7 @@ impl Policy {
         let beat = self.pulse.beat();
         self.sketch.sweep(beat);
         self.threshold = self.threshold.kept(beat);
+        effort::note(pool.capacity().div_ceil(Beat::ROUND));
         for _ in 0..pool.capacity().div_ceil(Beat::ROUND) {
             let Some(at) = pool.next(&mut self.broom) else { break };
             let state = &mut pool.header_mut(at).state;

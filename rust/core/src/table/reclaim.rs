@@ -14,6 +14,7 @@ use super::part::Part;
 use super::shape::Table;
 use super::stripe::{accounted, State, Tier};
 use super::write_back::write_row;
+use crate::effort;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
 use crate::log::Stream;
@@ -28,6 +29,9 @@ const PAUSE: u32 = 8;
 /// Most rows evicted in one round, and the share of the table's rows.
 const ROUND_ROWS: usize = 64;
 const ROUND_SHARE: usize = 64;
+
+/// Most extents that are given back under one lock.
+const EXTENTS: usize = 8;
 
 /// The tables of a stripe, as givers of memory.
 #[derive(Default)]
@@ -115,7 +119,6 @@ impl State {
         hash: u64,
         keys: usize,
     ) -> Result<()> {
-        self.advance_pulse();
         loop {
             let Some(part) = self.parts.get(&id) else { return Ok(()) };
             let growth = part.index.growth_bytes(hash, keys);
@@ -158,22 +161,28 @@ impl State {
         }
         let rows = self.parts.values().map(|part| part.pool.len()).sum();
         self.donors.period = Beat::period(rows) as u64;
-        // After a long time without need all is cold alike: the rest would change nothing.
-        let beats = (visits / self.donors.period).min(Beat::ROUND as u64);
-        self.pulse.take(visits);
-        for _ in 0..beats {
-            self.pulse.advance();
-            for part in self.parts.values_mut() {
-                part.policy.sweep(&mut part.pool);
-            }
+        // After a long time without need all is cold alike: the rest would change nothing. What is
+        // due is done a beat at a time, since each looks at many rows; heats compare at any.
+        let due = (visits / self.donors.period).min(Beat::ROUND as u64);
+        if due == 0 {
+            return;
+        }
+        self.pulse.take(visits - (due - 1) * self.donors.period);
+        self.pulse.advance();
+        for part in self.parts.values_mut() {
+            part.policy.sweep(&mut part.pool);
         }
     }
 
-    /// Gives memory back while the stripe holds more than its share, which shrinks when others of
-    /// the store take more.
-    pub(crate) fn fit(&mut self, tier: &Tier) -> Result<()> {
-        while !self.memory.has_room(0) && self.give_coldest(tier)? {}
-        Ok(())
+    /// Gives memory back where the stripe holds more than its share, which shrinks when others of
+    /// the store take more: some at a time. False if there is more to give.
+    pub(crate) fn fit(&mut self, tier: &Tier) -> Result<bool> {
+        for _ in 0..EXTENTS {
+            if self.memory.has_room(0) || !self.give_coldest(tier)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes memory from a colder table, if there is one; from any if `must`.
@@ -249,22 +258,24 @@ impl State {
         let Self { parts, memory, .. } = self;
         let Some(part) = parts.get_mut(&id) else { return Ok(0) };
         let victims = part.policy.victims(&mut part.pool, n);
+        effort::note(victims.len());
         accounted(memory, part, |part| {
             victims.iter().try_for_each(|&at| evict_row(tier, part, at))
         })?;
         Ok(victims.len())
     }
 
-    /// Evicts until the table is within its own cap again. Returns the bytes that are still above
-    /// it: of its index.
-    pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) -> Result<u64> {
+    /// Evicts towards the table's own cap, some rows at a time. Once no more can leave, the bytes
+    /// that are still above it: of its index.
+    pub(crate) fn enforce_cap(&mut self, tier: &Tier, id: TableId) -> Result<Option<u64>> {
         let over = |part: &Part| part.bytes().saturating_sub(part.table.stripe_cap());
-        loop {
+        for _ in 0..EXTENTS {
             let over = self.parts.get(&id).map_or(0, |part| over(part));
             if over == 0 || !self.give_extent(tier, id)? {
-                return Ok(over);
+                return Ok(Some(over));
             }
         }
+        Ok(None)
     }
 }
 

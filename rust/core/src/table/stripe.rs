@@ -102,20 +102,16 @@ impl State {
         Part::new(table.clone(), &tier.arena, tier.buckets_per_stripe, self.pulse.clone())
     }
 
-    /// Drops a table's part; its records on NVMe are dead.
-    pub(crate) fn drop_part(&mut self, tier: &Tier, id: TableId) {
-        let Some(part) = self.parts.remove(&id) else { return };
-        self.memory.change(&part.held(), &Held::default());
+    /// Takes out the part of a table that was dropped. Its memory stays booked until it has been
+    /// given back.
+    pub(crate) fn take_part(&mut self, id: TableId) -> Option<Box<Part>> {
         self.donors.forget(id);
-        for location in part.index.locations() {
-            let place = match location.resolve() {
-                Err(place) => Some(place),
-                Ok(at) => part.pool.header(at).state.place(),
-            };
-            if let Some(place) = place {
-                tier.log.release(place, part.table.floats);
-            }
-        }
+        self.parts.remove(&id)
+    }
+
+    /// What a part held that was taken out has been given back.
+    pub(crate) fn give_back(&mut self, held: &Held) {
+        self.memory.change(held, &Held::default());
     }
 
     /// Refuses new keys of these hashes when the index alone would pass the bound.

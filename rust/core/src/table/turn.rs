@@ -42,7 +42,7 @@ impl State {
         self.removed = Some(Removed { since: kept, below, hashes: HashSet::new() });
     }
 
-    /// It has removed the key of this hash.
+    /// It has removed the key of this hash, or has found that there is none.
     pub(crate) fn note_removed(&mut self, hash: u64) {
         if let Some(removed) = &mut self.removed {
             removed.hashes.insert(hash);
@@ -68,6 +68,8 @@ pub(crate) struct Guard<'a> {
     queue: &'a Condvar,
     /// In a turn: all calls up to here have been applied when it ends.
     turn: Option<Sequence>,
+    #[cfg(test)]
+    span: crate::effort::Span,
 }
 
 /// A call's places before the stripes that it touches.
@@ -94,7 +96,14 @@ impl Stripe {
     }
 
     fn guard<'a>(&'a self, state: MutexGuard<'a, State>, turn: Option<Sequence>) -> Guard<'a> {
-        Guard { _watch: self.failure.watch(), state, queue: &self.queue, turn }
+        Guard {
+            _watch: self.failure.watch(),
+            state,
+            queue: &self.queue,
+            turn,
+            #[cfg(test)]
+            span: crate::effort::Span::begin(),
+        }
     }
 
     /// Returns when all calls that drew a ticket below `ticket` have passed. Holds nobody up.
@@ -137,7 +146,21 @@ impl Drop for Tickets<'_> {
 impl Guard<'_> {
     /// Gives the lock up for `work`; a turn is kept.
     pub(crate) fn unlocked<T>(guard: &mut Self, work: impl FnOnce() -> T) -> T {
-        MutexGuard::unlocked(&mut guard.state, work)
+        #[cfg(test)]
+        guard.span.end();
+        let done = MutexGuard::unlocked(&mut guard.state, work);
+        #[cfg(test)]
+        guard.span.again();
+        done
+    }
+
+    /// Lets those pass who wait for the lock; a turn is kept.
+    pub(crate) fn yield_lock(guard: &mut Self) {
+        #[cfg(test)]
+        guard.span.end();
+        MutexGuard::bump(&mut guard.state);
+        #[cfg(test)]
+        guard.span.again();
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod ahead;
 mod cold;
+mod effort;
 mod faults;
 mod fetch;
 mod full;
