@@ -12,6 +12,7 @@ HybridPSError
 +-- CursorError                                changes since then cannot be told any more
 +-- ReadOnlyError                              a replica only reads; ask the one it follows
 +-- StaleError           also UnavailableError the replica is behind by more than the call allows
++-- OverloadedError                            a limit of the server is reached; nothing changed
 +-- AuthError                                  the token does not allow it, or TLS was refused
 
 Texts name the thing, the value seen and what to do. The Rust module raises these classes too.
@@ -74,6 +75,10 @@ class StaleError(UnavailableError):
     """The replica is behind by more than the call allows."""
 
 
+class OverloadedError(HybridPSError):
+    """The server holds as much as it takes at a time; the call may pass later. No row changed."""
+
+
 class AuthError(HybridPSError):
     """The server asks for a token, or the one given does not allow the call; nothing changed."""
 
@@ -92,6 +97,7 @@ BY_NAME: Final[dict[str, type[HybridPSError]]] = {
         CursorError,
         ReadOnlyError,
         StaleError,
+        OverloadedError,
         AuthError,
     )
 }

@@ -19,6 +19,7 @@ from hybridps.errors import BY_NAME, from_reason
         ("ConfigError", Exception),
         ("UnavailableError", ConnectionError),
         ("DeadlineError", TimeoutError),
+        ("OverloadedError", Exception),
     ],
 )
 def test_the_tree(name: str, also: type[Exception]) -> None:
@@ -41,6 +42,6 @@ def test_unknown_reasons_stay_whole(reason: str) -> None:
 
 
 def test_names_of_later_stages_are_absent() -> None:
-    for name in ("OverloadedError", "MinCount", "After", "BelowNorm", "Checkpoint"):
+    for name in ("MinCount", "After", "BelowNorm", "Checkpoint"):
         assert not hasattr(hps, name)
     assert set(hps.__all__) <= set(dir(hps))
