@@ -15,6 +15,8 @@ Keys: TypeAlias = NDArray[np.uint64]
 Rows: TypeAlias = NDArray[np.float32]
 
 __version__: str
+# The session of what workers push together; its push numbers are those of the rounds.
+WORKERS_SESSION: int
 
 def initial_rows(spec: str, keys: Keys) -> Rows:
     """float32[n, dim]: the rows these keys would start with."""
@@ -208,10 +210,19 @@ class HotCall:
     is_streamed: bool  # a large reply: `send` it, or `run` it where nothing can be sent past you
     unsent_bytes: int  # of a streamed reply; 0 once nothing is left to send
 
+    number: int  # of a push, or its round; else 0
+    step: int | None  # of a push
+
     def run(self) -> Buffer:
         """The Return frame: results, or an exception for anything that is wrong. Never raises for
         what a peer sent. Once; any thread; releases the interpreter lock.
         """
+    def hold(self) -> Buffer | None:
+        """Takes a push in that is applied with those of others: `apply_together`. Not None: the
+        Return frame of a part of a push, or of one that something is wrong with. Instead of `run`.
+        """
+    def acknowledge(self) -> Buffer:
+        """The Return frame of a held push that was applied before."""
     def try_run(self) -> Buffer | None:
         """As `run`, if the engine need not wait for a device or for other calls; else None, and the
         call is still to be run. Always None for a verb that changes rows.
@@ -224,6 +235,11 @@ class HotCall:
         sent: a failure is the whole reply, or its end. Raises OSError if the socket fails. Releases
         the interpreter lock.
         """
+
+def apply_together(calls: Sequence[HotCall], round: int) -> list[Buffer]:
+    """Sums the gradients of the held pushes of a round in the order given and applies them once;
+    their Return frames. A failure is that of all, and has changed nothing.
+    """
 
 class Outlet:
     """A socket for `HotCall.send`: a descriptor of its own, which an event loop cannot close."""
@@ -306,7 +322,13 @@ class ClientConnection:
         """frame_limit: the largest reply that is accepted, bytes. dtype: how rows and gradients
         travel: "float32", "bfloat16" or "float16"; here they are float32 always.
         """
-    def start(self, session: int, client_id: str, token: str = "") -> tuple[int, bytes]:
+    def start(
+        self,
+        session: int,
+        client_id: str,
+        token: str = "",
+        worker: tuple[int, int] | None = None,
+    ) -> tuple[int, bytes]:
         """Bootstrap + login + hello in one flight: hello's question, the bytes. Its Answer holds
         the results of hello; a refused login fails it. Calls may be sent behind it at once.
         """

@@ -142,6 +142,7 @@ struct ServerInfo {
   # What this server understands: verbs in snake case, and fields that older servers would not see,
   # by name. None: it is older than this list, and knows the verbs up to `flush`.
   features @6 :List(Text);
+  lastRound @7 :UInt64;          # the last one that workers pushed together; 0: none
 }
 
 interface Gate {
@@ -155,7 +156,11 @@ interface Session {
   lookupOrInsert @1 (tables :List(CountedKeys), dtype :Dtype) -> (tables :List(RowBatch));
   applyGradients @2 (push :Push, tables :List(GradientBatch), dtype :Dtype) -> (duplicate :Bool);
 
-  hello @3 (session :UInt64, clientId :Text) -> (server :ServerInfo);
+  # workers above 0: the gradients of so many clients, this one of `rank`, are summed in the order
+  # of ranks and applied once; their push numbers are those of the rounds. Only to a server whose
+  # features hold "sync_workers".
+  hello @3 (session :UInt64, clientId :Text, workers :UInt32, rank :UInt32)
+      -> (server :ServerInfo);
   prefetch @4 (tables :List(KeyBatch)) -> ();
   assign @5 (push :Push, table :UInt32, keys :Data, rows :Data) -> ();
   remove @6 (push :Push, table :UInt32, keys :Data) -> (removed :UInt64);

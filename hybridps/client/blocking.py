@@ -30,6 +30,10 @@ class Transport(Protocol):
     def wire_dtype(self) -> str:
         """How rows and gradients travel."""
 
+    @property
+    def is_worker(self) -> bool:
+        """Whether what it pushes is pushed together with other workers."""
+
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order; raises the first error when all have ended."""
 
@@ -42,7 +46,12 @@ class Driver:
 
     def __init__(self, transport: Transport, url: str) -> None:
         self.transport = transport
-        self.catalog = Catalog(transport.shards, transport.limits, transport.wire_dtype)
+        self.catalog = Catalog(
+            transport.shards,
+            transport.limits,
+            transport.wire_dtype,
+            tells_all=transport.is_worker,
+        )
         self.url = url
 
     def finish(self, run: Run[T]) -> T:

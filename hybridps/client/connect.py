@@ -12,6 +12,7 @@ from hybridps.client.blocking import ParameterServer
 from hybridps.client.local import LocalTransport
 from hybridps.client.retry import check_settings
 from hybridps.client.urls import Address, local_settings, parse_servers, refuse_local_settings
+from hybridps.client.worker import Worker, worker_of
 from hybridps.errors import ConfigError
 from hybridps.security.credentials import NOBODY, Credentials, credentials
 
@@ -34,6 +35,10 @@ def connect(
     token: str | None = None,
     tls: Tls = None,
     wire_dtype: str = "float32",
+    mode: str = "async",
+    workers: int | None = None,
+    rank: int | None = None,
+    staleness: int | None = None,
 ) -> ParameterServer:
     """A client of the servers of `url`, or a store in this process.
 
@@ -53,19 +58,29 @@ def connect(
              wire_dtype: how rows and gradients travel: "float32", or rounded to the nearest
              "bfloat16" or "float16" at half the bytes. Results are float32, the server computes in
              float32, `assign` stays exact. What float16 does not reach (65504) is refused.
+             mode: "async": what this client pushes is applied when it comes. "sync": `workers`
+             clients, each with a rank of its own, make every `apply_gradients` together, so that
+             they train as one: gradients are summed in the order of ranks and applied once, when
+             all have pushed. Each makes the same pushes in the same order, with batches of its own
+             (an empty one, if it has none). One that is lost leaves the others with a
+             DeadlineError; they push again, and it comes back by its client_id.
+             staleness: how many pushes a worker may be ahead of the slowest. 0: each waits for all.
+             Else a push returns at once, and what went wrong is raised by one of the next, or by
+             `close`; reads may then not see so many of the last pushes, also of this client.
     Raises:  ConfigError for the URL or a setting, UnavailableError when no server answers,
              AuthError when one refuses the token or the certificate, or shows one not trusted.
     """
     own = {"dram": dram, "nvme": nvme, "cold": cold, "cold_cap": cold_cap,
            "durability": durability, "threads": threads, "scrub_rate": scrub_rate}  # fmt: skip
     shown = credentials(token, tls)
-    addresses = _checked(url, client_id, timeout, own, shown, wire_dtype)
+    worker = worker_of(mode, workers, rank, staleness)
+    addresses = _checked(url, client_id, timeout, own, shown, wire_dtype, worker)
     if addresses is None:
         return ParameterServer(_open_local(url, client_id, own), url)
     # The wire needs pycapnp, which a store in this process does not.
     from hybridps.client.remote import RemoteTransport  # noqa: PLC0415
 
-    transport = RemoteTransport(addresses, client_id, timeout, shown, wire_dtype)
+    transport = RemoteTransport(addresses, client_id, timeout, shown, wire_dtype, worker)
     try:
         transport.connect()
     except BaseException:
@@ -89,6 +104,10 @@ def connect_async(
     token: str | None = None,
     tls: Tls = None,
     wire_dtype: str = "float32",
+    mode: str = "async",
+    workers: int | None = None,
+    rank: int | None = None,
+    staleness: int | None = None,
 ) -> aio.Connecting:
     """The asyncio client of `url`; see `hybridps.connect`. Await it, or use `async with`."""
     own = {"dram": dram, "nvme": nvme, "cold": cold, "cold_cap": cold_cap,
@@ -96,7 +115,8 @@ def connect_async(
 
     async def opening() -> aio.ParameterServer:
         shown = credentials(token, tls)
-        opened = await _open_async(url, client_id, timeout, own, shown, wire_dtype)
+        worker = worker_of(mode, workers, rank, staleness)
+        opened = await _open_async(url, client_id, timeout, own, shown, wire_dtype, worker)
         return aio.ParameterServer(opened, url)
 
     return aio.Connecting(opening)
@@ -109,15 +129,16 @@ async def _open_async(
     own: Mapping[str, Any],
     shown: Credentials,
     wire_dtype: str,
+    worker: Worker | None,
 ) -> aio.Transport:
-    addresses = _checked(url, client_id, timeout, own, shown, wire_dtype)
+    addresses = _checked(url, client_id, timeout, own, shown, wire_dtype, worker)
     if addresses is None:
         leave.handle_signals()  # The thread that opens it may not.
         opened = await asyncio.to_thread(_open_local, url, client_id, own)
         return aio.ThreadedTransport(opened, timeout)
     from hybridps.client.streams import StreamTransport  # noqa: PLC0415 - as above
 
-    transport = StreamTransport(addresses, client_id, timeout, shown, wire_dtype)
+    transport = StreamTransport(addresses, client_id, timeout, shown, wire_dtype, worker)
     await transport.connect()
     return transport
 
@@ -129,6 +150,7 @@ def _checked(
     own: Mapping[str, Any],
     shown: Credentials,
     wire_dtype: str,
+    worker: Worker | None,
 ) -> list[Address] | None:
     check_settings(client_id, timeout, wire_dtype)
     addresses = parse_servers(url)
@@ -136,6 +158,8 @@ def _checked(
         refuse_local_settings(url, own)
     elif wire_dtype != "float32":
         raise ConfigError(f"wire_dtype= belongs to servers, url is {url!r}; leave it out")
+    elif worker is not None:
+        raise ConfigError(f'mode="sync" belongs to servers, url is {url!r}; leave it out')
     elif shown != NOBODY:
         raise ConfigError(f"token= and tls= belong to servers, url is {url!r}; leave them out")
     if shown.tls is not None and any(address.port is None for address in addresses or ()):

@@ -154,7 +154,8 @@ class Line:
         """A socket is connected: says hello."""
         who = self._identity
         self.wire = _core.ClientConnection(dtype=who.wire_dtype)
-        self._hello, data = self.wire.start(who.session, who.client_id, who.token)
+        place = who.worker and who.worker.place
+        self._hello, data = self.wire.start(who.session, who.client_id, who.token, place)
         self._put(data, None)
         self._silent_since_s, self._probed_s = now_s, None
 
@@ -277,7 +278,7 @@ class Line:
                 pending.error = (
                     deadline.unavailable(self.address, self._cause)
                     if self._info is None
-                    else deadline.error(pending.verb, self.address)
+                    else deadline.error(pending.verb, self.address, self._workers_of(pending))
                 )
                 self.give_up(pending)
                 if wake is not None:
@@ -285,11 +286,17 @@ class Line:
         left = (*self._sent.values(), *self._waiting)
         self._next_deadline_s = min((p.deadline.end_s for p in left), default=_NEVER)
 
+    def _workers_of(self, pending: Pending) -> int:
+        worker, call = self._identity.worker, pending.call
+        return worker.workers if worker and call is not None and call.IS_TOGETHER else 0
+
     def _greeted(self, answer: _core.Answer) -> None:
         try:
             info = messages.read_hello(answer)
             messages.check_server(info, str(self.address), *self._place)
             messages.check_dtype(info, self._identity.wire_dtype, str(self.address))
+            if self._identity.worker is not None:
+                messages.check_workers(info, str(self.address))
         except HybridPSError as error:
             self.refused(error)
             return

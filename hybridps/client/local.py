@@ -29,6 +29,7 @@ class LocalTransport:
 
     shards = 1
     wire_dtype = "float32"
+    is_worker = False
 
     def __init__(self, store: _core.Store, path: str, client_id: str | None) -> None:
         self._store = store

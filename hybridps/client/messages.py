@@ -9,7 +9,7 @@ from hybridps import _core
 from hybridps.errors import ConfigError, HybridPSError, from_reason
 from hybridps.rpc import schemas
 from hybridps.verbs.calls import Begun, Call, Cold, Hot, ServerInfo
-from hybridps.verbs.hello import WIRE_DTYPE, Hello
+from hybridps.verbs.hello import SYNC_WORKERS, WIRE_DTYPE, Hello
 
 T = TypeVar("T")
 
@@ -52,6 +52,15 @@ def check_dtype(info: ServerInfo, wire_dtype: str, where: str) -> None:
             f"server {where} is hybridps {info.version or 'of no version'}, which takes rows and"
             f" gradients as float32 alone; connect without wire_dtype={wire_dtype!r}, or use a"
             " newer server"
+        )
+
+
+def check_workers(info: ServerInfo, where: str) -> None:
+    """Refuses a server that would apply what every worker pushes by itself."""
+    if SYNC_WORKERS not in info.features:
+        raise ConfigError(
+            f"server {where} is hybridps {info.version or 'of no version'}, which knows no workers"
+            ' that push together; connect without mode="sync", or use a newer server'
         )
 
 

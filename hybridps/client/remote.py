@@ -17,17 +17,19 @@ import ssl
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
 from hybridps import _core
 from hybridps.client.line import Line
 from hybridps.client.pending import Pending
-from hybridps.client.retry import Deadline, check_timeout
+from hybridps.client.retry import check_timeout
 from hybridps.client.session import Session
 from hybridps.client.urls import Address
+from hybridps.client.worker import COPY, Worker, kept
 from hybridps.security.credentials import NOBODY, Credentials, refusal
-from hybridps.verbs.calls import Push
+from hybridps.verbs.calls import Hot, Push
 from hybridps.verbs.face import Addressed
 from hybridps.verbs.router import ReadLimits
 
@@ -310,6 +312,10 @@ class Channel:
                         return
 
 
+# Calls that are under way, each with the channel that has it.
+_Waiting = list[tuple[Channel, Pending]]
+
+
 class RemoteTransport:
     """Executes calls on servers. Safe to use from many threads, after a fork, and as a copy in
     another process.
@@ -322,22 +328,31 @@ class RemoteTransport:
         timeout: float,
         credentials: Credentials = NOBODY,
         wire_dtype: str = "float32",
+        worker: Worker | None = None,
     ) -> None:
         self.wire_dtype = wire_dtype
+        self.is_worker = worker is not None
         self._addresses = list(addresses)
         self._timeout = check_timeout(timeout, timeout)
         self._credentials = credentials
-        self._session = Session(addresses, client_id, credentials, wire_dtype)
+        self._session = Session(addresses, client_id, credentials, wire_dtype, worker)
         context = credentials.context()  # One for all servers: its files are read once.
         self._channels = [Channel(line, credentials, context) for line in self._session.lines]
+        # Pushes to rounds that were not waited for.
+        self._late: deque[_Waiting] = deque()
+        self._make_locks()
+        _OPEN.add(self)
+
+    def _make_locks(self) -> None:
         # A push is numbered and put in all its lines before another one is numbered.
         self._numbering = threading.Lock()
-        _OPEN.add(self)
+        # One round of this worker at a time is begun.
+        self._rounds = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy connects by itself, at its first call, as a client of its own."""
         settings = (self._timeout, self._credentials, self.wire_dtype)
-        return RemoteTransport, (self._addresses, None, *settings)
+        return RemoteTransport, (self._addresses, None, *settings, COPY if self.is_worker else None)
 
     @property
     def shards(self) -> int:
@@ -355,51 +370,95 @@ class RemoteTransport:
     def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order; at most one call a server."""
         seconds = check_timeout(timeout, self._timeout)
-        return self._await([(self._channels[s], call) for s, call in addressed], seconds)
+        asked = [(self._channels[shard], call) for shard, call in addressed]
+        if asked and self._session.is_together(asked[0][1]):
+            with self._rounds:
+                return self._push_together(asked, seconds)
+        if self._late and not isinstance(asked[0][1], Hot):
+            # It tells, or changes, what these pushes have not yet.
+            with self._rounds:
+                self._catch_up(0)
+        return self._await(asked, seconds)
 
     def close(self) -> None:
         """Ends the connections; a second call does nothing."""
-        for channel in self._channels:
-            channel.close()
+        try:
+            with self._rounds:
+                self._catch_up(0)
+        finally:
+            for channel in self._channels:
+                channel.close()
 
     def reset_after_fork(self) -> None:
         """In a child: a client of its own."""
-        self._numbering = threading.Lock()
+        self._make_locks()
+        self._late.clear()
         self._session.renew()
         for channel in self._channels:
             channel.reset_after_fork()
 
-    def _await(self, asked: Sequence[tuple[Channel, Any]], seconds: float) -> list[Any]:
-        now_s = time.monotonic()
-        deadline = Deadline(seconds, now_s)
-        waiting: list[tuple[Channel, Pending]] = []
+    def _push_together(self, asked: Sequence[tuple[Channel, Any]], seconds: float) -> list[Any]:
+        waiting: _Waiting = []
+        session = self._session
+        staleness = session.worker.staleness if session.worker is not None else 0
         try:
-            if asked and isinstance(asked[0][1], Push):
-                with self._numbering:
-                    number = self._session.next_push()
-                    self._submit(asked, number, deadline, now_s, waiting)
-            else:
-                self._submit(asked, 0, deadline, now_s, waiting)
-            for channel, pending in waiting:
-                channel.drive(pending)
+            greeting = session.greeting
+            if greeting is not None:
+                session.met(self._await([(ch, greeting) for ch in self._channels], seconds))
+            # What is acknowledged as a replay was no push to this round: it is to be asked anew.
+            if staleness == 0 or (greeting is not None and asked[0][1].may_be_replay):
+                replies = self._await(asked, seconds)
+                if any(replies):
+                    session.lose_round()
+                return replies
+            self._late.append(waiting)
+            self._submit([(channel, kept(call)) for channel, call in asked], seconds, waiting)
+            self._catch_up(staleness)
+        except BaseException:
+            session.lose_round()
+            while self._late:
+                self._give_up(self._late.popleft())
+            raise
+        return [False] * len(asked)
+
+    def _catch_up(self, staleness: int) -> None:
+        """Waits for all rounds but the last few."""
+        while len(self._late) > staleness:
+            waiting = self._late[0]
+            self._drive(waiting)
+            self._late.popleft()
+
+    def _await(self, asked: Sequence[tuple[Channel, Any]], seconds: float) -> list[Any]:
+        waiting: _Waiting = []
+        try:
+            self._submit(asked, seconds, waiting)
+            return self._drive(waiting)
         finally:
-            for channel, pending in waiting:
-                if not pending.is_over:
-                    channel.give_up(pending)
+            self._give_up(waiting)
+
+    def _submit(
+        self, asked: Sequence[tuple[Channel, Any]], seconds: float, waiting: _Waiting
+    ) -> None:
+        now_s = time.monotonic()
+        calls = [call for _, call in asked]
+        is_push = bool(calls) and isinstance(calls[0], Push)
+        with self._numbering if is_push else contextlib.nullcontext():
+            made = self._session.pending(calls, seconds, now_s)
+            for (channel, _), pending in zip(asked, made, strict=True):
+                waiting.append((channel, pending))
+                channel.submit(pending, now_s)
+
+    @staticmethod
+    def _drive(waiting: _Waiting) -> list[Any]:
+        for channel, pending in waiting:
+            channel.drive(pending)
         return [pending.reply() for _, pending in waiting]
 
     @staticmethod
-    def _submit(
-        asked: Sequence[tuple[Channel, Any]],
-        number: int,
-        deadline: Deadline,
-        now_s: float,
-        waiting: list[tuple[Channel, Pending]],
-    ) -> None:
-        for channel, call in asked:
-            pending = Pending(call, number, deadline)
-            waiting.append((channel, pending))
-            channel.submit(pending, now_s)
+    def _give_up(waiting: _Waiting) -> None:
+        for channel, pending in waiting:
+            if not pending.is_over:
+                channel.give_up(pending)
 
 
 _OPEN: Final[weakref.WeakSet[RemoteTransport]] = weakref.WeakSet()

@@ -37,11 +37,12 @@ class Deadline:
         self.timeout = timeout
         self.end_s = now_s + timeout
 
-    def error(self, verb: str, where: object) -> DeadlineError:
-        """The call's time is over while a server had it."""
+    def error(self, verb: str, where: object, workers: int = 0) -> DeadlineError:
+        """The call's time is over while a server had it. `workers`: who had to make it together."""
+        cause = f" ({workers} workers push it together: one may be lost)" if workers > 1 else ""
         return DeadlineError(
-            f"{verb} at {where} did not end within {self.timeout:g} s; give more timeout= or fewer"
-            " keys (a push may still be applied, once)"
+            f"{verb} at {where} did not end within {self.timeout:g} s{cause}; give more timeout= or"
+            " fewer keys (a push may still be applied, once)"
         )
 
     def unavailable(self, address: Address, cause: object) -> UnavailableError:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ssl
 import time
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, cast
@@ -17,11 +18,12 @@ from typing import Any, Final, cast
 from hybridps import _core
 from hybridps.client.line import Line
 from hybridps.client.pending import Pending
-from hybridps.client.retry import Deadline, check_timeout
+from hybridps.client.retry import check_timeout
 from hybridps.client.session import Session
 from hybridps.client.urls import Address
+from hybridps.client.worker import COPY, Worker, kept
 from hybridps.security.credentials import NOBODY, Credentials, refusal
-from hybridps.verbs.calls import Call, Push
+from hybridps.verbs.calls import Call, Hot
 from hybridps.verbs.face import Addressed
 from hybridps.verbs.router import ReadLimits
 
@@ -198,6 +200,9 @@ class Channel:
         self.step()
 
 
+_Waiting = list[tuple[Channel, Pending]]
+
+
 class StreamTransport:
     """Executes calls on servers, from one event loop."""
 
@@ -208,19 +213,25 @@ class StreamTransport:
         timeout: float,
         credentials: Credentials = NOBODY,
         wire_dtype: str = "float32",
+        worker: Worker | None = None,
     ) -> None:
         self.wire_dtype = wire_dtype
+        self.is_worker = worker is not None
         self._addresses = list(addresses)
-        self._timeout = check_timeout(timeout, timeout)
         self._credentials = credentials
-        self._session = Session(addresses, client_id, credentials, wire_dtype)
+        self._timeout = check_timeout(timeout, timeout)
+        self._session = Session(addresses, client_id, credentials, wire_dtype, worker)
         context = credentials.context()  # One for all servers: its files are read once.
         self._channels = [Channel(line, credentials, context) for line in self._session.lines]
+        # Pushes to rounds that were not waited for.
+        self._late: deque[_Waiting] = deque()
+        # One round of this worker at a time is begun.
+        self._rounds = asyncio.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy connects by itself, at its first call, as a client of its own."""
         settings = (self._timeout, self._credentials, self.wire_dtype)
-        return StreamTransport, (self._addresses, None, *settings)
+        return StreamTransport, (self._addresses, None, *settings, COPY if self.is_worker else None)
 
     @property
     def shards(self) -> int:
@@ -242,33 +253,88 @@ class StreamTransport:
     async def perform(self, addressed: Sequence[Addressed], timeout: float | None) -> list[Any]:
         """Replies of the calls, in order."""
         seconds = check_timeout(timeout, self._timeout)
-        return await self._await([(self._channels[s], call) for s, call in addressed], seconds)
+        asked = [(self._channels[shard], call) for shard, call in addressed]
+        if asked and self._session.is_together(asked[0][1]):
+            async with self._rounds:
+                return await self._push_together(asked, seconds)
+        if self._late and not isinstance(asked[0][1], Hot):
+            # It tells, or changes, what these pushes have not yet.
+            async with self._rounds:
+                await self._catch_up(0)
+        return await self._await(asked, seconds)
 
     async def close(self) -> None:
         """Ends the connections; a second call does nothing."""
-        for channel in self._channels:
-            await channel.close()
-        # The loop closes sockets in its next turn; a caller may end the loop right after.
-        await asyncio.sleep(0)
+        try:
+            async with self._rounds:
+                await self._catch_up(0)
+        finally:
+            for channel in self._channels:
+                await channel.close()
+            # The loop closes sockets in its next turn; a caller may end the loop right after.
+            await asyncio.sleep(0)
+
+    async def _push_together(
+        self, asked: Sequence[tuple[Channel, Any]], seconds: float
+    ) -> list[Any]:
+        session = self._session
+        staleness = session.worker.staleness if session.worker is not None else 0
+        try:
+            greeting = session.greeting
+            if greeting is not None:
+                session.met(await self._await([(ch, greeting) for ch in self._channels], seconds))
+            # What is acknowledged as a replay was no push to this round: it is to be asked anew.
+            if staleness == 0 or (greeting is not None and asked[0][1].may_be_replay):
+                replies = await self._await(asked, seconds)
+                if any(replies):
+                    session.lose_round()
+                return replies
+            mine = [(channel, kept(call)) for channel, call in asked]
+            self._late.append(self._submit(mine, seconds))
+            await self._catch_up(staleness)
+        except BaseException:
+            session.lose_round()
+            while self._late:
+                self._give_up(self._late.popleft())
+            raise
+        return [False] * len(asked)
+
+    async def _catch_up(self, staleness: int) -> None:
+        """Waits for all rounds but the last few."""
+        while len(self._late) > staleness:
+            await self._over(self._late[0])
+            self._late.popleft()
 
     async def _await(
         self, asked: Sequence[tuple[Channel, Call[Any] | None]], seconds: float
     ) -> list[Any]:
-        deadline = Deadline(seconds, time.monotonic())
-        is_push = bool(asked) and isinstance(asked[0][1], Push)
-        number = self._session.next_push() if is_push else 0
-        waiting = [(channel, Pending(call, number, deadline)) for channel, call in asked]
+        waiting = self._submit(asked, seconds)
+        try:
+            return await self._over(waiting)
+        finally:
+            self._give_up(waiting)
+
+    def _submit(
+        self, asked: Sequence[tuple[Channel, Call[Any] | None]], seconds: float
+    ) -> _Waiting:
+        made = self._session.pending([call for _, call in asked], seconds, time.monotonic())
+        waiting = [(channel, pending) for (channel, _), pending in zip(asked, made, strict=True)]
         for channel, pending in waiting:
             channel.submit(pending)
-        try:
-            for _, pending in waiting:
-                if not pending.is_over:
-                    await _over(pending)
-        finally:
-            for channel, pending in waiting:
-                if not pending.is_over:
-                    channel.give_up(pending)
+        return waiting
+
+    @staticmethod
+    async def _over(waiting: _Waiting) -> list[Any]:
+        for _, pending in waiting:
+            if not pending.is_over:
+                await _over(pending)
         return [pending.reply() for _, pending in waiting]
+
+    @staticmethod
+    def _give_up(waiting: _Waiting) -> None:
+        for channel, pending in waiting:
+            if not pending.is_over:
+                channel.give_up(pending)
 
 
 async def _over(pending: Pending) -> None:

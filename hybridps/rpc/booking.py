@@ -42,12 +42,16 @@ class Booking:
         if self.begun_s is None:
             self.begun_s = time.monotonic()
 
+    def step_aside(self) -> None:
+        """Gives its place in the order up; calls behind it may start."""
+        if self.place is not None:
+            place, self.place = self.place, None
+            self._line.leave(place)
+
     def release(self) -> None:
         """Gives everything back. A second call does nothing."""
         self.frame.release()
         if self.reply is not None:
             self.reply.release()
             self.reply = None
-        if self.place is not None:
-            place, self.place = self.place, None
-            self._line.leave(place)
+        self.step_aside()

@@ -91,6 +91,10 @@ class Budget:
         """A grant of bytes that exist already."""
         return Grant(self, count).hold()
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many bytes more are within the limit."""
+        return self.used + count <= self._limit
+
     def stand(self, grant: Grant) -> None:
         """Puts a grant in line."""
         self._line.append(grant)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridps import _core
-from hybridps.errors import AuthError, HybridPSError
+from hybridps.errors import AuthError, HybridPSError, OverloadedError
 from hybridps.rpc.booking import Booking
 from hybridps.rpc.budget import Grant
 from hybridps.rpc.host import Host
@@ -108,6 +108,8 @@ class Connection:
         # The name it speaks for, if any, and whether another session does by now.
         self._client_id = ""
         self._is_taken_over = False
+        # Its place among workers that push together; None: it pushes alone.
+        self.rank: int | None = None
         self._is_reading = True
         self._is_full = False
         self._is_ending = False
@@ -126,12 +128,23 @@ class Connection:
     def session(self, session: int) -> None:
         self.wire.session = session
 
-    def enter(self, session: int, client_id: str) -> None:
-        """hello was said, and the store has let the session in."""
+    def enter(
+        self, session: int, client_id: str, worker: tuple[int, int] | None = None, last: int = 0
+    ) -> int:
+        """hello was said, and the store has let the session in.
+
+        `worker`: how many push together, and its rank; `last`: their last round in the store.
+        Returns the last round. Raises: ConfigError for a worker that does not fit the others.
+        """
         self.wire.session = session
+        if worker is not None:
+            for held in self._host.rounds.enter(self, *worker, session, client_id, last):
+                held.connection.forsake(held.booking)
+            self.rank = worker[1]
         if client_id:
             self._client_id = client_id
             self._host.clients.enter(self, client_id)
+        return self._host.rounds.last
 
     @property
     def caller(self) -> str:
@@ -153,7 +166,7 @@ class Connection:
     @property
     def is_idle(self) -> bool:
         """True if nothing was asked that is not answered, and all answers were handed over."""
-        return not self.is_open or not (self._sequencer.calls or self.outbox)
+        return not self.is_open or not (self._bookings or self.outbox)
 
     # What the socket says.
 
@@ -178,12 +191,15 @@ class Connection:
         self._check_reading()
 
     def eof(self) -> bool:
-        """The peer sends no more, but may still read: what it asked is answered first.
+        """The peer sends no more, but may still read: what it asked is answered first, but for
+        pushes that wait for other workers: a peer that is gone looks the same.
 
         True if the socket must stay open for that.
         """
         self._is_reading = False
         self._is_ending = True
+        for held in self._host.rounds.leave(self):
+            self.forsake(held.booking)
         return not self._end_if_done()
 
     def full(self) -> None:
@@ -205,6 +221,8 @@ class Connection:
         self.outbox.close()
         if self._client_id:
             self._host.clients.leave(self, self._client_id)
+        for held in self._host.rounds.leave(self):
+            self._release(held.booking)
         if self._incoming is not None:
             self._incoming.release()
             self._incoming = None
@@ -249,7 +267,7 @@ class Connection:
             self._abandon("parts", "a push was begun and not finished")
         elif not self._is_logged_in and silent_s > limits.login_s:
             self._abandon("login", "nobody logged in")
-        elif backlog == 0 and not self._sequencer.calls and silent_s > limits.idle_s:
+        elif backlog == 0 and not self._bookings and silent_s > limits.idle_s:
             self._abandon("idle", "nothing was asked for long")
 
     # What those say who run calls.
@@ -261,6 +279,32 @@ class Connection:
             self.outbox.put(reply, grant)
             self.flush()
         self.ended(booking)
+
+    def keep(self, booking: Booking) -> None:
+        """A push waits for those of other workers, and nobody for it: calls behind it may start.
+        Its bytes count as those of pushes in parts, which have a budget of their own.
+
+        Raises: OverloadedError when there is no room; to wait for it would be to wait for oneself.
+        """
+        count, pushes = booking.call.frame_bytes, self._host.pushes
+        if self._collected is not None and not self.wire.is_collecting:
+            grant, self._collected = self._collected, None
+        elif not pushes.has_room(count):
+            raise OverloadedError(
+                f"pushes that wait for other workers hold {pushes.used} bytes, and {count} more are"
+                f" beyond the {self._limits.push_bytes} that this server takes; split the batch, or"
+                " connect with less staleness="
+            )
+        else:
+            grant = pushes.hold(count)
+        booking.frame.release()
+        booking.frame = grant
+        booking.step_aside()
+
+    def forsake(self, booking: Booking) -> None:
+        """A push waits no longer: nobody wants its answer."""
+        wire = self.wire
+        self.answered(booking, wire.fails(booking.call.question, "failed", "canceled"))
 
     def ended(self, booking: Booking) -> None:
         """A call has ended; of its reply nothing is left to send."""
@@ -486,7 +530,7 @@ class Connection:
 
     def _end_if_done(self) -> bool:
         """Closes the socket if no answer is owed any more; it still sends what it holds."""
-        if self._sequencer.calls or self.outbox:
+        if self._bookings or self.outbox:
             return False
         if self.is_open:
             self._port.close()

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from hybridps import _core
 from hybridps.rpc.budget import Budget
 from hybridps.rpc.limits import Limits
+from hybridps.rpc.rounds import Rounds
 from hybridps.security.tokens import Keyring
 from hybridps.verbs.kinds import Lane
 
 if TYPE_CHECKING:
+    from hybridps.rpc.together import Held
     from hybridps.rpc.connection import Connection
     from hybridps.rpc.transport import Transport
 
@@ -119,6 +121,8 @@ class Host:
         self.pushes = Budget(limits.push_bytes)
         self.transports: set[Transport] = set()
         self.clients = Clients()
+        # What workers push together.
+        self.rounds: Rounds[Held] = Rounds()
         # Lookups to come that are not tried on the loop: others had to wait for a device.
         self.untried_lookups = 0
         self.is_draining = False

@@ -50,6 +50,11 @@ class Listener:
         host = self._host
         return host.frames.used + host.replies.used + host.pushes.used
 
+    @property
+    def waiting_pushes(self) -> int:
+        """Pushes that wait for those of other workers now."""
+        return len(self._host.rounds.waiting())
+
     async def listen(self, bound: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Accepts connections on a bound socket, TCP or unix, until `drain`; encrypted if asked."""
         loop = asyncio.get_running_loop()
@@ -73,6 +78,7 @@ class Listener:
         self._host.is_draining = True
         for server in self._servers:
             server.close()
+        self._runner.together.close()
         for transport in list(self._host.transports):
             transport.connection.drain()
         deadline = time.monotonic() + timeout_s
@@ -96,4 +102,5 @@ class Listener:
         now = time.monotonic()
         for transport in list(self._host.transports):
             transport.check(now)
+        self._runner.together.check(now)
         self._sweep = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._check)

@@ -15,6 +15,7 @@ from hybridps.rpc.booking import Booking
 from hybridps.rpc.connection import Connection
 from hybridps.rpc.host import Host
 from hybridps.rpc.streaming import Streams
+from hybridps.rpc.together import Together
 from hybridps.verbs import VERBS
 from hybridps.verbs.calls import Hot
 from hybridps.verbs.kinds import Lane
@@ -34,6 +35,7 @@ class Runner:
         self._host = host
         # The loop keeps only weak references to tasks.
         self._tasks: set[asyncio.Task[None]] = set()
+        self.together = Together(host, self._spawn, self._observe)
         # Lookups that are not tried on the loop after the next refusal.
         self._pause = 1
 
@@ -47,6 +49,8 @@ class Runner:
         call = booking.call
         if isinstance(call, _core.ColdCall):
             self._spawn(self._run_cold(connection, booking, call))
+        elif connection.rank is not None and VERBS[call.verb].IS_TOGETHER:
+            self._spawn(self.together.bring(connection, booking, call))
         elif self._has_to_arrive(call):
             self._spawn(self._run_arrived(connection, streams, booking, call))
         elif (reply := self._try(booking, call)) is not None:

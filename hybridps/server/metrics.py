@@ -40,6 +40,10 @@ class Counted(Protocol):
     def inflight_bytes(self) -> int:
         """Bytes of requests and replies in flight now."""
 
+    @property
+    def waiting_pushes(self) -> int:
+        """Pushes that wait for those of other workers now."""
+
 
 class Metrics:
     """All counters of one server, in a registry of their own."""
@@ -156,4 +160,9 @@ class _Gauges:
                 "hybridps_inflight_bytes",
                 "Bytes of requests and replies in flight.",
                 value=self._counted.inflight_bytes,
+            )
+            yield GaugeMetricFamily(
+                "hybridps_waiting_pushes",
+                "Pushes that wait for those of other workers (connect(mode=sync)).",
+                value=self._counted.waiting_pushes,
             )

@@ -8,6 +8,7 @@ connection keeps it).
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from hybridps import _core
@@ -33,8 +34,12 @@ class Caller(Protocol):
     peer: str
     caller: str
 
-    def enter(self, session: int, client_id: str) -> None:
-        """Names the session of its pushes, and whom it speaks for."""
+    def enter(
+        self, session: int, client_id: str, worker: tuple[int, int] | None, last: int
+    ) -> int:
+        """Names the session of its pushes, whom it speaks for, and whom it pushes with; the last
+        round of those.
+        """
 
     def permit(self, verb: str, right: Right, tables: Iterable[int | str]) -> None:
         """Raises AuthError when its token does not allow the verb on these tables."""
@@ -123,7 +128,8 @@ class Service:
         if value is None:
             value = await self._workers.run(kind.LANE, work)
         if isinstance(call, Hello):
-            caller.enter(call.session, call.client_id)
+            last = caller.enter(call.session, call.client_id, call.worker, value.last_round)
+            value = replace(value, last_round=last)
         results = schemas.new_results(kind.method())
         kind.answer(results, value)
         message: bytes = results.to_bytes()

@@ -22,7 +22,7 @@ from hybridps.verbs.checkpoint import CheckpointOfStore
 from hybridps.verbs.counters import CountersOfStore, CountersOfTable, Stats, TableStats
 from hybridps.verbs.create_table import CreateTable, CreateTableOfStore
 from hybridps.verbs.flush import Flush, FlushOfStore
-from hybridps.verbs.hello import WIRE_DTYPE, Hello
+from hybridps.verbs.hello import SYNC_WORKERS, WIRE_DTYPE, Hello
 from hybridps.verbs.inspect import Inspect, InspectOfTable
 from hybridps.verbs.jobs import CheckpointJob, RestoreJob
 from hybridps.verbs.listing import KeysOf, ListingOfTable, Size
@@ -55,7 +55,7 @@ _CALLS: Final[tuple[type[Call[Any]], ...]] = (
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
 # What a server of this version tells in hello.
-FEATURES: Final = frozenset((WIRE_DTYPE, *(call.VERB for call in _CALLS)))
+FEATURES: Final = frozenset((WIRE_DTYPE, SYNC_WORKERS, *(call.VERB for call in _CALLS)))
 
 
 class TableVerbs(

@@ -20,9 +20,15 @@ class ApplyGradients(Push[bool]):
     """Sums of gradients; True if they had been applied before they were sent for the first time."""
 
     VERB = "apply_gradients"
+    IS_TOGETHER = True
 
     tables: Sequence[tuple[int, Keys, Rows]]
     step: int | None
+
+    @property
+    def may_be_replay(self) -> bool:
+        """As a step of a trainer that restarted."""
+        return self.step is not None
 
     def run(self, site: Site) -> bool:
         """Room in the log, and syncs of the journal, may be waited for."""
@@ -51,7 +57,7 @@ def apply_gradients(
     number = as_step(step)
     splits = yield from splits_of(catalog, handles, keys)
     tables: dict[int, list[tuple[int, Keys, Rows]]] = {}
-    if number is not None:
+    if is_told := number is not None or catalog.tells_all:
         tables = {shard: [] for shard in range(catalog.shards)}
     for split, table_gradients in zip(splits, gradients, strict=True):
         rows = as_rows(split.batch, table_gradients, "gradients")
@@ -63,7 +69,7 @@ def apply_gradients(
         for shard in range(catalog.shards):
             if shard in parts:
                 tables.setdefault(shard, []).append((ref.ids[shard], *parts[shard]))
-            elif number is not None:
+            elif is_told:
                 tables[shard].append((ref.ids[shard], split.keys[:0], rows[:0]))
     replayed: list[bool] = yield [
         (shard, ApplyGradients(of_shard, number)) for shard, of_shard in sorted(tables.items())

@@ -44,6 +44,8 @@ class ServerInfo:
     keys_limit: int
     # The highest push number of the session that was applied; 0: none.
     last_push: int = 0
+    # The last round that workers pushed together; 0: none.
+    last_round: int = 0
     # Verbs that it knows, and fields that older servers do not, by name.
     features: frozenset[str] = frozenset()
 
@@ -89,11 +91,18 @@ class Call(abc.ABC, Generic[T]):
     RIGHT: ClassVar[Right]
     # Of a reply that may be large: bytes that a server sets aside before the call is run.
     REPLY_MAX_BYTES: ClassVar[int] = 0
+    # What workers of sync mode do in rounds, all of them as one.
+    IS_TOGETHER: ClassVar[bool] = False
 
     def touches(self) -> Sequence[int | str]:
         """The tables that it is about, by id or by name; a token may be for some only."""
         table: int | str | None = getattr(self, "table", getattr(self, "name", None))
         return () if table is None else (table,)
+
+    @property
+    def may_be_replay(self) -> bool:
+        """Whether its caller may have made it before this session: it is a step of a trainer."""
+        return False
 
     @classmethod
     def spoken(cls) -> str:

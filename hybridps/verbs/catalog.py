@@ -34,8 +34,12 @@ class Catalog:
         shards: int,
         limits: Callable[[], ReadLimits] = lambda: DEFAULT_LIMITS,
         wire_dtype: str = "float32",
+        *,
+        tells_all: bool = False,
     ) -> None:
         self.shards = shards
+        # Every server hears of every push: workers of a round meet at each.
+        self.tells_all = tells_all
         # Of one read; servers tell them when they are met.
         self.limits = limits
         # How rows and gradients travel.

@@ -5,6 +5,7 @@ begins with it, and the compiled side of a client writes it.
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from hybridps import _core
 from hybridps.errors import BadInputError
 from hybridps.security.rights import Right
 from hybridps.verbs.calls import Cold, ServerInfo, Site
@@ -20,6 +21,8 @@ FIRST_FEATURES: Final = frozenset(
 )
 # The field `dtype` of verbs with rows or gradients.
 WIRE_DTYPE: Final = "wire_dtype"
+# The fields `workers` and `rank` of hello.
+SYNC_WORKERS: Final = "sync_workers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +37,24 @@ class Hello(Cold[ServerInfo]):
 
     session: int
     client_id: str
+    # Of clients that push together: how many, and which of them this is. 0: it pushes alone.
+    workers: int = 0
+    rank: int = 0
 
     def __post_init__(self) -> None:
-        if self.session == 0:
-            raise BadInputError("session is 0; give a random number above 0")
+        if self.session in (0, _core.WORKERS_SESSION):
+            raise BadInputError(f"session is {self.session}; give a random number above 0")
+
+    @property
+    def worker(self) -> tuple[int, int] | None:
+        """How many push together, and which of them this is; None: it pushes alone."""
+        return (self.workers, self.rank) if self.workers else None
 
     def run(self, site: Site) -> ServerInfo:
         """The store lets the session in, or takes it over from an older one."""
-        return replace(site.info, last_push=site.store.attach(self.session, self.client_id))
+        last_push = site.store.attach(self.session, self.client_id)
+        last_round = site.store.attach(_core.WORKERS_SESSION, "") if self.workers else 0
+        return replace(site.info, last_push=last_push, last_round=last_round)
 
     @classmethod
     def answer(cls, results: Any, value: ServerInfo) -> None:
@@ -49,7 +62,7 @@ class Hello(Cold[ServerInfo]):
         server = results.init("server")
         server.version = value.version
         server.shard, server.shards = value.shard, value.shards
-        server.lastPush = value.last_push
+        server.lastPush, server.lastRound = value.last_push, value.last_round
         server.frameLimit, server.keysLimit = value.frame_limit, value.keys_limit
         server.features = sorted(value.features)
 
@@ -65,4 +78,5 @@ class Hello(Cold[ServerInfo]):
             keys_limit=told.keysLimit,
             features=frozenset(told.features) or FIRST_FEATURES,
             last_push=told.lastPush,
+            last_round=told.lastRound,
         )

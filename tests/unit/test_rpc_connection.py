@@ -13,6 +13,7 @@ import pytest
 from support.wired import DIM, SPEC, Counts, feed, limits
 
 from hybridps import _core
+from hybridps.errors import OverloadedError
 from hybridps.rpc import schemas
 from hybridps.rpc.booking import Booking
 from hybridps.rpc.budget import Budget, Grant
@@ -149,6 +150,36 @@ def test_calls_are_answered_in_order_and_nothing_stays_held(host: Shared) -> Non
     assert host.held[0] > 0
     assert [peer.run(), peer.run()] == ["applyGradients", "lookup"]
     assert (peer.running, host.held, peer.connection.is_idle) == ([], (0, 0), True)
+
+
+def test_a_push_that_waits_for_others_stands_before_nobody(host: Shared) -> None:
+    """Its bytes leave the budget that all calls need, and come back however it ends."""
+    peer = host.peer()
+    peer.greet()
+    peer.push(1)
+    peer.lookup()
+    peer.deliver()
+    (push,) = peer.running
+    peer.connection.keep(push)
+    assert [b.call.verb for b in peer.running] == ["applyGradients", "lookup"]
+    assert host.pushes.used == push.call.frame_bytes
+    assert peer.run(1) == "lookup"
+    assert (host.frames.used, peer.connection.is_idle) == (0, False)
+    peer.connection.forsake(push)
+    assert (host.held, peer.connection.is_idle) == ((0, 0), True)
+
+
+def test_there_is_a_bound_on_what_waits_for_others(tmp_path: Path) -> None:
+    host = Shared(tmp_path / "data", push_bytes=1000)
+    peer = host.peer()
+    peer.greet()
+    peer.push(1)
+    peer.deliver()
+    with pytest.raises(OverloadedError, match="hold 0 bytes, and .* beyond the 1000"):
+        peer.connection.keep(peer.running[0])
+    peer.run()
+    assert host.held == (0, 0)
+    host.store.close()
 
 
 def small_lookup(peer: Peer, *keys: int) -> None:

@@ -72,6 +72,7 @@ class Running:
 class Counted:
     connections: int = 3
     inflight_bytes: int = 4096
+    waiting_pushes: int = 3
 
 
 @pytest_asyncio.fixture
@@ -182,6 +183,7 @@ async def test_metrics_hold_tables_tiers_requests_and_limits(running: Running) -
     assert of(found, "hybridps_rejected_total", limit="connections") == 1
     assert of(found, "hybridps_connections") == 3
     assert of(found, "hybridps_inflight_bytes") == 4096
+    assert of(found, "hybridps_waiting_pushes") == 3
     assert of(found, "hybridps_rows", table="item", tier="nvme") == 10
     assert of(found, "hybridps_storage_bytes", table="item", tier="dram") == 1000
     assert of(found, "hybridps_keys", table="item") == 40

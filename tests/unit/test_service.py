@@ -37,8 +37,11 @@ class Peer:
     def permit(self, verb: str, right: Right, tables: Iterable[int | str]) -> None:
         self.permitted.append((verb, right, list(tables)))
 
-    def enter(self, session: int, client_id: str) -> None:
-        self.session, self.client_id = session, client_id
+    def enter(
+        self, session: int, client_id: str, worker: tuple[int, int] | None, last: int
+    ) -> int:
+        self.session, self.client_id, self.worker = session, client_id, worker
+        return last
 
     async def call(self, verb: str, **fields: Any) -> dict[str, Any]:
         params = schemas.new_params(verb)
@@ -77,17 +80,19 @@ def spec(name: str = "item", **changes: Any) -> dict[str, Any]:
 
 
 async def test_hello_names_the_session_and_tells_the_limits(peer: Peer) -> None:
-    server = (await peer.call("hello", session=2**64 - 1, clientId="trainer"))["server"]
-    assert peer.session == 2**64 - 1
+    server = (await peer.call("hello", session=2**64 - 2, clientId="trainer"))["server"]
+    assert peer.session == 2**64 - 2
     assert server["version"] == _core.__version__
     assert (server["shard"], server["shards"], server["lastPush"]) == (0, 1, 0)
     assert (server["frameLimit"], server["keysLimit"]) == (64 << 20, 1 << 20)
     assert {camel_case(feature) for feature in server["features"]} >= schemas.VERBS
 
 
-async def test_hello_refuses_session_zero(peer: Peer) -> None:
-    with pytest.raises(errors.BadInputError, match="session is 0"):
-        await peer.call("hello", session=0)
+@pytest.mark.parametrize("session", [0, _core.WORKERS_SESSION])
+async def test_hello_refuses_sessions_that_are_no_clients(peer: Peer, session: int) -> None:
+    """None, and the one of what workers push together."""
+    with pytest.raises(errors.BadInputError, match=f"session is {session};"):
+        await peer.call("hello", session=session)
 
 
 @pytest.mark.parametrize(

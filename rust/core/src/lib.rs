@@ -62,4 +62,5 @@ pub use store::{
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,
+    WORKERS_SESSION,
 };

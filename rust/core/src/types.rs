@@ -92,6 +92,10 @@ pub enum Durability {
     Always,
 }
 
+/// The session of what workers push together; a client draws smaller ones. Its numbers are those of
+/// the rounds, and a step that was applied is a duplicate in it: a worker that came back replays.
+pub const WORKERS_SESSION: u64 = u64::MAX;
+
 /// Who mutates, and how often before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Push {

@@ -131,9 +131,11 @@ methods! { impl ClientConnection:
     forget(&mut self, question: u32) = self.0.forget(question);
     probe(&mut self) -> Vec<u8> = bytes_of(&self.0.probe());
     pending_bytes(&mut self) -> Vec<u8> = bytes_of(&self.0.pending());
-    #[pyo3(signature = (session, client_id, token=""))]
-    start(&mut self, session: u64, client_id: &str, token: &str) -> (u32, Vec<u8>) = {
-        let (question, flight) = self.0.start(session, client_id, token);
+    #[pyo3(signature = (session, client_id, token="", worker=None))]
+    start(
+        &mut self, session: u64, client_id: &str, token: &str, worker: Option<(u32, u32)>
+    ) -> (u32, Vec<u8>) = {
+        let (question, flight) = self.0.start(session, client_id, token, worker);
         (question, bytes_of(&flight))
     };
     call(&mut self, verb: &str, params: &[u8]) -> PyResult<Call> = {

@@ -41,12 +41,15 @@ methods! { impl HotCall:
     #[getter] reply_bytes(&self) -> usize = self.0.reply_bytes();
     #[getter] announced_bytes(&self) -> u64 = self.0.announced_bytes();
     #[getter] cost(&self) -> usize = self.0.cost_bytes();
+    #[getter] number(&self) -> u64 = self.0.number();
+    #[getter] step(&self) -> Option<i64> = self.0.step();
     #[getter] is_streamed(&self) -> bool = self.0.is_streamed();
     #[getter] tables(&self) -> Vec<u32> = self.0.tables();
     #[getter] keys(&self) -> Vec<(u32, Keys)> =
         self.0.keys().into_iter().map(|(table, keys)| (table, keys.into())).collect();
     #[getter] code(&self) -> &str = self.0.code();
     #[getter] unsent_bytes(&self) -> usize = self.0.unsent_bytes();
+    acknowledge(&self) -> Buffer = self.0.acknowledge().into();
 }
 
 #[pymethods]
@@ -54,6 +57,11 @@ impl HotCall {
     fn run(&self, py: Python<'_>) -> PyResult<Buffer> {
         let reply = py.detach(|| self.0.run());
         Ok(reply.map_err(|misuse| PyRuntimeError::new_err(misuse.0))?.into())
+    }
+
+    fn hold(&self, py: Python<'_>) -> PyResult<Option<Buffer>> {
+        let reply = py.detach(|| self.0.hold());
+        Ok(reply.map_err(|misuse| PyRuntimeError::new_err(misuse.0))?.map(Buffer::from))
     }
 
     fn try_run(&self, py: Python<'_>) -> Option<Buffer> {
@@ -65,6 +73,18 @@ impl HotCall {
         let is_full = py.detach(|| self.0.send(&outlet.0));
         Ok(is_full.map_err(|misuse| PyRuntimeError::new_err(misuse.0))??)
     }
+}
+
+#[pyfunction]
+pub(crate) fn apply_together(
+    py: Python<'_>,
+    calls: Vec<Py<HotCall>>,
+    round: u64,
+) -> PyResult<Vec<Buffer>> {
+    let calls: Vec<&Call> = calls.iter().map(|call| &call.get().0).collect();
+    let replies = py.detach(|| serve::apply_together(&calls, round));
+    let replies = replies.map_err(|misuse| PyRuntimeError::new_err(misuse.0))?;
+    Ok(replies.into_iter().map(Buffer::from).collect())
 }
 
 #[pyclass(module = "hybridps._core", frozen)]

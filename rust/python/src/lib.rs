@@ -21,13 +21,16 @@ mod _core {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
+    const WORKERS_SESSION: u64 = hybridps_core::WORKERS_SESSION;
+
+    #[pymodule_export]
     use crate::arrays::{
         check_spec, gather, initial_rows, is_finite, needs, sum_counts, sum_rows, unique,
     };
     #[pymodule_export]
     use crate::client::{Answer, ClientConnection};
     #[pymodule_export]
-    use crate::connection::{schema, ColdCall, Connection, HotCall, Login, Outlet};
+    use crate::connection::{apply_together, schema, ColdCall, Connection, HotCall, Login, Outlet};
     #[pymodule_export]
     use crate::memory::{tune_allocator, Buffer};
     #[pymodule_export]

@@ -169,7 +169,8 @@ verbs! { impl PyStore, store:
     prefetch(; batches) -> () = local::prefetch(store, &batches);
 
     size(table: u32) -> u64 = store.len(table);
-    keys(table: u32, bucket: u32) -> (Keys, u32) = keys_of(store, table, bucket);
+    keys(table: u32, bucket: u32) -> (Keys, u32) =
+        local::keys(store, table, bucket).map(|(keys, next)| (Keys(keys), next));
     cursor() -> CursorOut = store.cursor().map(moment);
     changes(table: u32, cells: (u64, u64), since: Option<u64>, most_bytes: u64)
         -> (Keys, Keys, Numbers, u64) = page(store, table, cells, since, most_bytes);
@@ -197,12 +198,6 @@ fn statistics(
 ) -> hybridps_core::Result<(Counts, Counts, Vec<u8>)> {
     let told = local::statistics(store, batches)?;
     Ok((told.frequencies.into(), told.last_seen.into(), texts::tiers(&told.tiers)))
-}
-
-fn keys_of(store: &Store, table: u32, bucket: u32) -> hybridps_core::Result<(Keys, u32)> {
-    let mut keys = Vec::new();
-    let next = store.keys(table, bucket, &mut keys)?;
-    Ok((keys.into(), next))
 }
 
 fn moment(Cursor { store, sequence, tables }: Cursor) -> CursorOut {

@@ -12,6 +12,7 @@ use crate::pushes::push;
 use crate::reads::{whole_reply, Reading, Sizes};
 use crate::shared::{Plan, Shared};
 use crate::stream::Stream;
+use crate::together::{hold, Held};
 
 /// A hot call, decoded as far as its cost.
 pub struct Call {
@@ -21,11 +22,15 @@ pub struct Call {
     frame_bytes: usize,
     reply_bytes: usize,
     announced_bytes: u64,
+    /// Number and step of a push; a call that cannot be read has none.
+    push: (u64, Option<i64>),
     is_streamed: bool,
     /// Frame and plan, until the call is run or begun to be sent.
     work: Mutex<Option<(Words, Result<Plan, Failure>)>>,
     /// Once it is begun to be sent.
     stream: OnceLock<Box<Stream>>,
+    /// A push that waits for those of others.
+    held: Mutex<Option<Held>>,
     /// Class of the error that was answered.
     failure: OnceLock<String>,
 }
@@ -35,6 +40,7 @@ impl Call {
         let plan = shared.plan(verb, &frame);
         let reply_bytes = plan.as_ref().map_or(0, Plan::cost_bytes);
         let announced_bytes = plan.as_ref().map_or(0, |plan| plan.announced);
+        let push = plan.as_ref().map_or((0, None), |plan| plan.push);
         let frame_bytes = frame.len() * 8;
         let is_streamed = plan.as_ref().is_ok_and(|plan| !plan.pieces.is_empty());
         Self {
@@ -44,9 +50,11 @@ impl Call {
             frame_bytes,
             reply_bytes,
             announced_bytes,
+            push,
             is_streamed,
             work: Mutex::new(Some((frame, plan))),
             stream: OnceLock::new(),
+            held: Mutex::new(None),
             failure: OnceLock::new(),
         }
     }
@@ -61,9 +69,7 @@ impl Call {
     /// # Errors
     /// It was run before, or is being sent.
     pub fn run(&self) -> Result<Words, Misuse> {
-        let work = self.work().take();
-        let (frame, plan) =
-            work.ok_or_else(|| Misuse("this call was run or sent before: run() it once".into()))?;
+        let (frame, plan) = self.taken()?;
         let reply = plan.and_then(|plan| guarded(|| self.execute(&frame, &plan.sizes)));
         Ok(reply.unwrap_or_else(|failure| self.exception(&failure)))
     }
@@ -113,8 +119,12 @@ impl Call {
         self.stream.get().map(Box::as_ref).ok_or_else(misuse)
     }
 
-    /// Ids of the tables that it names, before it is run; none for a call that cannot be read.
+    /// Ids of the tables that it names, before it is run, or while it is held; none for a call that
+    /// cannot be read.
     pub fn tables(&self) -> Vec<u32> {
+        if let Some(held) = self.held().as_ref() {
+            return held.tables(self);
+        }
         let work = self.work();
         let Some((frame, _)) = work.as_ref() else { return Vec::new() };
         let limit = self.shared.keys_limit;
@@ -163,6 +173,16 @@ impl Call {
         self.announced_bytes
     }
 
+    /// Number of a push in its session, or its round; 0 if it is none.
+    pub fn number(&self) -> u64 {
+        self.push.0
+    }
+
+    /// The trainer's step, if it gave one.
+    pub fn step(&self) -> Option<i64> {
+        self.push.1
+    }
+
     /// What must move: the frame and the reply.
     pub fn cost_bytes(&self) -> usize {
         self.frame_bytes + self.reply_bytes
@@ -194,19 +214,60 @@ impl Call {
             // Who waits has a reply.
             return Ok(self.read(frame, sizes, true)?.unwrap_or_else(|| Words::new(0)));
         }
-        let batches = wire::decode_batches(self.verb, frame, self.shared.keys_limit)?;
-        match self.verb {
-            PREFETCH => {
-                for batch in batches {
-                    self.shared.store.prefetch(batch.table, batch.keys)?;
-                }
-                Ok(wire::empty_reply(self.question).into())
+        if self.verb != PREFETCH {
+            return push(&self.shared, self.question, self.verb, frame);
+        }
+        for batch in wire::decode_batches(self.verb, frame, self.shared.keys_limit)? {
+            self.shared.store.prefetch(batch.table, batch.keys)?;
+        }
+        Ok(wire::empty_reply(self.question).into())
+    }
+
+    /// Takes a push in that is to be applied with those of others: `apply_together`. The reply, if
+    /// it ends here: it was a part of a push, or something is wrong with it.
+    ///
+    /// # Errors
+    /// It was run or held before.
+    pub fn hold(&self) -> Result<Option<Words>, Misuse> {
+        let (frame, plan) = self.taken()?;
+        match plan.and_then(|_| guarded(|| hold(&self.shared, self.verb, frame))) {
+            Err(failure) => Ok(Some(self.exception(&failure))),
+            Ok(None) => Ok(Some(wire::empty_reply(self.question).into())),
+            Ok(Some(held)) => {
+                *self.held() = Some(held);
+                Ok(None)
             }
-            verb => push(&self.shared, self.question, verb, frame, &batches),
         }
     }
 
-    fn exception(&self, failure: &Failure) -> Words {
+    pub(crate) fn take_held(&self) -> Option<Held> {
+        self.held().take()
+    }
+
+    /// The reply to a held push that was applied before.
+    pub fn acknowledge(&self) -> Words {
+        drop(self.take_held());
+        wire::duplicate_reply(self.question, true).into()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(crate) fn ordinal(&self) -> u16 {
+        self.verb
+    }
+
+    fn taken(&self) -> Result<(Words, Result<Plan, Failure>), Misuse> {
+        let work = self.work().take();
+        work.ok_or_else(|| Misuse("this call was run or sent before: run() it once".into()))
+    }
+
+    pub(crate) fn exception(&self, failure: &Failure) -> Words {
         self.note(failure);
         wire::exception_return(self.question, ExceptionKind::Failed, &failure.0).into()
     }

@@ -78,8 +78,15 @@ impl Client {
     }
 
     /// Bootstrap, login and hello in one flight; the question is hello's.
-    pub fn start(&mut self, session: u64, client_id: &str, token: &str) -> (u32, Words) {
-        let (question, flight) = self.client.start(session, client_id, token);
+    /// `worker`: how many push together, and which of them this is.
+    pub fn start(
+        &mut self,
+        session: u64,
+        client_id: &str,
+        token: &str,
+        worker: Option<(u32, u32)>,
+    ) -> (u32, Words) {
+        let (question, flight) = self.client.start(session, client_id, token, worker);
         (question, flight.into())
     }
 

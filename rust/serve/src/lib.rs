@@ -24,6 +24,7 @@ mod receiver;
 mod shared;
 mod stream;
 pub mod texts;
+mod together;
 
 pub use allocator::tune_allocator;
 pub use call::Call;
@@ -32,3 +33,4 @@ pub use connection::{Connection, Event, Noted};
 pub use failure::{class_of, Failure, Misuse};
 pub use memory::{as_numbers, View, Words};
 pub use outlet::{Outlet, Socket};
+pub use together::apply_together;

@@ -138,6 +138,16 @@ pub fn statistics(store: &Store, lent: &[Lent<'_>]) -> Result<Statistics> {
     store.statistics(of.table, of.keys)
 }
 
+/// Keys of a bucket and those behind it, and the bucket that the next call begins with.
+///
+/// # Errors
+/// Those of the engine.
+pub fn keys(store: &Store, table: TableId, bucket: u32) -> Result<(Vec<u64>, u32)> {
+    let mut keys = Vec::new();
+    let next = store.keys(table, bucket, &mut keys)?;
+    Ok((keys, next))
+}
+
 /// The arrays of a verb of one table.
 fn only<'a, 'b>(lent: &'a [Lent<'b>]) -> Result<&'a Lent<'b>> {
     match lent {

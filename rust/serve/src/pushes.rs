@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use hybridps_core::{Assign, GradientBatch, Push, PushOutcome, Scatter, Store};
-use hybridps_wire::{self as wire, Batch, Bytes, Dtype, Pushed, ASSIGN, REMOVE, SCATTER};
+use hybridps_wire::{
+    self as wire, Batch, Bytes, Dtype, PushHeader, Pushed, ASSIGN, REMOVE, SCATTER,
+};
 
 use crate::dtype::widen;
 use crate::failure::{bad_input, Failure};
@@ -14,25 +16,47 @@ use crate::texts;
 /// Keys and values of one table, wherever they lie.
 type View<'a> = (u32, &'a [u64], &'a [f32]);
 
+/// Does something with the arrays of a push as float32, however they travelled.
+pub(crate) fn widely<T>(
+    shared: &Shared,
+    verb: u16,
+    frame: &[u64],
+    then: impl FnOnce(&[Batch<'_>]) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let batches = wire::decode_batches(verb, frame, shared.keys_limit)?;
+    let dtype = dtype_of(verb, frame)?;
+    if dtype == Dtype::Float32 {
+        return then(&batches);
+    }
+    let wide: Vec<_> = batches.iter().map(|batch| widened(dtype, batch)).collect();
+    let wide = batches.iter().zip(&wide).map(|(batch, words)| {
+        let len = 2 * batch.blob.len;
+        Batch { blob: Bytes { words, len }, ..*batch }
+    });
+    then(&wide.collect::<Vec<_>>())
+}
+
+/// Whose push it is, and what its header says.
+pub(crate) fn push_of(shared: &Shared, frame: &[u64]) -> Result<(Push, PushHeader), Failure> {
+    let session = shared.session.load(Ordering::Relaxed);
+    if session == 0 {
+        return Err(bad_input("a push before hello; say hello on this connection first".into()));
+    }
+    let header = wire::decode_push(frame)?;
+    if header.number == 0 {
+        return Err(bad_input("push number is 0; number pushes 1, 2, 3 ... in a session".into()));
+    }
+    Ok((Push { session, number: header.number, step: header.step }, header))
+}
+
 /// Applies a push, or takes in a part of one; the reply.
 pub(crate) fn push(
     shared: &Shared,
     question: u32,
     verb: u16,
     frame: &[u64],
-    batches: &[Batch<'_>],
 ) -> Result<Words, Failure> {
-    match dtype_of(verb, frame)? {
-        Dtype::Float32 => push_wide(shared, question, verb, frame, batches),
-        dtype => {
-            let wide: Vec<_> = batches.iter().map(|batch| widened(dtype, batch)).collect();
-            let wide = batches.iter().zip(&wide).map(|(batch, words)| {
-                let len = 2 * batch.blob.len;
-                Batch { blob: Bytes { words, len }, ..*batch }
-            });
-            push_wide(shared, question, verb, frame, &wide.collect::<Vec<_>>())
-        }
-    }
+    widely(shared, verb, frame, |batches| push_wide(shared, question, verb, frame, batches))
 }
 
 /// The gradients of a batch as float32.
@@ -52,15 +76,7 @@ fn push_wide(
     frame: &[u64],
     batches: &[Batch<'_>],
 ) -> Result<Words, Failure> {
-    let session = shared.session.load(Ordering::Relaxed);
-    if session == 0 {
-        return Err(bad_input("a push before hello; say hello on this connection first".into()));
-    }
-    let header = wire::decode_push(frame)?;
-    if header.number == 0 {
-        return Err(bad_input("push number is 0; number pushes 1, 2, 3 ... in a session".into()));
-    }
-    let push = Push { session, number: header.number, step: header.step };
+    let (push, header) = push_of(shared, frame)?;
     let what = (verb, if verb == SCATTER { wire::decode_operation(frame)? } else { 0 });
     if header.total == 0 {
         let mut views = Vec::with_capacity(batches.len());

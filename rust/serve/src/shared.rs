@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     beside: usize,
     /// Bytes that a push in parts announces.
     pub(crate) announced: u64,
+    /// Number and step of a push.
+    pub(crate) push: (u64, Option<i64>),
 }
 
 impl Plan {
@@ -69,7 +71,8 @@ impl Shared {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn dim(&self, table: u32) -> Result<usize, Failure> {
+    /// Columns of a table.
+    pub(crate) fn dim(&self, table: u32) -> Result<usize, Failure> {
         let mut dims = self.dims.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(dim) = dims.get(&table) {
             return Ok(*dim);
@@ -100,7 +103,8 @@ impl Shared {
             Dtype::Float32 => 0,
             _ => batches.iter().map(|batch| 2 * batch.blob.len).sum(),
         };
-        Ok(Plan { announced, beside, ..Plan::default() })
+        let push = (header.number, header.step);
+        Ok(Plan { announced, beside, push, ..Plan::default() })
     }
 
     fn plan_read(&self, verb: u16, frame: &[u64]) -> Result<Plan, Failure> {

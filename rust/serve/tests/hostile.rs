@@ -137,7 +137,8 @@ fn mutated_conversations_harm_nobody() {
     for round in 0..rounds {
         let mut server = Connection::new(Arc::clone(&served.store), FRAME_LIMIT, KEYS_LIMIT);
         server.set_session(7);
-        let login = hybridps_serve::Client::new(FRAME_LIMIT, "float32").unwrap().start(7, "", "").1;
+        let login =
+            hybridps_serve::Client::new(FRAME_LIMIT, "float32").unwrap().start(7, "", "", None).1;
         let mut sent = as_numbers::<u8>(&login).to_vec();
         for _ in 0..1 + random.below(3) {
             let mut call = calls[random.below(calls.len())].clone();

@@ -129,7 +129,14 @@ impl ClientConnection {
     }
 
     /// Bootstrap, login and hello in one flight; the question is hello's.
-    pub fn start(&mut self, session: u64, client_id: &str, token: &str) -> (u32, Vec<u64>) {
+    /// `worker`: how many push together, and which of them this is.
+    pub fn start(
+        &mut self,
+        session: u64,
+        client_id: &str,
+        token: &str,
+        worker: Option<(u32, u32)>,
+    ) -> (u32, Vec<u64>) {
         self.last_question = LOGIN_QUESTION;
         let login = Question { kind: Kind::Login, is_forgotten: false };
         self.questions.insert(LOGIN_QUESTION, login);
@@ -140,9 +147,13 @@ impl ClientConnection {
         composer.text(params, token);
         flight.extend(composer.frame());
         let (question, mut composer, at) = self.open(HELLO, Kind::Results);
-        let params = composer.structure(at, 1, 1);
+        let words = 1 + usize::from(worker.is_some());
+        let params = composer.structure(at, words as u16, 1);
         composer.words[params] = session;
-        composer.text(params + 1, client_id);
+        if let Some((workers, rank)) = worker {
+            composer.words[params + 1] = u64::from(workers) | u64::from(rank) << 32;
+        }
+        composer.text(params + words, client_id);
         flight.extend(composer.frame());
         (question, flight)
     }

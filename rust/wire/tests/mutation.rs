@@ -64,7 +64,7 @@ fn filled(layout: hybridps_wire::Layout) -> Vec<u64> {
 /// What an honest client says.
 fn calls() -> Vec<Vec<u64>> {
     let mut client = ClientConnection::new();
-    let mut said = frames(&client.start(9, "trainer", "token").1);
+    let mut said = frames(&client.start(9, "trainer", "token", None).1);
     said.push(filled(
         client
             .ask(
@@ -228,7 +228,7 @@ fn no_bytes_hurt_the_client() {
     let mut random = Random(2);
     for _ in 0..60_000 {
         let mut client = ClientConnection::new();
-        client.start(9, "trainer", "token");
+        client.start(9, "trainer", "token", None);
         client.ask(
             &Ask::Lookup { want_found: true, dtype: Dtype::Float32 },
             &[(1, vec![80]), (2, vec![0]), (3, vec![8])],
@@ -264,7 +264,7 @@ fn no_bytes_hurt_the_client() {
 #[test]
 fn honest_conversations_pass_unharmed() {
     let mut client = ClientConnection::new();
-    client.start(9, "trainer", "token");
+    client.start(9, "trainer", "token", None);
     client.ask(
         &Ask::Lookup { want_found: true, dtype: Dtype::Float32 },
         &[(1, vec![80]), (2, vec![0]), (3, vec![8])],

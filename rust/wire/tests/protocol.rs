@@ -19,7 +19,7 @@ fn say(server: &mut ServerConnection, words: &[u64]) -> Vec<Event> {
 /// A server and a client that are logged in; hello was said and waits for its answer.
 fn connected() -> (ServerConnection, ClientConnection, u32) {
     let (mut server, mut client) = (ServerConnection::new(), ClientConnection::new());
-    let (hello, words) = client.start(1, "", "");
+    let (hello, words) = client.start(1, "", "", None);
     let flight = frames(&words);
     assert!(say(&mut server, &flight[0]).is_empty());
     let login = say(&mut server, &flight[1]);
@@ -48,7 +48,7 @@ const RELEASE: u64 = 6;
 #[test]
 fn a_rejected_login_fails_all_that_was_sent_behind_it() {
     let (mut server, mut client) = (ServerConnection::new(), ClientConnection::new());
-    let (hello, words) = client.start(1, "", "wrong");
+    let (hello, words) = client.start(1, "", "wrong", None);
     let flight = frames(&words);
     say(&mut server, &flight[0]);
     let login = say(&mut server, &flight[1]);

@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 
 use crate::error::{Error, Result};
 use crate::journal::SessionRecord;
-use crate::types::{Push, TableId};
+use crate::types::{Push, TableId, WORKERS_SESSION};
 
 /// Idle sessions are forgotten after this.
 const IDLE_SECONDS: u64 = 3600;
@@ -95,6 +95,17 @@ pub(super) enum Verdict {
     Apply(Vec<bool>),
     /// Acknowledge, change nothing.
     Duplicate,
+}
+
+impl Verdict {
+    /// Of flags that tell which tables have not seen the push.
+    fn of(is_new: Vec<bool>) -> Self {
+        if is_new.contains(&true) {
+            Self::Apply(is_new)
+        } else {
+            Self::Duplicate
+        }
+    }
 }
 
 impl Sessions {
@@ -192,6 +203,10 @@ impl Sessions {
             return Ok(Verdict::Duplicate);
         }
         let Some(step) = push.step else { return Ok(all) };
+        if push.session == WORKERS_SESSION {
+            let is_new = |table| session.steps.get(table).is_none_or(|&last| step > last);
+            return Ok(Verdict::of(tables.iter().map(is_new).collect()));
+        }
         for table in tables {
             if let Some(&last) = session.steps.get(table).filter(|&&last| step <= last) {
                 return Err(Error::bad_input(format!(
@@ -203,8 +218,7 @@ impl Sessions {
         }
         let done = self.clients.get(&session.client_id).map(|client| &client.steps);
         let is_new = |table| done.and_then(|d| d.get(table)).is_none_or(|&last| step > last);
-        let apply: Vec<bool> = tables.iter().map(is_new).collect();
-        Ok(if apply.contains(&true) { Verdict::Apply(apply) } else { Verdict::Duplicate })
+        Ok(Verdict::of(tables.iter().map(is_new).collect()))
     }
 
     /// The snapshot that opens a journal file; sessions idle for an hour are left out.
@@ -353,6 +367,18 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_that_push_together_replay_steps_within_their_session() {
+        let mut sessions = Sessions::default();
+        let round = |number, step| push(WORKERS_SESSION, number, Some(step));
+        let apply = |flags: &[bool]| Verdict::Apply(flags.to_vec());
+        assert_eq!(sessions.admit(round(1, 5), &[7], 0).unwrap(), apply(&[true]));
+        assert_eq!(sessions.admit(round(2, 5), &[7], 0).unwrap(), Verdict::Duplicate);
+        assert_eq!(sessions.admit(round(3, 5), &[7, 8], 0).unwrap(), apply(&[false, true]));
+        assert_eq!(sessions.admit(round(4, 6), &[7, 8], 0).unwrap(), apply(&[true, true]));
+        assert_eq!(sessions.admit(round(4, 9), &[7], 0).unwrap(), Verdict::Duplicate, "number");
+    }
 
     fn push(session: u64, number: u64, step: Option<i64>) -> Push {
         Push { session, number, step }

@@ -113,7 +113,7 @@ pub(crate) struct Peer {
 impl Peer {
     fn new(server: Connection, client: Client) -> Self {
         let mut peer = Self { client, server };
-        let (_, flight) = peer.client.start(7, "", "");
+        let (_, flight) = peer.client.start(7, "", "", None);
         let [Event::Login { question, .. }] = &peer.tell(as_numbers(&flight), 0)[..] else {
             panic!("a login")
         };
