@@ -168,7 +168,7 @@ Verb = str  # a method of Session in the schema, camelCase: "lookup", "createTab
 def checkpoints(path: str) -> tuple[str, list[str]]:
     """JSON list of the manifests in a directory, and what is wrong with others."""
 
-def verify_checkpoint(path: str, id: str | None) -> str:
+def verify_checkpoint(path: str, id: str | None) -> str:  # noqa: A002 - as in Python
     """Reads a checkpoint, or all; JSON of its manifest."""
 
 def prune_checkpoints(path: str, keep: int, every_s: float | None) -> list[str]:

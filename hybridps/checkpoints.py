@@ -56,7 +56,10 @@ def checkpoints(path: str | PathLike[str]) -> list[Checkpoint]:
     return [Checkpoint.of(manifest) for manifest in json.loads(whole)]
 
 
-def verify_checkpoint(path: str | PathLike[str], id: str | None = None) -> Checkpoint:
+def verify_checkpoint(
+    path: str | PathLike[str],
+    id: str | None = None,  # noqa: A002 - as the contract has it
+) -> Checkpoint:
     """Reads a checkpoint and all that it is built on; without `id` all in the directory. Returns
     it, or the newest. Costs a read of all files.
 

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from hybridps import (
     ParameterServer,
@@ -141,7 +141,7 @@ class Bar:
             self._bar.total = max(total, done)
             self._bar.update(done - self._bar.n)
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

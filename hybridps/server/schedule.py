@@ -49,7 +49,7 @@ class Schedule:
                 if deleted:
                     log.info("old checkpoints deleted", ids=deleted)
             except HybridPSError as error:
-                log.error("checkpoint failed; it is tried again", reason=str(error))
+                log.warning("checkpoint failed; it is tried again", reason=str(error))
                 await asyncio.sleep(min(RETRY_S, self._every_s))
 
     async def _due_s(self) -> float:

@@ -23,7 +23,7 @@ class CheckpointOfStore(StoreFace[TableT]):
         path: str | PathLike[str],
         step: int | None = None,
         extra: Any = None,
-        full: bool = False,  # noqa: FBT001, FBT002 - as the contract has it
+        full: bool = False,
         rate: int | str | None = None,
         *,
         progress: Progress | None = None,
@@ -67,10 +67,10 @@ class CheckpointOfStore(StoreFace[TableT]):
     def restore(
         self,
         path: str | PathLike[str],
-        id: str | None = None,
+        id: str | None = None,  # noqa: A002 - as the contract has it
         step: int | None = None,
         tables: Sequence[str] | None = None,
-        slots: bool = True,  # noqa: FBT001, FBT002 - as the contract has it
+        slots: bool = True,
         *,
         progress: Progress | None = None,
         timeout: float | None = None,

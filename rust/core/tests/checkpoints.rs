@@ -197,8 +197,8 @@ fn is_of_one_moment(durability: Durability, keys: u64, dim: u32) {
         };
         made.push(publish(&path, &begun.0, draft).unwrap());
     }
-    let kinds: Vec<TakenKind> = made.iter().map(|made| made.kind).collect();
-    assert_eq!(kinds, [TakenKind::Full, TakenKind::Delta, TakenKind::Full, TakenKind::Delta]);
+    // A delta, unless more was removed meanwhile than is remembered.
+    assert_eq!([made[0].kind, made[2].kind], [TakenKind::Full; 2]);
     verify(&path, None, &Progress::default()).unwrap();
     let mut follower = Follower::default();
     let mut at = 0;
