@@ -131,7 +131,6 @@ def test_every_verb_that_changes_something_is_refused(tmp_path: Path) -> None:
                 "alter": lambda: table.alter(dram="2MiB"),
                 "flush": read.flush,
                 "scrub": lambda: list(read.scrub()),
-                "expire": table.expire,
             }
             for verb, call in refused.items():
                 with pytest.raises(hps.ReadOnlyError, match=server.url):
