@@ -14,8 +14,8 @@ from hybridps.security.tokens import Keyring
 from hybridps.verbs.kinds import Lane
 
 if TYPE_CHECKING:
-    from hybridps.rpc.together import Held
     from hybridps.rpc.connection import Connection
+    from hybridps.rpc.together import Held
     from hybridps.rpc.transport import Transport
 
 _T = TypeVar("_T")

@@ -2,7 +2,6 @@
 is due, and answers all of it. What a round is, `rounds` says.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
@@ -125,10 +124,9 @@ class Together:
             replies = [None] * len(held)
         is_applied = None not in replies and calls[0].code == "ok"
         self._host.rounds.ended(is_applied=is_applied)
-        for (connection, booking, _), reply in zip(held, replies, strict=True):
-            question = booking.call.question
-            if reply is None:
-                reply = connection.wire.fails(question, "failed", _INTERNAL)
-            self._observe(booking, booking.call.code if is_applied else "HybridPSError")
-            connection.answered(booking, connection.wire.answer(question) or reply)
+        for (connection, booking, _), made in zip(held, replies, strict=True):
+            wire, call = connection.wire, booking.call
+            self._observe(booking, "HybridPSError" if made is None else calls[0].code)
+            reply = made or wire.fails(call.question, "failed", _INTERNAL)
+            connection.answered(booking, wire.answer(call.question) or reply)
         self._advance()

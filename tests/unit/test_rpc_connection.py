@@ -175,7 +175,7 @@ def test_there_is_a_bound_on_what_waits_for_others(tmp_path: Path) -> None:
     peer.greet()
     peer.push(1)
     peer.deliver()
-    with pytest.raises(OverloadedError, match="hold 0 bytes, and .* beyond the 1000"):
+    with pytest.raises(OverloadedError, match=r"hold 0 bytes, and .* beyond the 1000"):
         peer.connection.keep(peer.running[0])
     peer.run()
     assert host.held == (0, 0)

@@ -143,11 +143,11 @@ def test_what_waits_is_bounded_and_told_once() -> None:
     rounds = of(2)
     for number in range(1, OPEN_MAX + 1):
         bring(rounds, 0, number, f"a{number}")
-    with pytest.raises(BadInputError, match="65th that waits.* applied is 0"):
+    with pytest.raises(BadInputError, match=r"65th that waits.* applied is 0"):
         bring(rounds, 0, OPEN_MAX + 1, "a")
     assert rounds.late(LATE_S / 2) == {}
     late = rounds.late(LATE_S)
-    assert late == dict.fromkeys(range(1, OPEN_MAX + 1), [1])
+    assert late == {number: [1] for number in range(1, OPEN_MAX + 1)}
     assert rounds.late(2 * LATE_S) == {}
     assert len(rounds.clear()) == OPEN_MAX
     assert rounds.waiting() == []
