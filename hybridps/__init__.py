@@ -41,6 +41,7 @@ from hybridps.errors import (
     TableNotFoundError,
     UnavailableError,
 )
+from hybridps.expiry import After, AfterSteps, BelowNorm
 from hybridps.keys import key_of, keys_of
 from hybridps.optimizers import (
     FTRL,
@@ -80,8 +81,11 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "After",
+    "AfterSteps",
     "AuthError",
     "BadInputError",
+    "BelowNorm",
     "Change",
     "Checkpoint",
     "ConfigError",

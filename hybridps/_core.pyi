@@ -21,8 +21,8 @@ WORKERS_SESSION: int
 def initial_rows(spec: str, keys: Keys) -> Rows:
     """float32[n, dim]: the rows these keys would start with."""
 
-def check_spec(spec: str) -> None:
-    """Raises BadInputError for a spec that no table can have."""
+def check_spec(spec: str) -> int:
+    """Numbers of a row, value and slots. Raises BadInputError for a spec that no table can have."""
 
 def needs(spec: str, rows: int) -> list[tuple[str, int]]:
     """What so many rows of a table will take: the fields of `hybridps.Plan`, by name."""
@@ -114,10 +114,21 @@ class Store:
         batches: Sequence[tuple[int, Keys, Rows]],
     ) -> None:
         """`operation` by its number in the schema."""
+    def import_rows(
+        self, session: int, number: int, batches: Sequence[tuple[int, Keys, Rows]]
+    ) -> None:
+        """Whole rows: value, slots or none, then counts and last use as the bits of two uint32."""
     def remove(self, session: int, number: int, batches: Sequence[tuple[int, Keys]]) -> int: ...
     def prefetch(self, batches: Sequence[tuple[int, Keys]]) -> None: ...
     def size(self, table: int) -> int: ...
     def keys(self, table: int, bucket: int) -> tuple[Keys, int]: ...
+    def export_rows(
+        self, table: int, cells: tuple[int, int], with_slots: bool, most_bytes: int
+    ) -> tuple[Keys, NDArray[np.float32], int]:
+        """Keys and whole rows of some cells, and where to go on."""
+    def expire(self, table: int, bucket: int, now: int | None) -> tuple[int, int]:
+        """Rows that went, and the bucket where the next step begins; 4096 ends the walk."""
+
     def cursor(self) -> tuple[str, int, list[tuple[str, int, int]]]:
         """Which store, up to where all changes are made, and name, id and dim of its tables."""
 
@@ -367,6 +378,9 @@ class ClientConnection:
         operation: int,
         batches: Sequence[tuple[int, Keys, Rows]],
         total: int = 0,
+    ) -> tuple[int, list[Buffer]]: ...
+    def import_rows(
+        self, number: int, batches: Sequence[tuple[int, Keys, Rows]], total: int = 0
     ) -> tuple[int, list[Buffer]]: ...
     def remove(
         self, number: int, batches: Sequence[tuple[int, Keys]], total: int = 0

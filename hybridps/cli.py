@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from hybridps import (
+    After,
+    AfterSteps,
     BadInputError,
+    BelowNorm,
     ConfigError,
     Constant,
     DeadlineError,
@@ -35,12 +38,14 @@ from hybridps import (
     __version__,
     cli_changes,
     cli_checkpoint,
+    cli_export,
     cli_token,
     cli_upkeep,
     connect,
     plan,
 )
 from hybridps._core import Store
+from hybridps.expiry import Expiry
 from hybridps.optimizers import OPTIMIZERS
 from hybridps.sizes import format_size
 
@@ -141,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hybridps {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    table = commands.add_parser("table", help="list, create, inspect and drop tables")
+    table = commands.add_parser("table", help="list, create, export, import and drop tables")
     commands.add_parser("serve", help="run a server; as python -m hybridps.server", add_help=False)
     commands.add_parser("token", help="make a token for a server's token file", add_help=False)
     commands.add_parser("top", help="what servers do now, from their ops ports", add_help=False)
@@ -152,13 +157,28 @@ def _parser() -> argparse.ArgumentParser:
     create = _add(actions, "create", _create, _show_create, "create a table, or open an equal one")
     stats = _add(actions, "stats", _stats, _show_stats, "counters of a table, or of all together")
     drop = _add(actions, "drop", _drop, _show_drop, "drop a table and all its rows")
+    expire = _add(actions, "expire", _expire, _show_expire,
+                  "remove the rows that are due by the table's expiry, now")  # fmt: skip
+    expire.add_argument("name", help="table")
+    expire.add_argument("--now", type=float, help="Unix seconds to reckon ages with")
+    expire.set_defaults(timeout=60.0)
     stats.add_argument("name", nargs="?", help="table; all tables together when left out")
     drop.add_argument("name", help="table")
     create.add_argument("name", help="table")
     create.add_argument("--dram", help='cap in DRAM, such as "8GiB"')
     create.add_argument("--nvme", help="cap on NVMe")
     _add_spec(create)
+    expiry = create.add_mutually_exclusive_group()
+    expiry.add_argument("--expire-after", metavar="AGE", help='not seen for so long, as in "30d"')
+    expiry.add_argument(
+        "--expire-after-steps", type=int, metavar="N", help="not pushed for so long"
+    )
+    expiry.add_argument("--expire-below-norm", type=float, metavar="X", help="rows of such a norm")
     create.set_defaults(may_make_store=True)
+    cli_export.add_export(_add(actions, "export", cli_export.export_table, cli_export.show,
+                               "write a table to a file"))  # fmt: skip
+    cli_export.add_import(_add(actions, "import", cli_export.import_table, cli_export.show,
+                               "set rows of a table from a file"))  # fmt: skip
     scrub = _add(commands, "scrub", cli_upkeep.scrub, cli_upkeep.show_scrub,
                  "read and check all that is on the device; mend what can be")  # fmt: skip
     cli_upkeep.add_scrub(scrub)
@@ -293,7 +313,20 @@ def _spec_of(flags: argparse.Namespace, dram: str | None) -> TableSpec:
         seed=flags.seed,
         dram=dram,
         nvme=flags.nvme,
+        expiry=_expiry_of(flags),
     )
+
+
+def _expiry_of(flags: argparse.Namespace) -> Expiry | None:
+    """Of `create`; `plan` asks for none."""
+    rules: dict[str, Callable[..., Expiry]] = {
+        "expire_after": After,
+        "expire_after_steps": AfterSteps,
+        "expire_below_norm": BelowNorm,
+    }
+    named = {name: getattr(flags, name, None) for name in rules}
+    made = [rules[name](value) for name, value in named.items() if value is not None]
+    return made[0] if made else None
 
 
 def _make(
@@ -334,6 +367,14 @@ def _drop(ps: ParameterServer, flags: argparse.Namespace) -> dict[str, str]:
 
 def _show_drop(result: dict[str, str]) -> str:
     return f"dropped table {result['dropped']}"
+
+
+def _expire(ps: ParameterServer, flags: argparse.Namespace) -> dict[str, Any]:
+    return {"table": flags.name, "removed": ps.table(flags.name).expire(flags.now)}
+
+
+def _show_expire(result: dict[str, Any]) -> str:
+    return f"removed {result['removed']} rows of table {result['table']}"
 
 
 def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hybridps import _core
 from hybridps.errors import BadInputError
+from hybridps.expiry import Expiry, check_expiry, expiry_from
 from hybridps.keys import KeysLike, as_keys
 from hybridps.optimizers import (
     OPTIMIZERS,
@@ -113,7 +114,8 @@ class TableSpec:
     caps are live: `Table.alter` changes them. Value and slots of a row are at most 16368 numbers.
 
     `dram` and `nvme` are byte caps of this table ("8GiB"); None draws on the store's budget.
-    `admission` and `expiry` accept None alone in this version.
+    `expiry` says when rows go by themselves: `After("30d")`, `AfterSteps(100_000)` or
+    `BelowNorm(1e-6)`; live. `admission` accepts None alone in this version.
     """
 
     name: str
@@ -122,7 +124,7 @@ class TableSpec:
     initializer: Initializer = dataclasses.field(default_factory=Normal)
     seed: int = 0
     admission: None = None
-    expiry: None = None
+    expiry: Expiry | None = None
     dtype: str = "float32"
     dram: int | str | None = None
     nvme: int | str | None = None
@@ -151,8 +153,8 @@ class TableSpec:
             )
         if self.dtype != "float32":
             raise BadInputError(f'dtype is {self.dtype!r}; give "float32"')
-        for name in ("admission", "expiry"):
-            check_none(getattr(self, name), name)
+        check_none(self.admission, "admission")
+        check_expiry(self.expiry)
         self._set("dram", check_dram(self.dram))
         self._set("nvme", None if self.nvme is None else parse_size(self.nvme, "nvme"))
 
@@ -179,6 +181,7 @@ class TableSpec:
                 "dtype": self.dtype,
                 "dram": self.dram,
                 "nvme": self.nvme,
+                **({} if self.expiry is None else {"expiry": self.expiry.options()}),
             }
         )
 
@@ -191,8 +194,9 @@ class TableSpec:
             gradients = fields.pop("gradients", None)
             optimizer = optimizer_from(fields.pop("optimizer"), rate, gradients)
             initializer = initializer_from(fields.pop("initializer"))
-            return cls(optimizer=optimizer, initializer=initializer, **fields)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            expiry = expiry_from(fields.pop("expiry", None))
+            return cls(optimizer=optimizer, initializer=initializer, expiry=expiry, **fields)
+        except (KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
             raise BadInputError(f"table spec is not readable: {error!r}; use to_json") from None
 
 

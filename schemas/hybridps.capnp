@@ -76,7 +76,22 @@ struct TableSpec {
   dtype @5 :Text = "float32";
   dram @6 :UInt64;               # bytes; 0: draws on the store's common budget
   nvme @7 :UInt64;               # bytes; 0: draws on the store's common budget
+  expiry @8 :Expiry;             # where the server's features hold "expiry"
 }
+
+# When rows go by themselves.
+struct Expiry {
+  union {
+    none @0 :Void;
+    after @1 :AfterOptions;
+    afterSteps @2 :AfterStepsOptions;
+    belowNorm @3 :BelowNormOptions;
+  }
+}
+
+struct AfterOptions { seconds @0 :UInt64; }          # since the key was last seen in training
+struct AfterStepsOptions { steps @0 :UInt64; }       # since the key was last pushed
+struct BelowNormOptions { norm @0 :Float32; }        # Euclidean length of the value
 
 struct TableInfo {
   id @0 :UInt32;                 # names the table in every verb; never used again after a drop
@@ -197,16 +212,26 @@ interface Session {
   # Arithmetic on values: of a key that is repeated, row after row. Absent keys begin at their
   # initial row; slots stay as they are.
   scatter @23 (push :Push, table :UInt32, keys :Data, rows :Data, operation :Scatter) -> ();
-  # Of each key uint32 of training reads, uint32 Unix seconds of the last (0: never), and a byte for
+  # Of each key uint32 of training reads, uint32 Unix seconds when it was last seen, and a byte for
   # its tier: 0 it has no row, 1 dram, 2 nvme, 3 cold. No visit.
   statistics @24 (table :UInt32, keys :Data) -> (frequency :Data, lastSeen :Data, tier :Data);
   # How far a replica is behind the one that it follows; 0 on any other server, 2^64 - 1 where it
   # never had all.
   staleness @25 () -> (milliseconds :UInt64);
+  # Rows whole: of each key its value, its slots if they come along, then training reads and Unix
+  # seconds of the last as the bits of two uint32. Without slots, present rows keep theirs.
+  importRows @26 (push :Push, table :UInt32, keys :Data, rows :Data) -> ();
+  # A page of such rows in cells [start, end), of about `bytes`; it covers the cells below `next`.
+  exportRows @27 (table :UInt32, start :UInt64, end :UInt64, wantSlots :Bool, bytes :UInt64)
+      -> (keys :Data, rows :Data, next :UInt64);
+  # Removes what has expired of buckets [bucket, next), where next is chosen by the server; 4096
+  # ends the walk. As of `now` (Unix seconds), or by the server's clock unless hasNow.
+  expire @28 (table :UInt32, bucket :UInt32, hasNow :Bool, now :UInt64)
+      -> (removed :UInt64, next :UInt32);
   # Long work of a server, which is asked after: whoever asks first for a job of that name begins
   # it. `request` and `answer` are JSON: docs/protocol.md. An error is that of the job.
-  checkpoint @26 (job :Text, request :Text) -> (answer :Text);
-  restore @27 (job :Text, request :Text) -> (answer :Text);
+  checkpoint @29 (job :Text, request :Text) -> (answer :Text);
+  restore @30 (job :Text, request :Text) -> (answer :Text);
 }
 
 struct InspectedRow {
@@ -217,7 +242,7 @@ struct InspectedRow {
   dirty @4 :Bool;                # newer in DRAM than that record
   sequence @5 :UInt64;           # of the last call that changed it
   frequency @6 :UInt32;
-  lastSeen @7 :UInt32;           # Unix seconds of the last training read; 0: never
+  lastSeen @7 :UInt32;           # Unix seconds when it was last seen in training
   norm @8 :Float64;              # Euclidean length of the value
   error @9 :Text;                # why it cannot be read; empty: it can
 }
@@ -240,4 +265,5 @@ struct TableChange {
   learningRate :union { keep @0 :Void; value @1 :Float32; }
   dram :union { keep @2 :Void; value @3 :UInt64; }     # bytes; 0: no cap of its own
   nvme :union { keep @4 :Void; value @5 :UInt64; }
+  expiry :union { keep @6 :Void; value @7 :Expiry; }
 }

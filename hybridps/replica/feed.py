@@ -11,6 +11,7 @@ from hybridps.verbs.changes import Now, NowOf, Page
 from hybridps.verbs.face import Steps
 from hybridps.verbs.position import Position, Progress, Shard
 from hybridps.verbs.pull import Walked
+from hybridps.verbs.staleness import Staleness
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ class Feed(Walked[News]):
             yield from self._begin_anew()
             return None
 
-    # When the servers were asked last where they are.
-    looked_s = 0.0
+    # What the servers had when they were asked last is of this moment: they may be behind too.
+    as_of = 0.0
 
     @property
     def is_through(self) -> bool:
@@ -59,9 +60,10 @@ class Feed(Walked[News]):
         return self._has_looked and not self._ready and not self._due()
 
     def _look(self) -> Steps[None]:
-        looked_s = time.time()
+        asked_s = time.time()
+        behind_ms = yield self._catalog.everywhere(Staleness())
         yield from super()._look()
-        self.looked_s = looked_s
+        self.as_of = asked_s - max(behind_ms) / 1000
 
     def resume(self, position: Position) -> None:
         """Goes on from a position that was kept."""

@@ -43,7 +43,6 @@ from hybridps.verbs.calls import NEVER_MS, Call, Keys, Standing
 from hybridps.verbs.face import Run
 from hybridps.verbs.open_table import Opened, OpenTable
 from hybridps.verbs.position import Position, Shard
-from hybridps.verbs.staleness import Staleness
 
 # One call to the followed; a read that is passed on waits for less, and where they are known to be
 # away only for a sign that they are back.
@@ -53,8 +52,7 @@ AWAY_S: Final = 0.25
 # Between two looks where nothing changed, and two attempts where something failed.
 PAUSE_S: Final = 0.05
 RETRY_S: Final = 0.5
-# The position is written so often, behind a flush; specs are looked at, and who follows a replica
-# learns how far that one is behind.
+# The position is written so often, behind a flush; specs are looked at.
 SAVE_S: Final = 5.0
 TEND_S: Final = 1.0
 # Pages between who asks and who applies.
@@ -95,7 +93,6 @@ class Follower:
         self._copies = Copies(store)
         self._specs = dict(known.specs)
         self._as_of = known.as_of
-        self._behind_s = 0.0
         self._rows = 0
         self._saved = known
         self._applied = self._resume(known)
@@ -299,7 +296,7 @@ class Follower:
             if news is not None:
                 await self._queue.put(news)
             if feed.is_through:
-                await self._queue.put(_Moment(feed.looked_s, feed.position))
+                await self._queue.put(_Moment(feed.as_of, feed.position))
             if feed.is_idle:
                 await asyncio.sleep(PAUSE_S)
 
@@ -307,7 +304,7 @@ class Follower:
         while True:
             news = await self._queue.get()
             if isinstance(news, _Moment):
-                self._as_of = news.as_of - self._behind_s
+                self._as_of = news.as_of
                 self._applied = news.position
                 self._note_arriving()
                 self._has_met.set()
@@ -398,7 +395,7 @@ class Follower:
             self._saved = now
 
     async def _tend(self) -> None:
-        """Specs that were altered, and how far the followed are behind."""
+        """Specs that were altered."""
         while True:
             await asyncio.sleep(TEND_S)
             try:
@@ -406,9 +403,6 @@ class Follower:
                     spec = await self._spec_of(name)
                     if spec is not None and name in self._specs:
                         self._specs[name] = spec
-                asked = self._driver.catalog.everywhere(Staleness())
-                behind = await self._driver.transport.perform(asked, CALL_S)
-                self._behind_s = max(behind) / 1000
             except HybridPSError:
                 # Who pulls tells of it.
                 continue

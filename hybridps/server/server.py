@@ -170,7 +170,8 @@ class Server:
             log.info("store serves everything again")
 
     async def _follow(self, store: _core.Store, followed: Followed) -> None:
-        replica = Replica(store, self._config.data, followed, log.warning)
+        data, note = self._config.data, log.warning
+        replica = await self._workers.run(Lane.ORDERS, Replica, store, data, followed, note)
         self._replica = replica  # From here on `stop` ends it.
         self._sampler.standing = lambda: replica.standing
         await replica.start()

@@ -34,9 +34,7 @@ class Caller(Protocol):
     peer: str
     caller: str
 
-    def enter(
-        self, session: int, client_id: str, worker: tuple[int, int] | None, last: int
-    ) -> int:
+    def enter(self, session: int, client_id: str, worker: tuple[int, int] | None, last: int) -> int:
         """Names the session of its pushes, whom it speaks for, and whom it pushes with; the last
         round of those.
         """

@@ -21,8 +21,10 @@ from hybridps.verbs.changes import Changes, NowOf
 from hybridps.verbs.checkpoint import CheckpointOfStore
 from hybridps.verbs.counters import CountersOfStore, CountersOfTable, Stats, TableStats
 from hybridps.verbs.create_table import CreateTable, CreateTableOfStore
+from hybridps.verbs.expire import Expire, ExpireOfTable
+from hybridps.verbs.export_to import FilesOfTable
 from hybridps.verbs.flush import Flush, FlushOfStore
-from hybridps.verbs.hello import SYNC_WORKERS, WIRE_DTYPE, Hello
+from hybridps.verbs.hello import EXPIRY, SYNC_WORKERS, WIRE_DTYPE, Hello
 from hybridps.verbs.inspect import Inspect, InspectOfTable
 from hybridps.verbs.jobs import CheckpointJob, RestoreJob
 from hybridps.verbs.listing import KeysOf, ListingOfTable, Size
@@ -43,19 +45,20 @@ from hybridps.verbs.settings import Alter, SetLearningRate, SettingsOfTable
 from hybridps.verbs.staleness import Staleness, StalenessOfStore
 from hybridps.verbs.statistics import StatisticsOf, StatisticsOfTable
 from hybridps.verbs.tables import DropTable, ListTables, TablesOfStore
+from hybridps.verbs.whole import ExportRows, ImportRows
 
 _CALLS: Final[tuple[type[Call[Any]], ...]] = (
     *(Lookup, LookupOrInsert, ApplyGradients, Hello, Prefetch, Assign, Remove),
     *(CreateTable, OpenTable, ListTables, DropTable, SetLearningRate, Alter),
     *(Size, KeysOf, TableStats, Stats, Flush, LookupPooled, Inspect, Scrub),
     *(NowOf, Changes),
-    *(Scatter, StatisticsOf, Staleness),
+    *(Scatter, StatisticsOf, Staleness, ImportRows, ExportRows, Expire),
     *(CheckpointJob, RestoreJob),
 )
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
 # What a server of this version tells in hello.
-FEATURES: Final = frozenset((WIRE_DTYPE, SYNC_WORKERS, *(call.VERB for call in _CALLS)))
+FEATURES: Final = frozenset((WIRE_DTYPE, SYNC_WORKERS, EXPIRY, *(call.VERB for call in _CALLS)))
 
 
 class TableVerbs(
@@ -70,6 +73,8 @@ class TableVerbs(
     CountersOfTable,
     InspectOfTable,
     StatisticsOfTable,
+    FilesOfTable,
+    ExpireOfTable,
 ):
     """All verbs of a table."""
 

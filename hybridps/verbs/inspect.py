@@ -30,7 +30,8 @@ class Inspected:
     dirty: bool
     # The last call that changed it, in the one order of its server.
     sequence: int
-    # Training reads, and Unix seconds of the last; 0: never.
+    # Training reads; and Unix seconds when it was last seen in training: read for it, pushed or
+    # assigned.
     frequency: int
     last_seen: int
     # Euclidean length of the value, optimizer slots left out.

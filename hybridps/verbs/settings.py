@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridps.errors import BadInputError, TableNotFoundError
+from hybridps.expiry import Expiry, check_expiry
 from hybridps.optimizers import at_least_zero
 from hybridps.security.rights import Right
 from hybridps.sizes import parse_size
@@ -11,9 +12,10 @@ from hybridps.types import TableSpec, check_dram, check_none
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.catalog import Catalog, Handle, TableFace, on_each, ref_of, resolve
 from hybridps.verbs.face import Run, Steps, attribute, verb
+from hybridps.verbs.hello import EXPIRY
 from hybridps.verbs.kinds import Lane, Order
 from hybridps.verbs.open_table import Opened, OpenTable
-from hybridps.verbs.specs import strict_json
+from hybridps.verbs.specs import fill_expiry, read_expiry, strict_json
 
 
 class Keep:
@@ -25,7 +27,7 @@ class Keep:
 
 KEEP = Keep()
 
-Change = dict[str, float | int | None]
+Change = dict[str, float | int | dict[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class SetLearningRate(Cold[None]):
 
 @dataclass(frozen=True, slots=True)
 class Alter(Cold[None]):
-    """`change` holds any of learning_rate, dram, nvme; None lifts a cap."""
+    """`change` holds any of learning_rate, dram, nvme, expiry; None lifts a cap, or ends it."""
 
     VERB = "alter"
     ORDER = Order.PUSH
@@ -66,6 +68,12 @@ class Alter(Cold[None]):
         for name in ("dram", "nvme"):
             if name in self.change:
                 getattr(change, name).value = self.change[name] or 0
+        if "expiry" in self.change:
+            fill_expiry(change.expiry.init("value"), self.change["expiry"])
+
+    def needs(self) -> tuple[str, ...]:
+        """A server that does not know an expiry would keep the one before."""
+        return (self.VERB, EXPIRY) if "expiry" in self.change else (self.VERB,)
 
     @classmethod
     def read(cls, params: Any) -> "Alter":
@@ -77,6 +85,8 @@ class Alter(Cold[None]):
             cap = getattr(params.change, name)
             if cap.which() == "value":
                 change[name] = cap.value or None
+        if params.change.expiry.which() == "value":
+            change["expiry"] = read_expiry(params.change.expiry.value).get("expiry")
         return cls(params.table, change)
 
     def run(self, site: Site) -> None:
@@ -101,8 +111,10 @@ def alter(catalog: Catalog, handle: Handle, asked: dict[str, object]) -> Steps[N
     """Changes live settings; KEEP keeps one, None lifts a cap."""
     change: Change = {}
     named = {name: value for name, value in asked.items() if value is not KEEP}
-    for name in ("expiry", "admission"):
-        _checked(handle, check_none, named.get(name), name)
+    _checked(handle, check_none, named.get("admission"), "admission")
+    if "expiry" in named:
+        expiry: Expiry | None = _checked(handle, check_expiry, named["expiry"])
+        change["expiry"] = None if expiry is None else expiry.options()
     if "learning_rate" in named:
         rate = _checked(handle, at_least_zero, named["learning_rate"], "learning_rate")
         change["learning_rate"] = rate
@@ -153,13 +165,13 @@ class SettingsOfTable(TableFace):
         learning_rate: float | Keep = KEEP,
         dram: int | str | Keep | None = KEEP,
         nvme: int | str | Keep | None = KEEP,
-        expiry: Keep | None = KEEP,
+        expiry: Expiry | Keep | None = KEEP,
         admission: Keep | None = KEEP,
         timeout: float | None = None,
     ) -> Run[None]:
-        """Changes live settings; what is not named stays, None lifts a byte cap.
+        """Changes live settings; what is not named stays, None lifts a byte cap and ends an expiry.
 
-        `expiry` and `admission` take None alone in this version.
+        `admission` takes None alone in this version.
         """
         asked: dict[str, object] = {"expiry": expiry, "admission": admission}
         asked |= {"learning_rate": learning_rate, "dram": dram, "nvme": nvme}

@@ -32,7 +32,7 @@ def spec_json(reader: Any, side: str = "server") -> str:
         "dram": reader.dram or None,
         "nvme": reader.nvme or None,
     }
-    return strict_json(spec)
+    return strict_json(spec | read_expiry(reader.expiry, side))
 
 
 def fill_spec(builder: Any, stored: str) -> None:
@@ -48,6 +48,19 @@ def fill_spec(builder: Any, stored: str) -> None:
         setattr(optimizer, camel_case(name), value)
     _fill_union(optimizer, spec["optimizer"])
     _fill_union(builder.init("initializer"), spec["initializer"])
+    if "expiry" in spec:
+        fill_expiry(builder.init("expiry"), spec["expiry"])
+
+
+def read_expiry(reader: Any, side: str = "server") -> dict[str, Any]:
+    """`{"expiry": ...}` of an `Expiry` of the schema in the engine's form; `{}` for none."""
+    expiry = _union(reader, "expiry", side)
+    return {} if expiry["kind"] == "none" else {"expiry": expiry}
+
+
+def fill_expiry(builder: Any, expiry: dict[str, Any] | None) -> None:
+    """Writes an expiry in the engine's form, or none, into an `Expiry` of the schema."""
+    _fill_union(builder, {"kind": "none"} if expiry is None else expiry)
 
 
 def strict_json(value: Any) -> str:

@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
 
     # uint32: training reads, saturating.
     frequency: NDArray[np.uint32]
-    # int64: Unix seconds of the last one; 0: never read in training.
+    # int64: Unix seconds when it was last seen in training: read for it, pushed or assigned.
     last_seen: NDArray[np.int64]
     # str: "dram", "nvme" or "cold", where the row is served from; "" where there is none.
     tier: NDArray[np.str_]

@@ -22,13 +22,15 @@ ELSEWHERE = {
     "lookup_pooled": {"client": None},  # Table.lookup(pool=)
     "scatter": {"client": None},  # Table.scatter_add and its family
     "staleness": {"engine": None, "stub": None},  # a server's own; the engine follows nobody
+    "export_rows": {"client": None},  # Table.export_to
+    "import_rows": {"client": None},  # Table.import_from
     "checkpoint": {"engine": "save", "stub": "job"},  # a server's part of it
     "restore": {"engine": "stage_restore", "stub": "job"},
     "size": {"engine": "len"},  # Rust and Python both say len; a client cannot await it
 }
 OF_A_TABLE = {"lookup", "lookup_or_insert", "apply_gradients", "assign", "remove", "keys", "alter",
               "set_learning_rate", "size", "stats", "inspect",
-              "statistics"}  # fmt: skip
+              "statistics", "expire"}  # fmt: skip
 
 
 def stub_classes() -> dict[str, set[str]]:

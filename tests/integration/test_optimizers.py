@@ -94,14 +94,19 @@ def test_shards_change_no_bit(name: str, tmp_path: Path) -> None:
 
 
 def test_a_row_that_the_group_bound_zeroed_comes_back_from_zero(tmp_path: Path) -> None:
-    """Its linear term goes on; the initial row is never seen again."""
+    """Its linear term goes on, in DRAM and on NVMe; the initial row is never seen again."""
+    others = np.arange(100, 40_100)
     for optimizer in (hps.GroupAdam(0.1, l21=1.0), hps.SparseGroupFtrl(0.1, l21=1.0)):
         with hps.connect(f"local:{tmp_path}/{optimizer.KIND}", dram="8MiB", nvme="64MiB") as ps:
-            spec = hps.TableSpec("t", 4, optimizer, hps.Constant(0.5))
+            spec = hps.TableSpec("t", 4, optimizer, hps.Constant(0.5), dram="1MiB")
             table, oracle = ps.create_table(spec), Rule(optimizer, np.full((1, 4), 0.5, "f4"))
             small, large = np.full((1, 4), 0.01, "f4"), np.full((1, 4), 1.0, "f4")
             norms = []
-            for gradient in [small] * 3 + [large] * 30:
+            for step, gradient in enumerate([small] * 3 + [large] * 30):
+                if step in (3, 10, 20):
+                    # It leaves while it is zero, and comes back to be changed.
+                    table.assign(others, np.ones((len(others), 4), np.float32))
+                    assert table.inspect([7])[0].tier == "nvme"
                 table.apply_gradients([7], gradient)
                 oracle.push(np.zeros(1, int), gradient)
                 norms.append(float(np.abs(table.lookup([7])).sum()))

@@ -5,6 +5,7 @@ Method: real processes on loopback that are trained, stopped, killed and started
 whose copy is held back by a file.
 """
 
+import itertools
 import json
 import signal
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 from support.clients import urls_of
 from support.replicas import (
     assert_follows,
@@ -32,6 +34,7 @@ from support.training import Program
 import hybridps as hps
 from hybridps.rpc.connection import Connection
 from hybridps.security.rights import Right
+from hybridps.security.tokens import create
 from hybridps.verbs import VERBS
 
 # Who reads from what is told by nesting.
@@ -241,19 +244,25 @@ def test_a_replica_starts_and_serves_while_the_followed_is_away(tmp_path: Path) 
 
 
 def test_a_replica_that_is_killed_goes_on(tmp_path: Path) -> None:
-    """At any moment; what it had taken over and not written is told again."""
+    """At any moment; what it had taken over and not written is told again. Keys are changed once
+    and never again, so that one that is missed stays missed.
+    """
     random, often = np.random.default_rng(8), saving_often(tmp_path / "often")
     with ServerProcess(tmp_path / "a") as server, hps.connect(server.url) as ps:
-        program, is_over = Program(ps, ids=2000, batch=200), threading.Event()
+        once, is_over = ps.create_table(SPEC), threading.Event()
 
         def train() -> None:
-            while not is_over.is_set():
-                program.step()
+            for step in itertools.count():
+                fresh = np.uint64(100 * step) + np.arange(1000, 1100, dtype=np.uint64)
+                once.assign(fresh, rows(step, 100))
+                once.remove(fresh[:10] - np.uint64(1000))
+                if is_over.wait(0.01):
+                    return
 
         trainer = threading.Thread(target=train)
         trainer.start()
         try:
-            for _ in range(4):
+            for _ in range(6):
                 copy = replica(tmp_path / "b", server.url, **often)
                 time.sleep(float(random.random()) * 2)
                 copy.process.kill()
@@ -383,6 +392,33 @@ def test_a_followed_one_that_hangs_makes_no_read_late(tmp_path: Path) -> None:
                 server.process.send_signal(signal.SIGCONT)
             ps.table("item").assign(KEYS, rows(2))
             assert_follows(ps, read)
+
+
+def test_a_replica_shows_a_token_and_looks_at_a_certificate(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ca, cert, key = (tmp_path / name for name in ("ca.pem", "cert.pem", "key.pem"))
+    authority.cert_pem.write_to_path(ca)
+    own = authority.issue_cert("127.0.0.1")
+    own.cert_chain_pems[0].write_to_path(cert)
+    own.private_key_pem.write_to_path(key)
+    made = {right: create(right.word, right, ("*",)) for right in (Right.READ, Right.ADMIN)}
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text("\n".join(entry for _, entry in made.values()))
+    reading, ruling = (made[right][0] for right in (Right.READ, Right.ADMIN))
+    shown = tmp_path / "shown"
+    shown.write_text(reading + "\n")
+    files = ("--token-file", str(tokens), "--tls-cert", str(cert), "--tls-key", str(key))
+    with ServerProcess(tmp_path / "a", *files) as server:
+        with hps.connect(server.url, token=ruling, tls=str(ca)) as ps:
+            ps.create_table(SPEC).assign(KEYS, rows(1))
+            arguments = ("--follow-token-file", str(shown), "--follow-ca", str(ca))
+            with replica(tmp_path / "b", server.url, *arguments) as copy:
+                with hps.connect(copy.url) as read:
+                    assert_follows(ps, read)
+                assert reading not in copy.stderr() + copy.http("/")[1]
+            # Without either it follows nobody, and says why.
+            with replica(tmp_path / "c", server.url, "--follow-ca", str(ca)) as copy:
+                wait_for(lambda: "AuthError" in copy.stderr() or "token" in copy.stderr(), "why")
 
 
 def free_port() -> int:

@@ -118,8 +118,13 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 "stats": ({}, {"counters": counters}),
                 "inspect": ({"table": 1, "keys": big}, {"rows": [{"key": 2**64 - 1}]}),
                 "statistics": ({"table": 1, "keys": big}, {"tier": b"\0\3", "lastSeen": big}),
+                "exportRows": (
+                    {"table": 1, "start": 0, "end": 2**36, "wantSlots": True, "bytes": 9},
+                    {"keys": big, "rows": big, "next": 2**36},
+                ),
                 "scrub": ({"start": 5, "bytes": 6}, {"next": 7, "damaged": [{"table": "t"}]}),
                 "flush": ({}, {}),
+                "expire": ({"table": 1, "bucket": 5}, {"removed": 2**40, "next": 9}),
                 "checkpoint": ({"job": "j", "request": "{}"}, {"answer": "{}"}),
                 "restore": ({"job": "j", "request": "{}"}, {"answer": "[]"}),
                 "cursor": ({}, {"sequence": 2**63, "tables": [{"name": "t", "dim": 8}]}),
@@ -130,7 +135,7 @@ def test_every_cold_verb_reaches_the_service_and_comes_back(run: Any, tmp_path: 
                 ),
             }
             hot = {"lookup", "lookupOrInsert", "lookupPooled", "applyGradients", "prefetch"}
-            hot |= {"assign", "scatter", "remove"}
+            hot |= {"assign", "scatter", "importRows", "remove"}
             assert set(cases) | hot | {"hello"} == set(SCHEMA.Session.schema.method_names)
             for verb, (params, answer) in cases.items():
                 served.service.handlers[verb] = handler(verb, answer)

@@ -316,9 +316,9 @@ def test_a_worker_that_comes_back_alone_makes_its_steps_again(server: ServerProc
         for step in (1, 2):
             all_at_once(
                 2,
-                lambda rank, step=step, two=two: (one, two)[rank]
-                .table("plain")
-                .apply_gradients([1, 2], ONES, step=step),
+                lambda rank, step=step, two=two: (
+                    (one, two)[rank].table("plain").apply_gradients([1, 2], ONES, step=step)
+                ),
             )
         two.close()
         with sync(server.url, 2, 1) as two, ThreadPoolExecutor(1) as threads:

@@ -225,6 +225,7 @@ def test_stats_have_the_names_of_the_contract(ps: Any, table: Any) -> None:
         "gradients_unadmitted",
         "rows_poisoned",
         "corrupt_records",
+        "expired_rows",
     ]
     stats, total = table.stats(), ps.stats()
     for name in names:

@@ -27,6 +27,21 @@ Feed._page = held
 """
 
 
+_OFTEN = """
+import time
+from hybridps.replica import copies, follower
+
+apply = copies.Copies.apply
+
+def slowly(self, news):
+    time.sleep(0.05)
+    return apply(self, news)
+
+copies.Copies.apply = slowly
+follower.SAVE_S = 0.01
+"""
+
+
 def replica(data: Path, url: str, *arguments: str, **settings: Any) -> ServerProcess:
     """A replica of the servers of a URL."""
     return ServerProcess(data, "--follow", url, *arguments, **settings)
@@ -39,8 +54,8 @@ def held(folder: Path) -> tuple[dict[str, str], Path]:
 
 
 def saving_often(folder: Path) -> dict[str, str]:
-    """Environment of a replica that writes its position all the time."""
-    return _altered(folder, "from hybridps.replica import follower\nfollower.SAVE_S = 0.02\n")
+    """Environment of a replica that writes its position all the time, and is slow to apply."""
+    return _altered(folder, _OFTEN)
 
 
 def _altered(folder: Path, program: str) -> dict[str, str]:

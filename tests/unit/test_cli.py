@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hybridps import cli, connect
@@ -47,6 +48,52 @@ def test_a_table_comes_and_goes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "table", "drop", "item")[:2] == (0, {"dropped": "item"})
     assert cli.main(["table", "list"]) == 0
     assert capsys.readouterr().out == "no tables\n"
+
+
+@pytest.mark.usefixtures("url")
+def test_a_table_goes_to_a_file_and_back(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "item.npz")
+    assert cli.main(["table", "create", "item", "--dim", "4"]) == 0
+    ps = cli.connect("")
+    ps.table("item").lookup_or_insert(range(10))
+    capsys.readouterr()
+    code, moved, _ = run(capsys, "table", "export", "item", path, "--slots")
+    assert (code, moved["table"], moved["rows"], moved["path"]) == (0, "item", 10, path)
+    assert cli.main(["table", "create", "copy", "--dim", "4", "--optimizer", "sgd"]) == 0
+    capsys.readouterr()
+    assert run(capsys, "table", "import", "copy", path)[0] == 2
+    assert run(capsys, "table", "import", "copy", path, "--no-slots")[1]["rows"] == 10
+    assert (ps.table("copy").lookup(range(10)) == ps.table("item").lookup(range(10))).all()
+    assert cli.main(["table", "export", "item", path]) == 0
+    assert capsys.readouterr().out.startswith(f"item: 10 rows, {path}, ")
+    assert run(capsys, "table", "export", "item", str(tmp_path / "no" / "item.npz"))[0] == 2
+
+
+@pytest.mark.usefixtures("url")
+def test_rows_of_a_table_expire(capsys: pytest.CaptureFixture[str]) -> None:
+    create = ["table", "create", "item", "--dim", "4", "--optimizer", "sgd"]
+    code, spec, _ = run(capsys, *create, "--expire-after", "2w")
+    assert (code, spec["expiry"]) == (0, {"kind": "after", "seconds": 14 * 86_400})
+    cli.connect("").table("item").assign([1, 2], np.ones((2, 4), np.float32))
+    expire = ["table", "expire", "item"]
+    assert run(capsys, *expire)[:2] == (0, {"table": "item", "removed": 0})
+    assert run(capsys, *expire, "--now", "1e10")[:2] == (0, {"table": "item", "removed": 2})
+    assert cli.main(expire) == 0
+    assert capsys.readouterr().out == "removed 0 rows of table item\n"
+    code, _, err = run(capsys, *expire, "--now", "-5")
+    assert code == 2
+    assert "now is -5" in err
+    for flags, kind in (
+        (["--expire-after-steps", "7"], {"kind": "after_steps", "steps": 7}),
+        (["--expire-below-norm", "0.5"], {"kind": "below_norm", "norm": 0.5}),
+    ):
+        run(capsys, "table", "drop", "item")
+        assert run(capsys, *create, *flags)[1]["expiry"] == kind
+    code, _, err = run(capsys, *create, "--expire-after", "soon")
+    assert code == 2
+    assert "age is 'soon'" in err
 
 
 @pytest.mark.usefixtures("url")

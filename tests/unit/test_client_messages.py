@@ -2,6 +2,7 @@
 answers is believed unseen. Method: each kind of call through the server's own machine; answers of
 the wrong kind, count and length by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from hybridps.verbs.scatter import Operation
 KEYS = np.array([7, 8, 9], np.uint64)
 ROWS = np.ones((3, 2), np.float32)
 SPEC = hps.TableSpec("item", 2, hps.Adam(0.1), hps.Normal(std=0.5), seed=3, dram="2MiB")
+EXPIRIES = (hps.After("30d"), hps.AfterSteps(2**40), hps.BelowNorm(0.5))
 CALLS: list[Call[Any]] = [
     verbs.Lookup([(1, KEYS)], True),
     verbs.LookupOrInsert([(1, KEYS, None)]),
@@ -29,6 +31,8 @@ CALLS: list[Call[Any]] = [
     verbs.LookupPooled([(1, KEYS, np.array([1, 2], np.uint32), None)]),
     verbs.Inspect(1, KEYS),
     verbs.StatisticsOf(1, KEYS),
+    verbs.ImportRows([(1, KEYS, ROWS)]),
+    verbs.ExportRows(1, 0, 1 << 36, True, 1 << 20),
     verbs.Scatter([(1, KEYS, ROWS)], Operation.MAX),
     verbs.Scrub(0, 1 << 20),
     verbs.CheckpointJob("j", "{}"),
@@ -47,6 +51,11 @@ CALLS: list[Call[Any]] = [
     verbs.NowOf(),
     verbs.Staleness(),
     verbs.Changes(1, 2**35, 2**36, 7, 1 << 20),
+    verbs.Expire(1, 17, 2**40),
+    verbs.Expire(1, 17, None),
+    *(verbs.CreateTable(replace(SPEC, expiry=expiry).to_json()) for expiry in EXPIRIES),
+    *(verbs.Alter(1, {"expiry": expiry.options()}) for expiry in EXPIRIES),
+    verbs.Alter(1, {"expiry": None}),
 ]
 
 

@@ -151,7 +151,9 @@ def test_a_table_made_anew_is_emptied_before_its_rows(moments: tuple[int, int, i
     assert fleet.copy["t"] == expected
     of_new = [n for n, change in enumerate(fleet.told) if 2.0 in change.rows]
     emptied = [n for n, change in enumerate(fleet.told) if not len(change.keys)]
-    assert len(emptied) <= 2, "once where it goes, once where it comes"
+    # Once where it goes, once where it comes; once where both were seen together.
+    at_once = moments[0] == moments[2]
+    assert len(emptied) <= (1 if at_once else 2), "emptied again and again"
     assert not any(of_new[0] < n for n in emptied), "emptied behind a row of the new table"
 
 

@@ -124,7 +124,14 @@ def test_every_verb_has_the_lane_of_what_it_may_wait_for() -> None:
     def of(lane: Lane) -> set[str]:
         return {name for name, verb in VERBS.items() if verb.LANE is lane}
 
-    waits_for_room = {"lookupOrInsert", "applyGradients", "assign", "scatter", "remove"}
+    waits_for_room = {
+        "lookupOrInsert",
+        "applyGradients",
+        "assign",
+        "scatter",
+        "remove",
+        "importRows",
+    }
     assert of(Lane.PUSHES) == waits_for_room
     assert of(Lane.READS) == {"lookup", "lookupPooled", "inspect", "statistics"}
     looks = {"prefetch", "hello", "table", "tables", "size", "stats", "tableStats", "staleness"}

@@ -37,9 +37,7 @@ class Peer:
     def permit(self, verb: str, right: Right, tables: Iterable[int | str]) -> None:
         self.permitted.append((verb, right, list(tables)))
 
-    def enter(
-        self, session: int, client_id: str, worker: tuple[int, int] | None, last: int
-    ) -> int:
+    def enter(self, session: int, client_id: str, worker: tuple[int, int] | None, last: int) -> int:
         self.session, self.client_id, self.worker = session, client_id, worker
         return last
 

@@ -72,7 +72,8 @@ def test_the_engine_reads_the_stored_form() -> None:
         ({"optimizer": hps.Adam}, "optimizer"),
         ({"initializer": 0.0}, "initializer"),
         ({"admission": 3}, "admission"),
-        ({"expiry": "30d"}, "expiry"),
+        ({"expiry": "30d"}, "expiry.*hps.After"),
+        ({"expiry": hps.After}, "expiry"),
     ],
 )
 def test_bad_specs_are_named(change: dict[str, Any], named: str) -> None:

@@ -23,6 +23,7 @@ fn spec(dim: u32) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
+        expiry: None,
     }
 }
 

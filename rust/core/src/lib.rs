@@ -3,8 +3,8 @@
 //!
 //! Floor plan, from the door down: `store` (verbs) > `table` > `log`, `journal` > `device`;
 //! `directory`, `superblock`, `manifest` keep what a store is; `os`, `types`, `sequence`, `error`,
-//! `failure`, `history`, `ledger`, `arena`, `spec`, `layout`, `init`, `optimizer`, `batch`,
-//! `clock`, `effort` are leaves that any room may use.
+//! `failure`, `history`, `ledger`, `arena`, `spec`, `expiry`, `layout`, `init`, `optimizer`,
+//! `batch`, `clock`, `effort` are leaves that any room may use.
 
 mod arena;
 mod batch;
@@ -16,6 +16,7 @@ mod device;
 mod directory;
 mod effort;
 mod error;
+mod expiry;
 mod failure;
 mod history;
 mod image;
@@ -49,6 +50,7 @@ pub use checkpoint::{
     checkpoints, prune, publish, verify, Checkpoint, Draft, Progress, ShardSummary, TakenKind,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use expiry::Expiry;
 pub use failure::Health;
 pub use init::initial_row;
 pub use optimizer::{is_finite, GradientOptions};
@@ -56,9 +58,9 @@ pub use scatter::Operation;
 pub use spec::{Initializer, Optimizer, TableChange, TableSpec};
 pub use store::{
     needs, Assign, ChangesCost, ChangesEnd, ChangesPage, ChangesPiece, ChangesQuery, ColdConfig,
-    Cursor, Damaged, Detail, Fate, GradientBatch, InsertBatch, Inspected, LookupBatch, Needs,
-    PageQuery, PooledBatch, PushOutcome, RestoreRequest, Restored, RowTier, SaveRequest, Scatter,
-    Scrubbed, Snapshot, Statistics, Store, StoreConfig, TableInfo, Tell, POOL_BYTES,
+    Cursor, Damaged, Detail, Fate, GradientBatch, Import, InsertBatch, Inspected, LookupBatch,
+    Needs, PageQuery, PooledBatch, PushOutcome, RestoreRequest, Restored, RowTier, SaveRequest,
+    Scatter, Scrubbed, Snapshot, Statistics, Store, StoreConfig, TableInfo, Tell, POOL_BYTES,
 };
 pub use types::{
     bucket, hash, shard_of_bucket, Disk, Durability, Place, Push, Sequence, TableId, BUCKETS,

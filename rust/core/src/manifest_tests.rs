@@ -22,6 +22,7 @@ fn spec(name: &str) -> TableSpec {
         dtype: "float32".into(),
         dram: Some(1 << 30),
         nvme: None,
+        expiry: None,
     }
 }
 

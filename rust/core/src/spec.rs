@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::expiry::Expiry;
 use crate::layout::Layout;
 use crate::optimizer::GradientOptions;
 
@@ -94,6 +95,9 @@ pub struct TableSpec {
     pub dram: Option<u64>,
     /// Live byte cap on NVMe.
     pub nvme: Option<u64>,
+    /// When rows go by themselves. Live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiry: Option<Expiry>,
 }
 
 /// A change of live settings; `None` keeps.
@@ -105,6 +109,8 @@ pub struct TableChange {
     pub dram: Option<Option<u64>>,
     /// New NVMe cap; `Some(None)` lifts it.
     pub nvme: Option<Option<u64>>,
+    /// New expiry; `Some(None)`: rows stay.
+    pub expiry: Option<Option<Expiry>>,
 }
 
 impl Optimizer {
@@ -200,6 +206,7 @@ impl TableSpec {
         Layout::of(&self.dtype)?;
         self.optimizer.check_learning_rate(self.learning_rate)?;
         check_dram(self.dram)?;
+        check_expiry(self.expiry)?;
         self.optimizer.check()?;
         let GradientOptions { weight_decay, clip_value, clip_norm } = self.gradients;
         check_bounds(&[
@@ -255,6 +262,7 @@ impl TableSpec {
             differs("gradients", &self.gradients, &asked.gradients),
             differs("dram", &self.dram, &asked.dram),
             differs("nvme", &self.nvme, &asked.nvme),
+            differs("expiry", &self.expiry, &asked.expiry),
         ];
         Ok(live.into_iter().flatten().collect())
     }
@@ -270,9 +278,11 @@ impl TableSpec {
         if let Some(dram) = change.dram {
             check_dram(dram)?;
         }
+        check_expiry(change.expiry.flatten())?;
         self.learning_rate = change.learning_rate.unwrap_or(self.learning_rate);
         self.dram = change.dram.unwrap_or(self.dram);
         self.nvme = change.nvme.unwrap_or(self.nvme);
+        self.expiry = change.expiry.unwrap_or(self.expiry);
         Ok(())
     }
 }
@@ -315,6 +325,10 @@ fn check_dram(dram: Option<u64>) -> Result<()> {
         Some(bytes) if bytes < TABLE_DRAM_MIN => Err(bad("dram", bytes, "at least 1 MiB")),
         _ => Ok(()),
     }
+}
+
+fn check_expiry(expiry: Option<Expiry>) -> Result<()> {
+    expiry.map_or(Ok(()), |expiry| expiry.check())
 }
 
 fn at_least_zero(name: &str, x: f32) -> Result<()> {

@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hybridps_core::{
-    bucket, hash, ChangesCost, ChangesEnd, ChangesQuery, Detail, Durability, ErrorKind, Optimizer,
-    Sequence, Store, TableId, TableSpec, BUCKETS,
+    bucket, hash, ChangesCost, ChangesEnd, ChangesQuery, Detail, Durability, ErrorKind, Expiry,
+    Optimizer, Sequence, Store, TableId, TableSpec, BUCKETS,
 };
 
 mod kit;
@@ -194,6 +194,34 @@ fn a_follower_has_the_table_bit_for_bit_after_every_kind_of_call() {
         assert!(stat(&store, table, "evictions") > 0, "all rows stayed in DRAM");
         assert_eq!(follower.anew, 0, "{mode:?}: after an orderly stop cursors are answered");
     }
+}
+
+/// Rows that went by themselves are removed rows, and what is made anew is new.
+#[test]
+fn a_follower_learns_what_has_expired() {
+    let scratch = Scratch::new("changes");
+    let mut store = Store::open(config(scratch.path(), Durability::Process)).unwrap();
+    let expiry = Some(Expiry::After { seconds: 1000 });
+    let table = store.create_table(&TableSpec { expiry, ..small("t", 16) }).unwrap().id;
+    let (mut random, mut follower) = (Random(9), Follower::default());
+    let mut removed = 0;
+    for n in 1..=80 {
+        call(&store, table, 16, &mut random, 1, n);
+        if n % 5 == 0 {
+            let bucket = random.next(u64::from(BUCKETS)) as u32;
+            removed += store.expire(table, bucket, Some(1 << 40)).unwrap().0;
+        }
+        if n % 8 == 0 {
+            follower.pull(&store, table);
+            follower.check(&store, table, 16);
+        }
+        if n == 40 {
+            store.close().unwrap();
+            store = Store::open(config(scratch.path(), Durability::Process)).unwrap();
+        }
+    }
+    assert!(removed > 1000, "{removed} rows have expired");
+    assert_eq!(follower.anew, 0);
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn spec() -> TableSpec {
         dtype: "float32".into(),
         dram: Some(1 << 20),
         nvme: None,
+        expiry: None,
     }
 }
 

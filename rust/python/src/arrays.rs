@@ -78,8 +78,8 @@ pub(crate) fn slice<'a, T: Element, D: Dimension>(
 }
 
 #[pyfunction]
-pub(crate) fn check_spec(spec: &str) -> PyResult<()> {
-    parse_spec(spec).map(drop).map_err(raise)
+pub(crate) fn check_spec(spec: &str) -> PyResult<usize> {
+    parse_spec(spec).map(|spec| spec.row_floats()).map_err(raise)
 }
 
 #[pyfunction]

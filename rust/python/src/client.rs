@@ -161,6 +161,9 @@ methods! { impl ClientConnection:
     #[pyo3(signature = (number, batches, total=0))]
     assign(&mut self, number: u64, batches: Batches<'_>, total: u64) -> PyResult<Call> =
         self.ask(&Ask::Assign(push(number, None, total)), &batches);
+    #[pyo3(signature = (number, batches, total=0))]
+    import_rows(&mut self, number: u64, batches: Batches<'_>, total: u64) -> PyResult<Call> =
+        self.ask(&Ask::ImportRows(push(number, None, total)), &batches);
     #[pyo3(signature = (number, operation, batches, total=0))]
     scatter(
         &mut self, number: u64, operation: u16, batches: Batches<'_>, total: u64

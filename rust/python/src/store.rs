@@ -164,6 +164,8 @@ verbs! { impl PyStore, store:
         local::assign(store, push(session, number, None), &batches);
     scatter(session: u64, number: u64, operation: u16; batches) -> () =
         local::scatter(store, push(session, number, None), operation, &batches);
+    import_rows(session: u64, number: u64; batches) -> () =
+        local::import_rows(store, push(session, number, None), &batches);
     remove(session: u64, number: u64; batches) -> u64 =
         local::remove(store, push(session, number, None), &batches);
     prefetch(; batches) -> () = local::prefetch(store, &batches);
@@ -171,6 +173,11 @@ verbs! { impl PyStore, store:
     size(table: u32) -> u64 = store.len(table);
     keys(table: u32, bucket: u32) -> (Keys, u32) =
         local::keys(store, table, bucket).map(|(keys, next)| (Keys(keys), next));
+    export_rows(table: u32, cells: (u64, u64), with_slots: bool, most_bytes: u64)
+        -> (Keys, Numbers, u64) =
+        local::export_rows(store, table, cells, with_slots, most_bytes).map(whole);
+    expire(table: u32, bucket: u32, now: Option<u64>) -> (u64, u32) =
+        store.expire(table, bucket, now);
     cursor() -> CursorOut = store.cursor().map(moment);
     changes(table: u32, cells: (u64, u64), since: Option<u64>, most_bytes: u64)
         -> (Keys, Keys, Numbers, u64) = page(store, table, cells, since, most_bytes);
@@ -198,6 +205,10 @@ fn statistics(
 ) -> hybridps_core::Result<(Counts, Counts, Vec<u8>)> {
     let told = local::statistics(store, batches)?;
     Ok((told.frequencies.into(), told.last_seen.into(), texts::tiers(&told.tiers)))
+}
+
+fn whole((keys, rows, next): (Vec<u64>, Vec<f32>, u64)) -> (Keys, Numbers, u64) {
+    (keys.into(), rows.into(), next)
 }
 
 fn moment(Cursor { store, sequence, tables }: Cursor) -> CursorOut {

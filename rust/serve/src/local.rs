@@ -2,7 +2,7 @@
 //! and go to the engine as they are.
 
 use hybridps_core::{
-    Assign, Error, GradientBatch, InsertBatch, Inspected, LookupBatch, PooledBatch, Push,
+    Assign, Error, GradientBatch, Import, InsertBatch, Inspected, LookupBatch, PooledBatch, Push,
     PushOutcome, Result, Scatter, Statistics, Store, TableId, Unique,
 };
 
@@ -101,6 +101,36 @@ pub fn scatter(store: &Store, push: Push, operation: u16, lent: &[Lent<'_>]) -> 
     let &Lent { table, keys, values: rows, .. } = only(lent)?;
     let operation = texts::operation(operation)?;
     store.scatter(push, &Scatter { table, operation, keys, rows }).map(drop)
+}
+
+/// Sets whole rows of one table.
+///
+/// # Errors
+/// Those of the engine; `BadInput`: the arrays are not of one table.
+pub fn import_rows(store: &Store, push: Push, lent: &[Lent<'_>]) -> Result<()> {
+    let &Lent { table, keys, values: rows, .. } = only(lent)?;
+    store.import_rows(push, &Import { table, keys, rows }).map(drop)
+}
+
+/// A page of whole rows, as `import_rows` takes them: keys, rows, and where the next one begins.
+///
+/// # Errors
+/// Those of the engine.
+pub fn export_rows(
+    store: &Store,
+    table: TableId,
+    (start, end): (u64, u64),
+    with_slots: bool,
+    bytes: u64,
+) -> Result<(Vec<u64>, Vec<f32>, u64)> {
+    let page = store.export_rows(table, start..end, with_slots, bytes)?;
+    let width = page.rows.len() / page.keys.len().max(1);
+    let mut rows = Vec::with_capacity(page.rows.len() + 2 * page.keys.len());
+    for (n, numbers) in page.rows.chunks_exact(width.max(1)).enumerate() {
+        rows.extend_from_slice(numbers);
+        rows.extend([page.frequency[n], page.last_seen[n]].map(f32::from_bits));
+    }
+    Ok((page.keys, rows, page.next))
 }
 
 /// Removes rows of one table; how many there were.

@@ -1,10 +1,11 @@
-//! Answers of the pushes that carry arrays: `applyGradients`, `assign`, `scatter`, `remove`.
+//! Answers of the pushes that carry arrays: `applyGradients`, `assign`, `scatter`,
+//! `importRows`, `remove`.
 
 use std::sync::atomic::Ordering;
 
-use hybridps_core::{Assign, GradientBatch, Push, PushOutcome, Scatter, Store};
+use hybridps_core::{Assign, GradientBatch, Import, Push, PushOutcome, Scatter, Store};
 use hybridps_wire::{
-    self as wire, Batch, Bytes, Dtype, PushHeader, Pushed, ASSIGN, REMOVE, SCATTER,
+    self as wire, Batch, Bytes, Dtype, PushHeader, Pushed, ASSIGN, IMPORT_ROWS, REMOVE, SCATTER,
 };
 
 use crate::dtype::widen;
@@ -118,10 +119,14 @@ fn apply(
             store.scatter(push, &Scatter { table, operation, keys, rows })?;
             wire::empty_reply(question)
         }
+        (IMPORT_ROWS, &[(table, keys, rows)]) => {
+            store.import_rows(push, &Import { table, keys, rows })?;
+            wire::empty_reply(question)
+        }
         (REMOVE, &[(table, keys, _)]) => {
             wire::removed_reply(question, store.remove(push, table, keys)?)
         }
-        (ASSIGN | REMOVE | SCATTER, _) => {
+        (ASSIGN | IMPORT_ROWS | REMOVE | SCATTER, _) => {
             return Err(bad_input("the parts of a push name two tables".into()))
         }
         _ => {

@@ -64,6 +64,10 @@ pub fn parse_change(json: &str) -> Result<TableChange> {
             }
             "dram" => change.dram = Some(cap()?),
             "nvme" => change.nvme = Some(cap()?),
+            "expiry" => {
+                let expiry = serde_json::from_value(value);
+                change.expiry = Some(expiry.map_err(|e| unreadable(&format!("expiry: {e}")))?);
+            }
             _ => return Err(unreadable(&format!("no live setting is called {name:?}"))),
         }
     }

@@ -3,8 +3,8 @@
 use crate::compose::Composer;
 use crate::rpc::{self, Target};
 use crate::schema::{
-    Dtype, APPLY_GRADIENTS, ASSIGN, INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT, LOOKUP_POOLED,
-    PREFETCH, REMOVE, SCATTER,
+    is_of_one_table, Dtype, APPLY_GRADIENTS, ASSIGN, IMPORT_ROWS, INTERFACE_SESSION, LOOKUP,
+    LOOKUP_OR_INSERT, LOOKUP_POOLED, PREFETCH, REMOVE, SCATTER,
 };
 use crate::verbs::{layout, place, BlobAt, Layout, PushHeader, KEY_BYTES};
 
@@ -48,6 +48,8 @@ pub enum Ask {
         /// Its number in the schema.
         operation: u16,
     },
+    /// `importRows`, of one table.
+    ImportRows(PushHeader),
     /// `remove`, of one table.
     Remove(PushHeader),
 }
@@ -67,6 +69,7 @@ impl Ask {
             Self::Assign(_) => ASSIGN,
             Self::Remove(_) => REMOVE,
             Self::Scatter { .. } => SCATTER,
+            Self::ImportRows(_) => IMPORT_ROWS,
         }
     }
 
@@ -77,13 +80,13 @@ impl Ask {
             Self::LookupOrInsert { .. } => &["keys", "counts"],
             Self::LookupPooled { .. } => &["keys", "bags", "weights"],
             Self::ApplyGradients { .. } => &["keys", "gradients"],
-            Self::Assign(_) | Self::Scatter { .. } => &["keys", "rows"],
+            Self::Assign(_) | Self::Scatter { .. } | Self::ImportRows(_) => &["keys", "rows"],
         }
     }
 
     /// Whether its params name one table, not a list of them.
     pub fn is_of_one_table(&self) -> bool {
-        matches!(self, Self::Assign(_) | Self::Scatter { .. } | Self::Remove(_))
+        is_of_one_table(self.verb())
     }
 
     /// The call. Its blobs are those of the first table, then those of the next.
@@ -112,7 +115,7 @@ impl Ask {
                 push_header(&mut composer, params + 1, push);
                 self.batches(&mut composer, params + 2, tables)
             }
-            Self::Assign(push) | Self::Remove(push) => {
+            Self::Assign(push) | Self::ImportRows(push) | Self::Remove(push) => {
                 self.one_table(&mut composer, at, push, 0, tables)
             }
             Self::Scatter { push, operation } => {

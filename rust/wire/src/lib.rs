@@ -31,8 +31,8 @@ pub use message::{Bytes, Malformed, Message, Struct, StructList};
 pub use parts::{is_announcement, Collected, Columns, Parts, Pushed};
 pub use rpc::{exception_return, ExceptionKind};
 pub use schema::{
-    is_hot, is_read, Dtype, APPLY_GRADIENTS, ASSIGN, INTERFACE_GATE, INTERFACE_SESSION, LOOKUP,
-    LOOKUP_OR_INSERT, LOOKUP_POOLED, PREFETCH, REMOVE, SCATTER, VERBS,
+    is_hot, is_read, Dtype, APPLY_GRADIENTS, ASSIGN, IMPORT_ROWS, INTERFACE_GATE,
+    INTERFACE_SESSION, LOOKUP, LOOKUP_OR_INSERT, LOOKUP_POOLED, PREFETCH, REMOVE, SCATTER, VERBS,
 };
 pub use server::{Event, ServerConnection, QUESTIONS_MAX};
 pub use stream::StreamedReply;

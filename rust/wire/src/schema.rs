@@ -48,10 +48,17 @@ pub const REMOVE: u16 = 6;
 pub const LOOKUP_POOLED: u16 = 18;
 /// As above.
 pub const SCATTER: u16 = 23;
+/// As above.
+pub const IMPORT_ROWS: u16 = 26;
 
 /// Whether a verb is one of those above.
 pub fn is_hot(verb: u16) -> bool {
-    is_read(verb) || matches!(verb, APPLY_GRADIENTS | PREFETCH | ASSIGN | REMOVE | SCATTER)
+    is_read(verb) || is_of_one_table(verb) || matches!(verb, APPLY_GRADIENTS | PREFETCH)
+}
+
+/// Whether a verb is a push whose params name one table.
+pub(crate) fn is_of_one_table(verb: u16) -> bool {
+    matches!(verb, ASSIGN | REMOVE | SCATTER | IMPORT_ROWS)
 }
 
 /// Whether a verb is answered with rows.
@@ -121,6 +128,7 @@ mod tests {
             (REMOVE, "remove"),
             (LOOKUP_POOLED, "lookupPooled"),
             (SCATTER, "scatter"),
+            (IMPORT_ROWS, "importRows"),
         ] {
             assert_eq!(VERBS[usize::from(ordinal)], name);
         }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::compose::Composer;
 use crate::message::{Bytes, Malformed, Message};
 use crate::rpc;
-use crate::schema::{Dtype, APPLY_GRADIENTS, ASSIGN, LOOKUP, PREFETCH, REMOVE, SCATTER};
+use crate::schema::{is_of_one_table, Dtype, APPLY_GRADIENTS, LOOKUP, PREFETCH, REMOVE};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -24,8 +24,8 @@ pub struct Batch<'a> {
     pub table: u32,
     /// Keys.
     pub keys: &'a [u64],
-    /// Counts of `lookupOrInsert`, gradients of `applyGradients`, rows of `assign` and
-    /// `scatter`; else empty.
+    /// Counts of `lookupOrInsert`, gradients of `applyGradients`, rows of `assign`,
+    /// `scatter` and `importRows`; else empty.
     pub blob: Bytes<'a>,
 }
 
@@ -166,7 +166,7 @@ pub fn decode_batches(
 ) -> std::result::Result<Vec<Batch<'_>>, Refusal> {
     let message = Message::new(frame)?;
     let params = message.root()?;
-    if matches!(verb, ASSIGN | REMOVE | SCATTER) {
+    if is_of_one_table(verb) {
         let batch = decode_batch(params.u32(0), params.bytes(1)?, || match verb {
             REMOVE => Ok(NOTHING),
             _ => params.bytes(2),
@@ -312,7 +312,8 @@ pub(crate) fn rows_results(composer: &mut Composer, at: usize, tables: usize) ->
     composer.list(results, tables, 0, 2)
 }
 
-/// Reply to an `assign`, a `scatter` or a `prefetch`, or to a part of a push that is not its last.
+/// Reply to an `assign`, `scatter`, `importRows` or `prefetch`, or to a part of a push that is not
+/// its last.
 pub fn empty_reply(question: u32) -> Vec<u64> {
     let (mut composer, at) = rpc::results_return(question);
     composer.structure(at, 0, 0);

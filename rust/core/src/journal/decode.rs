@@ -6,7 +6,7 @@
 use crate::journal::entry::{Entry, GradientPart, SessionRecord};
 use crate::journal::format::{
     header_crc, padding, ALTER, ASSIGN, ATTACH, CREATE, DROP, ENTRY_HEADER, ENTRY_MAGIC, GRADIENTS,
-    REMOVE, REMOVED, SCATTER, SESSIONS,
+    IMPORT, REMOVE, REMOVED, SCATTER, SESSIONS,
 };
 use crate::scatter::Operation;
 use crate::types::{Epoch, Push, TableId};
@@ -67,6 +67,11 @@ impl Header {
                 let GradientPart { table, keys, gradients: rows, .. } = part;
                 Ok(Entry::Assign { push, table, keys, rows })
             }
+            IMPORT => {
+                let (push, part) = read_single(body)?;
+                let GradientPart { table, keys, gradients: rows, .. } = part;
+                Ok(Entry::Import { push, table, keys, rows })
+            }
             SCATTER => {
                 let (push, part) = read_single(body)?;
                 let GradientPart { table, keys, gradients: rows, learning_rate } = part;
@@ -125,7 +130,7 @@ fn read_single(body: &[u64]) -> Decoded<(Push, GradientPart<'_>)> {
     let (push, parts) = read_push(body)?;
     match parts[..] {
         [part] => Ok((push, part)),
-        _ => Err("an assign, scatter or remove names not one table"),
+        _ => Err("a push other than gradients names not one table"),
     }
 }
 

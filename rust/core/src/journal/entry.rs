@@ -50,6 +50,17 @@ pub(crate) enum Entry<'a> {
         /// float32[n, dim], applied to a key's row in this order.
         rows: &'a [f32],
     },
+    /// `import_rows`.
+    Import {
+        /// Who, and which push.
+        push: Push,
+        /// Table.
+        table: TableId,
+        /// Keys, each once.
+        keys: &'a [u64],
+        /// float32[n, width]: numbers, then statistics as bits of two uint32.
+        rows: &'a [f32],
+    },
     /// `remove`.
     Remove {
         /// Who, and which push.

@@ -30,6 +30,7 @@ pub(super) const ALTER: u32 = 7;
 pub(super) const DROP: u32 = 8;
 pub(super) const REMOVED: u32 = 9;
 pub(super) const SCATTER: u32 = 10;
+pub(super) const IMPORT: u32 = 11;
 
 /// Header of the file `generation` of the store `uuid`.
 pub(crate) fn file_header(uuid: u128, generation: u32) -> [u8; FILE_HEADER] {
@@ -111,6 +112,11 @@ impl<'a> Frame<'a> {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
                 self.put_push(&push, &[part])?;
                 Ok(ASSIGN)
+            }
+            &Entry::Import { push, table, keys, rows } => {
+                let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
+                self.put_push(&push, &[part])?;
+                Ok(IMPORT)
             }
             &Entry::Scatter { push, table, operation, keys, rows } => {
                 // The word of the learning rate says what is done.

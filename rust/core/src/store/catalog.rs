@@ -50,6 +50,7 @@ impl Engine {
         self.change_tables(manifest, &directory, &entry, |_| ())?;
         // No row of it can come to the log before the manifest names it.
         self.catalog.write().create(Arc::new(Table::new(id, spec.clone(), self.stripes.len())));
+        self.expiring.ask();
         Ok(TableInfo { id, spec: spec.clone(), warnings: Vec::new() })
     }
 
@@ -134,6 +135,7 @@ impl Engine {
             self.change_tables(manifest, &directory, &entry, |_| table.set_spec(spec))?;
             table
         };
+        self.expiring.ask();
         self.enforce_cap(&table).map_err(|error| {
             Error::new(error.kind, format!("{}; the new settings are stored", error.message))
         })

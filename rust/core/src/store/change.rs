@@ -11,6 +11,7 @@ use super::order::Turn;
 use super::revisit::{assign, note_change, Revisit, Stepping};
 use super::scatter::scatter_seen;
 use super::stage::{Ahead, Probed, Record};
+use super::whole::Written;
 use crate::batch::by_width;
 use crate::error::Result;
 use crate::index::Location;
@@ -139,7 +140,7 @@ impl<'a> Work<'a> {
         let mut later = Vec::new();
         let fresh;
         let found = match ahead {
-            _ if matches!(self.target.change, Change::Remove) => {
+            _ if matches!(self.target.change, Change::Remove | Change::Whole(..)) => {
                 return (0..items.len() as u32).collect();
             }
             Some((ahead, s)) if ahead.eras[s] == part.era => {
@@ -169,7 +170,7 @@ impl<'a> Work<'a> {
             }
             Change::Rows(rows) => by_width!(table.dim, assign(revisit, rows)),
             Change::Scatter(operands) => scatter_seen(revisit, &operands),
-            Change::Remove => {}
+            Change::Remove | Change::Whole(..) => {}
         }
         later
     }
@@ -242,7 +243,7 @@ impl<'a> Work<'a> {
         let table = &*self.target.table;
         let part = state.part(&self.engine.tier, &self.target.table);
         let (header, numbers) = part.row_to_change(at);
-        let start = item.index as usize * table.dim;
+        let start = item.index as usize * self.target.change.width(table.dim);
         let scratch = &mut self.scratch;
         let is_changed = match self.target.change {
             Change::Gradients(rate, gradients) => {
@@ -256,9 +257,18 @@ impl<'a> Work<'a> {
             Change::Scatter(operands) => {
                 operands.change(item.index, &mut numbers[..table.dim], scratch)
             }
+            Change::Whole(rows, width) => {
+                let written = Written::of(&rows[start..start + width]);
+                numbers[..written.numbers.len()].copy_from_slice(written.numbers);
+                header.frequency = written.frequency;
+                true
+            }
             Change::Remove => true,
         };
         note_change(self.turn, self.effect, header, is_changed);
+        if let Change::Whole(rows, width) = self.target.change {
+            header.last_seen = Written::of(&rows[start..start + width]).seen(self.turn.seen);
+        }
         Ok(())
     }
 
@@ -330,7 +340,11 @@ impl<'a> Work<'a> {
     fn row_instead(&self, item: &Item, damage: &Damage) -> Option<Vec<f32>> {
         let table = &self.target.table;
         let is_known = damage.sequence.is_some();
-        let is_whole = matches!(self.target.change, Change::Rows(_)) && table.floats == table.dim;
+        let is_whole = match self.target.change {
+            Change::Rows(_) => table.floats == table.dim,
+            Change::Whole(_, width) => width > table.floats,
+            _ => false,
+        };
         (is_whole && is_known).then(|| {
             let mut row = vec![0.0; table.floats];
             table.initial_row(item.key, &mut row);

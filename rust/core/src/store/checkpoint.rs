@@ -47,6 +47,8 @@ impl Engine {
         let last = self.sequencer.lock().last;
         self.write_back(if all { Due::All } else { Due::Journal(generation) })?;
         self.write_superblock(false, None)?;
+        // Steps are counted by the entries that go.
+        self.save_expiry()?;
         // They have passed all stripes; a removal has told the new file what it found, too.
         self.running.wait_before(last + 1);
         self.journal().drop_through(generation)?;
@@ -170,6 +172,7 @@ impl Engine {
         let due = if self.is_journaled() { Due::Made } else { Due::All };
         let whole = self.write_back(due)?;
         drop(unfinished);
+        self.save_expiry()?;
         self.write_superblock(false, Some(whole))
     }
 }

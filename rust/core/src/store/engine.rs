@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use super::ahead::Ahead;
 use super::config::StoreConfig;
 use super::damaged::Untold;
+use super::expiry::Expiring;
 use super::flights::Flights;
 use super::image::ImageFile;
 use super::loading::Loading;
@@ -42,6 +43,8 @@ pub(super) struct Engine {
     pub(super) stripes: Vec<Stripe>,
     pub(super) catalog: RwLock<Catalog>,
     pub(super) sequencer: Mutex<Sequencer>,
+    /// Told when the sequencer's door is opened.
+    pub(super) door: Condvar,
     /// Calls get sequences below this one: the superblock says so.
     pub(super) reserved: AtomicU64,
     /// Of the sequencer's sessions.
@@ -65,6 +68,7 @@ pub(super) struct Engine {
     pub(super) ahead: Ahead,
     pub(super) flights: Flights,
     pub(super) scrub: Scrub,
+    pub(super) expiring: Expiring,
     /// What was found damaged, until it is told.
     pub(super) untold: Mutex<Untold>,
     pub(super) holds: Mutex<Holds>,

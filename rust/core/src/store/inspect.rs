@@ -4,6 +4,7 @@ use super::engine::Engine;
 use super::fetch::Damage;
 use super::peek::{Look, Stored};
 use crate::error::{Error, Result};
+use crate::expiry::norm;
 use crate::types::{Disk, Place, Sequence, TableId};
 
 /// Most keys of one call.
@@ -53,7 +54,7 @@ pub struct Inspected {
     pub sequence: Sequence,
     /// Training reads, saturating.
     pub frequency: u32,
-    /// Unix seconds of the last training read; 0: never read.
+    /// Unix seconds when it was last seen in training: read for it, pushed or assigned.
     pub last_seen: u32,
     /// Euclidean length of the value, slots left out.
     pub norm: f64,
@@ -103,10 +104,6 @@ pub(super) fn check_count(verb: &str, keys: &[u64]) -> Result<()> {
 struct Inspection {
     dim: usize,
     rows: Vec<Inspected>,
-}
-
-fn norm(value: &[f32]) -> f64 {
-    value.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }
 
 impl Look for Inspection {

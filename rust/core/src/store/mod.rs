@@ -15,6 +15,7 @@ mod config;
 mod damaged;
 mod demotion;
 mod engine;
+mod expiry;
 mod fetch;
 mod flights;
 mod image;
@@ -50,6 +51,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod whole;
 mod window;
 
 use std::sync::atomic::Ordering;
@@ -73,6 +75,7 @@ pub use self::scatter::Scatter;
 pub use self::scrub::Scrubbed;
 pub use self::sizing::{needs, Needs};
 pub use self::statistics::Statistics;
+pub use self::whole::Import;
 use crate::error::{ErrorKind, Result};
 use crate::failure::Health;
 use crate::spec::{TableChange, TableSpec};
@@ -168,6 +171,8 @@ impl Store {
         let engine = Arc::new(Engine::open(config)?);
         let maintenance = Mutex::new(Some(maintenance::start(engine.clone())?));
         engine.start_loading()?;
+        engine.start_expiring()?;
+        engine.expiring.ask();
         Ok(Self { engine, maintenance })
     }
 
@@ -325,6 +330,32 @@ impl Store {
         self.again(|| self.engine.scatter(push, scatter))
     }
 
+    /// A page of whole rows in cells of the key space, as `changes_page` gives them, of about so
+    /// many bytes; values alone, or with slots. No visit.
+    ///
+    /// # Errors
+    /// As `changes_page`.
+    pub fn export_rows(
+        &self,
+        table: TableId,
+        cells: std::ops::Range<u64>,
+        with_slots: bool,
+        bytes: u64,
+    ) -> Result<ChangesPage> {
+        let _call = self.engine.enter_reading()?;
+        self.engine.export_rows(table, cells, with_slots, bytes)
+    }
+
+    /// Sets rows with their statistics, and with their slots if they come along; else absent keys
+    /// get fresh slots, and present ones keep theirs.
+    ///
+    /// # Errors
+    /// As `apply_gradients`.
+    pub fn import_rows(&self, push: Push, import: &Import<'_>) -> Result<PushOutcome> {
+        let _call = self.engine.enter()?;
+        self.again(|| self.engine.import_rows(push, import))
+    }
+
     /// Removes rows, slots and statistics; returns how many there were. A repeated push removes
     /// nothing and returns what the first one did, if that is one of its session's last 256
     /// removals; else 0. In mode `none` removals of a process that was killed are not known.
@@ -334,6 +365,21 @@ impl Store {
     pub fn remove(&self, push: Push, table: TableId, keys: &[u64]) -> Result<u64> {
         let _call = self.engine.enter()?;
         self.again(|| self.engine.remove(push, table, keys))
+    }
+
+    /// One step of a walk over a table that removes what its expiry says, as of `now` (Unix
+    /// seconds; `None`: the store's clock, on which a jump of the date, or time in which the store
+    /// was closed, passes no more than twice as fast as time). Judges buckets from `bucket` on for
+    /// about a quarter of a second; returns how many rows went and where the next step begins, 4096
+    /// at the end. A row that is read for training or pushed before it goes stays. A row on NVMe
+    /// costs a read, of a background read's kind; none moves. Nothing expires in a table without
+    /// an expiry.
+    ///
+    /// # Errors
+    /// `TableNotFound`, `StoreFull`, `Unavailable`.
+    pub fn expire(&self, table: TableId, bucket: u32, now: Option<u64>) -> Result<(u64, u32)> {
+        let _call = self.engine.enter()?;
+        self.engine.expire(table, bucket, now)
     }
 
     /// Rows of these keys will be needed: they are brought into DRAM in the background. Returns at
@@ -521,6 +567,7 @@ impl Store {
         let Some(thread) = maintenance.take() else { return Ok(()) };
         self.engine.ahead.stop();
         self.engine.scrub.stop();
+        self.engine.expiring.stop();
         self.engine.loading.stop();
         // Calls may wait for room in the log: the maintenance thread goes last.
         self.engine.is_closing.store(true, Ordering::Relaxed);

@@ -36,6 +36,8 @@ pub(super) enum Change<'a> {
     Gradients(f32, &'a [f32]),
     /// New values: float32[n, dim].
     Rows(&'a [f32]),
+    /// Rows whole, each of so many numbers; see `whole`.
+    Whole(&'a [f32], usize),
     /// Arithmetic on the values.
     Scatter(Operands<'a>),
     /// The row goes.
@@ -43,13 +45,27 @@ pub(super) enum Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    /// What comes with the keys, float32[n, dim].
+    /// What comes with the keys, float32[n, width].
     pub(super) fn rows_mut(&mut self) -> Option<&mut &'a [f32]> {
         match self {
-            Self::Gradients(_, rows) | Self::Rows(rows) => Some(rows),
+            Self::Gradients(_, rows) | Self::Rows(rows) | Self::Whole(rows, _) => Some(rows),
             Self::Scatter(operands) => Some(&mut operands.rows),
             Self::Remove => None,
         }
+    }
+
+    /// Numbers that come with a key, of a table of so many columns.
+    pub(super) fn width(&self, dim: usize) -> usize {
+        match self {
+            Self::Gradients(..) | Self::Rows(_) | Self::Scatter(_) => dim,
+            Self::Whole(_, width) => *width,
+            Self::Remove => 0,
+        }
+    }
+
+    /// Whether nothing that is known of the old row is needed but its slots.
+    fn sets_values(&self) -> bool {
+        matches!(self, Self::Rows(_) | Self::Whole(..))
     }
 }
 
@@ -74,7 +90,7 @@ impl Admitted {
 }
 
 /// Unique keys of a batch that repeats some, with one row each.
-struct Merged {
+pub(super) struct Merged {
     keys: Vec<u64>,
     rows: Vec<f32>,
     _hold: Hold,
@@ -153,7 +169,7 @@ impl Engine {
             }
         };
         let unique = repeated(assign.keys, admitted.memory.window);
-        let merged = unique.map(|unique| self.merged(unique, assign.rows, last_rows));
+        let merged = unique.map(|unique| self.merged_last(unique, assign.rows));
         let (keys, rows) = either(&merged, assign.keys, assign.rows);
         let target = Target { table, keys: keys.into(), change: Change::Rows(rows) };
         self.apply(push, admitted, vec![target]).map(|(outcome, _)| outcome)
@@ -208,6 +224,11 @@ impl Engine {
         let mut merged = vec![0.0; unique.keys.len() * dim];
         merge(rows, dim, &unique.inverse, &mut merged);
         Merged { keys: unique.keys, rows: merged, _hold: hold }
+    }
+
+    /// The last row of each key, of any width.
+    pub(super) fn merged_last(&self, unique: Unique, rows: &[f32]) -> Merged {
+        self.merged(unique, rows, last_rows)
     }
 
     /// Returns what became of the push, and how many rows it removed.
@@ -265,7 +286,7 @@ impl Engine {
         let mut targets = Vec::new();
         for (n, target) in call.targets.iter().enumerate() {
             let keys = call.damaged_keys(n);
-            if matches!(target.change, Change::Rows(_)) && !keys.is_empty() {
+            if target.change.sets_values() && !keys.is_empty() {
                 let (table, keys, change) = (target.table.clone(), keys.into(), Change::Remove);
                 targets.push(Target { table, keys, change });
             }
@@ -344,6 +365,12 @@ impl Engine {
     }
 }
 
+impl Merged {
+    pub(super) fn arrays(&self) -> (&[u64], &[f32]) {
+        (&self.keys, &self.rows)
+    }
+}
+
 impl Target<'_> {
     /// Of its keys and numbers, as the journal will hold them.
     pub(super) fn bytes(&self) -> u64 {
@@ -415,7 +442,7 @@ fn either<'a>(
     keys: &'a [u64],
     rows: &'a [f32],
 ) -> (&'a [u64], &'a [f32]) {
-    merged.as_ref().map_or((keys, rows), |merged| (&merged.keys, &merged.rows))
+    merged.as_ref().map_or((keys, rows), Merged::arrays)
 }
 
 /// `out[inverse[i]] = rows[i]`: of repeated keys the last wins.

@@ -29,6 +29,8 @@ pub(super) struct Sequencer {
     pub(super) sessions: Sessions,
     /// End of the last journal entry.
     pub(super) position: Option<Position>,
+    /// No call that changes rows of this stripe is ordered now: see `Engine::close_door`.
+    pub(super) closed: Option<usize>,
 }
 
 /// A call's place in the order.
@@ -36,6 +38,8 @@ pub(super) struct Turn {
     pub(super) sequence: Sequence,
     pub(super) generation: u32,
     pub(super) position: Option<Position>,
+    /// What the rows are stamped with that it changes.
+    pub(super) seen: u32,
 }
 
 /// A call with its place in the order.
@@ -162,6 +166,9 @@ impl Engine {
         mut ready: Ready<'_, '_>,
     ) -> Result<Decision<(Option<Ordered<'a>>, Ordered<'a>)>> {
         let mut sequencer = self.sequencer.lock();
+        while sequencer.closed.is_some_and(|s| ready.call.touches(s)) {
+            self.door.wait(&mut sequencer);
+        }
         // Of a table that was dropped meanwhile nothing is applied.
         ready.call.targets.iter().try_for_each(|t| self.check_present(t.table.id))?;
         match self.decide_locked(&sequencer, ready.push, &ready.call.tables())? {
@@ -206,8 +213,14 @@ impl Engine {
         }
         let ids: Vec<TableId> = call.targets.iter().map(|target| target.table.id).collect();
         sequencer.sessions.note(push, &ids, self.clock.seconds());
+        for (target, _) in call.targets.iter().zip(&applies).filter(|(_, &applies)| applies) {
+            if matches!(target.change, Change::Gradients(..)) {
+                target.table.count_step(push.step, sequence);
+            }
+        }
         let tickets = self.draw_tickets(sequencer, sequence, call);
-        let turn = Turn { sequence, generation, position: sequencer.position };
+        let (position, seen) = (sequencer.position, self.clock.stamp());
+        let turn = Turn { sequence, generation, position, seen };
         Ok(Ordered { turn, tickets, applies, _underway: self.running.enter(sequence) })
     }
 
@@ -290,6 +303,9 @@ fn journal_entry<'a>(push: Push, targets: &'a [Target<'_>], applies: &[bool]) ->
     }
     if let [Target { table, keys, change: Change::Remove, .. }] = targets {
         return Entry::Remove { push, table: table.id, keys };
+    }
+    if let [Target { table, keys, change: Change::Whole(rows, _) }] = targets {
+        return Entry::Import { push, table: table.id, keys, rows };
     }
     if let [Target { table, change: Change::Scatter(operands), .. }] = targets {
         let Operands { operation, keys, rows, .. } = *operands;

@@ -26,7 +26,7 @@ pub(super) struct Stored<'a> {
     pub(super) sequence: Sequence,
     /// Training reads, saturating.
     pub(super) frequency: u32,
-    /// Unix seconds of the last training read; 0: never read.
+    /// Unix seconds when it was last seen in training; 0: before such were stamped.
     pub(super) last_seen: u32,
     /// Value, then slots.
     pub(super) numbers: &'a [f32],

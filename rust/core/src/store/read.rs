@@ -78,7 +78,7 @@ impl Engine {
         let _whole = self.saving.training_read();
         let dims = dims(walks);
         let tables = walks.iter().map(|walk| walk.table.clone()).collect();
-        let now = self.saving.date(self.clock.date()) as u32;
+        let now = self.saving.date(self.clock.stamp().into()) as u32;
         self.read(walks, &mut Insert { batches, tables, dims, now })
     }
 

@@ -7,11 +7,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::ahead::Ahead;
 use super::config::{COLD_BUFFERS, SEGMENT_BUFFERS};
 use super::engine::{Catalog, Engine, Wake};
+use super::expiry::Expiring;
 use super::flights::Flights;
 use super::loading::Loading;
 use super::order::Sequencer;
@@ -68,6 +69,7 @@ impl Engine {
         let engine = Self::new(config, directory, cold, superblock, manifest, log, journal)?;
         let newest = engine.open_index(&known)?;
         engine.sequencer.lock().last = newest.max(engine.catalog.read().as_of);
+        engine.load_expiry()?;
         engine.replay(&mut pending)?;
         engine.begin()?;
         if engine.journal.set(pending).is_err() {
@@ -107,7 +109,8 @@ impl Engine {
         let clock = Clock::new();
         let sessions = Sessions::default();
         let known_sessions = sessions.known();
-        let sequencer = Sequencer { last: 0, tickets: vec![0; stripes], sessions, position: None };
+        let tickets = vec![0; stripes];
+        let sequencer = Sequencer { last: 0, tickets, sessions, position: None, closed: None };
         Ok(Self {
             demotes_again: AtomicU64::new(0),
             demotes_from: AtomicU64::new(config.demotes_from(segment_bytes)),
@@ -116,6 +119,7 @@ impl Engine {
             stripes: (0..stripes).map(|_| Stripe::new(&ledger, stripes, failure.clone())).collect(),
             catalog: RwLock::new(Catalog::load(manifest, stripes)),
             sequencer: Mutex::new(sequencer),
+            door: Condvar::new(),
             reserved: AtomicU64::new(0),
             known_sessions,
             running: Running::new(failure.clone()),
@@ -135,6 +139,7 @@ impl Engine {
             staging: Mutex::default(),
             replacements: AtomicU64::new(0),
             scrub: Scrub::default(),
+            expiring: Expiring::default(),
             untold: Mutex::default(),
             config,
             tier,

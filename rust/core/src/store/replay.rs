@@ -13,6 +13,7 @@ use super::load::side_by_side;
 use super::mutate::Change;
 use super::scatter::Operands;
 use super::walk::check_length;
+use super::whole::check_width;
 use super::window::{Life, Row, Window};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Location;
@@ -87,6 +88,7 @@ impl Replay<'_> {
                 sequencer.sessions.note(*push, &ids, uptime);
                 drop(sequencer);
                 tables.iter().try_for_each(|part| {
+                    self.engine.replay_step(part.table, push.step, sequence);
                     let change = Change::Gradients(part.learning_rate, part.gradients);
                     self.change((sequence, *push), part.table, part.keys, change)
                 })
@@ -95,6 +97,12 @@ impl Replay<'_> {
                 sequencer.sessions.note(*push, &[*table], uptime);
                 drop(sequencer);
                 self.change((sequence, *push), *table, keys, Change::Rows(rows))
+            }
+            &Entry::Import { push, table, keys, rows } => {
+                sequencer.sessions.note(push, &[table], uptime);
+                drop(sequencer);
+                let width = rows.len().checked_div(keys.len()).unwrap_or(0);
+                self.change((sequence, push), table, keys, Change::Whole(rows, width))
             }
             &Entry::Scatter { push, table, operation, keys, rows } => {
                 sequencer.sessions.note(push, &[table], uptime);
@@ -138,17 +146,24 @@ impl Replay<'_> {
     ) -> Result<()> {
         // Entries of a dropped table are passed over: ids are never used again.
         let Some(table) = self.engine.find_replayed(id)? else { return Ok(()) };
-        if let Some(rows) = change.rows_mut() {
-            check_length(&table, keys, rows.len())?;
+        match change {
+            Change::Whole(rows, _) => check_width(&table, keys.len(), rows.len()).map(drop)?,
+            Change::Remove => {}
+            _ => {
+                let floats = change.rows_mut().map_or(0, |rows| rows.len());
+                check_length(&table, keys, floats)?;
+            }
         }
+        let width = change.width(table.dim);
+        let seen = self.engine.clock.stamp();
         while !keys.is_empty() {
             let room = self.limit.saturating_sub(self.bytes);
-            let window = self.windows.entry(id).or_insert_with(|| Window::new(table.clone()));
+            let window = self.windows.entry(id).or_insert_with(|| Window::new(table.clone(), seen));
             let (taken, bytes) = window.collect(of, change, keys, room);
             self.bytes += bytes;
             keys = &keys[taken..];
             if let Some(rows) = change.rows_mut() {
-                *rows = &rows[taken * table.dim..];
+                *rows = &rows[taken * width..];
             }
             if self.bytes >= self.limit {
                 self.merge()?;

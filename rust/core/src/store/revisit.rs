@@ -77,7 +77,7 @@ pub(super) fn note_change(turn: &Turn, effect: &mut Effect, header: &mut Header,
         effect.poisoned += 1;
         return;
     }
-    header.sequence = turn.sequence;
+    (header.sequence, header.last_seen) = (turn.sequence, turn.seen);
     header.state.make_dirty(Some(turn.generation));
     effect.updated += 1;
 }

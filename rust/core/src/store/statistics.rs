@@ -14,7 +14,7 @@ pub struct Statistics {
     pub tiers: Vec<Option<RowTier>>,
     /// Training reads, saturating.
     pub frequencies: Vec<u32>,
-    /// Unix seconds of the last training read; 0: never read.
+    /// Unix seconds when it was last seen in training; 0: it has no row.
     pub last_seen: Vec<u32>,
 }
 

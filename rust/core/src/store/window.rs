@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 
 use super::mutate::Change;
+use super::whole::Written;
 use crate::log::RecordView;
 use crate::scatter::{scatter, Operation};
 use crate::sequence::before_call;
@@ -44,6 +45,9 @@ impl Hasher for Hashed {
 /// Entries of one table, and for each key that they name a list of what they do to it.
 pub(super) struct Window {
     pub(super) table: Arc<Table>,
+    /// What rows are stamped with that are changed: entries do not say when they were made, so a
+    /// row is younger than it might be, and expires no sooner than it should.
+    seen: u32,
     lists: Vec<List>,
     slots: HashMap<u64, u32, BuildHasherDefault<Hashed>>,
     pieces: Vec<Piece>,
@@ -79,14 +83,17 @@ struct Piece {
 enum Action {
     Gradients(f32),
     Rows,
+    /// Of so many numbers each.
+    Whole(usize),
     Scatter(Operation),
     Remove(Push),
 }
 
 impl Window {
-    pub(super) fn new(table: Arc<Table>) -> Self {
+    pub(super) fn new(table: Arc<Table>, seen: u32) -> Self {
         Self {
             table,
+            seen,
             lists: Vec::new(),
             slots: HashMap::default(),
             pieces: Vec::new(),
@@ -108,6 +115,7 @@ impl Window {
         let (action, floats, width) = match change {
             Change::Gradients(rate, rows) => (Action::Gradients(rate), rows, dim),
             Change::Rows(rows) => (Action::Rows, rows, dim),
+            Change::Whole(rows, width) => (Action::Whole(width), rows, width),
             Change::Scatter(operands) => (Action::Scatter(operands.operation), operands.rows, dim),
             Change::Remove => (Action::Remove(push), &[][..], 0),
         };
@@ -200,15 +208,25 @@ impl Window {
         while at != NONE {
             let change = &self.changes[at as usize];
             let piece = &self.pieces[change.piece as usize];
-            let start = piece.first_float + (at as usize - piece.first_change) * self.table.dim;
-            let floats = || &self.floats[start..start + self.table.dim];
+            let width = match piece.action {
+                Action::Whole(width) => width,
+                _ => self.table.dim,
+            };
+            let start = piece.first_float + (at as usize - piece.first_change) * width;
+            let floats = || &self.floats[start..start + width];
             let (table, sequence) = (&*self.table, piece.sequence);
             let mut last = change;
             match piece.action {
                 Action::Gradients(rate) => {
                     row.step(table, sequence, rate, floats(), numbers, scratch);
                 }
-                Action::Rows => row.assign(table, sequence, floats(), numbers),
+                Action::Rows => {
+                    row.set(table, sequence, floats(), numbers);
+                }
+                Action::Whole(_) => {
+                    let written = Written::of(floats());
+                    row.import(table, (sequence, self.seen), &written, numbers);
+                }
                 Action::Scatter(operation) => {
                     let end;
                     (last, end) = self.same_piece(at);
@@ -219,6 +237,9 @@ impl Window {
                     change.has_removed.store(true, Relaxed);
                 }
                 Action::Remove(_) => {}
+            }
+            if row.is_changed && !matches!(piece.action, Action::Whole(_)) {
+                row.last_seen = self.seen;
             }
             at = last.next;
         }
@@ -298,20 +319,40 @@ impl Row {
         }
     }
 
-    fn assign(&mut self, table: &Table, sequence: Sequence, value: &[f32], numbers: &mut [f32]) {
+    /// Sets the first numbers of the row; false if it stays as it is.
+    fn set(
+        &mut self,
+        table: &Table,
+        sequence: Sequence,
+        first: &[f32],
+        numbers: &mut [f32],
+    ) -> bool {
         self.create(table, sequence, numbers);
         if self.sequence >= sequence {
-            return;
+            return false;
         }
         if self.life == Life::Damaged {
-            // Where the value is all of the row, nothing of the damaged record is needed.
-            if table.floats > table.dim {
-                return;
+            // Where they are all of the row, nothing of the damaged record is needed.
+            if first.len() < table.floats {
+                return false;
             }
             self.life = Life::Present;
         }
-        numbers[..table.dim].copy_from_slice(value);
+        numbers[..first.len()].copy_from_slice(first);
         (self.sequence, self.is_changed) = (sequence, true);
+        true
+    }
+
+    fn import(
+        &mut self,
+        table: &Table,
+        (sequence, now): (Sequence, u32),
+        written: &Written<'_>,
+        numbers: &mut [f32],
+    ) {
+        if self.set(table, sequence, written.numbers, numbers) {
+            (self.frequency, self.last_seen) = (written.frequency, written.seen(now));
+        }
     }
 
     fn scatter(

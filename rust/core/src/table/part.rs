@@ -243,6 +243,14 @@ impl Part {
         entry.map_or(Found::Absent, |(_, location)| location.into())
     }
 
+    /// Of the record of the row at a location, if it has one.
+    pub(crate) fn place_of(&self, location: Location) -> Option<Place> {
+        match location.resolve() {
+            Err(place) => Some(place),
+            Ok(at) => self.pool.header(at).state.place(),
+        }
+    }
+
     /// The entry that points at exactly this location.
     pub(crate) fn slot(&self, hash: u64, location: Location) -> Option<Slot> {
         self.index.find(hash, |other| other == location).map(|(slot, _)| slot)

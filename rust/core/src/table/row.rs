@@ -10,7 +10,7 @@ pub(crate) struct Header {
     pub(crate) key: u64,
     /// Of its last change, or of its making.
     pub(crate) sequence: u64,
-    /// Unix seconds of the last training read.
+    /// Unix seconds when it was last seen in training: read for it, pushed or assigned.
     pub(crate) last_seen: u32,
     /// Training reads, saturating.
     pub(crate) frequency: u32,

@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
+use super::steps::Steps;
+use crate::expiry::Expiry;
 use crate::optimizer::Prepared;
 use crate::spec::{Initializer, Optimizer, TableSpec};
-use crate::types::TableId;
+use crate::types::{Sequence, TableId};
 
 /// A table, as the rows see it.
 pub(crate) struct Table {
@@ -26,6 +28,8 @@ pub(crate) struct Table {
     stripes: u64,
     /// Bytes of the records of all its rows, in any tier.
     pub(crate) record_bytes: AtomicU64,
+    /// If its expiry counts them. Changed under the sequencer's lock.
+    pub(crate) steps: Mutex<Option<Steps>>,
     pub(crate) counters: Counters,
 }
 
@@ -61,6 +65,7 @@ counters!(
     gradients_unadmitted,
     rows_poisoned,
     corrupt_records,
+    expired_rows,
 );
 
 impl Counters {
@@ -84,10 +89,11 @@ impl Table {
             stripe_cap: AtomicU64::new(0),
             stripes: stripes as u64,
             record_bytes: AtomicU64::new(0),
+            steps: Mutex::default(),
             spec: RwLock::new(spec),
             counters: Counters::default(),
         };
-        table.refresh_cap();
+        table.refresh();
         table
     }
 
@@ -105,12 +111,34 @@ impl Table {
 
     pub(crate) fn set_spec(&self, spec: TableSpec) {
         *self.spec.write() = spec;
-        self.refresh_cap();
+        self.refresh();
     }
 
-    fn refresh_cap(&self) {
-        let cap = self.spec.read().dram.map_or(u64::MAX, |bytes| bytes / self.stripes);
+    /// Follows the live settings.
+    fn refresh(&self) {
+        let (dram, expiry) = {
+            let spec = self.spec.read();
+            (spec.dram, spec.expiry)
+        };
+        let cap = dram.map_or(u64::MAX, |bytes| bytes / self.stripes);
         self.stripe_cap.store(cap, Relaxed);
+        let mut steps = self.steps.lock();
+        match (expiry, &mut *steps) {
+            (Some(Expiry::AfterSteps { steps: span }), Some(known)) => known.set_span(span),
+            (Some(Expiry::AfterSteps { steps: span }), none) => *none = Some(Steps::new(span)),
+            _ => *steps = None,
+        }
+    }
+
+    pub(crate) fn expiry(&self) -> Option<Expiry> {
+        self.spec.read().expiry
+    }
+
+    /// A push of its rows has this place in the order.
+    pub(crate) fn count_step(&self, step: Option<i64>, sequence: Sequence) {
+        if let Some(steps) = &mut *self.steps.lock() {
+            steps.count(step, sequence);
+        }
     }
 
     pub(crate) fn stripe_cap(&self) -> u64 {

@@ -295,33 +295,52 @@ impl State {
         location: Location,
         sequence: Sequence,
     ) -> Result<bool> {
+        let Some(part) = self.parts.get(&id) else { return Ok(false) };
+        if part.slot(item.hash, location).is_none() {
+            return Ok(false);
+        }
+        let has_record = part.place_of(location).is_some();
+        bury(tier, id, item.key, has_record, sequence)?;
+        self.detach(tier, id, item, location);
+        self.shrink(id);
+        Ok(true)
+    }
+
+    /// Takes a row out of index and DRAM: the key is absent from here on. Whoever does so before
+    /// the row is buried sees to that behind. `None` if the index names another location; else
+    /// whether it had a record. Other rows stay where they are.
+    pub(crate) fn detach(
+        &mut self,
+        tier: &Tier,
+        id: TableId,
+        item: &Item,
+        location: Location,
+    ) -> Option<bool> {
         let Self { parts, memory, .. } = self;
-        let Some(part) = parts.get_mut(&id) else { return Ok(false) };
-        let Some(slot) = part.slot(item.hash, location) else { return Ok(false) };
-        let place = match location.resolve() {
-            Err(place) => Some(place),
-            Ok(at) => part.pool.header(at).state.place(),
-        };
+        let part = parts.get_mut(&id)?;
+        let slot = part.slot(item.hash, location)?;
+        let place = part.place_of(location);
         if let Ok(at) = location.resolve() {
             part.keep(at);
         }
-        match place {
-            Some(place) => {
-                tier.log.try_append_tombstone(Stream::Rows, id, item.key, sequence)?;
-                tier.log.release(place, part.table.floats);
-            }
-            // Whoever follows the changes learns of it.
-            None => drop(tier.log.try_append_trace(id, item.key, sequence)?),
+        if let Some(place) = place {
+            tier.log.release(place, part.table.floats);
         }
         accounted(memory, part, |part| {
             part.index.remove(slot);
             if let Ok(at) = location.resolve() {
                 part.policy.redeem(&mut part.pool.header_mut(at).state);
                 part.pool.give(at);
-                while part.pool.is_sparse() && part.shrink_pool() {}
             }
         });
-        Ok(true)
+        Some(place.is_some())
+    }
+
+    /// Gives extents back that the rows of a table do not need any more: others may move.
+    pub(crate) fn shrink(&mut self, id: TableId) {
+        let Self { parts, memory, .. } = self;
+        let Some(part) = parts.get_mut(&id) else { return };
+        accounted(memory, part, |part| while part.pool.is_sparse() && part.shrink_pool() {});
     }
 
     /// Writes a row that is in DRAM anew, as it is now, if its record is the one at `place`.
@@ -375,6 +394,22 @@ impl State {
     /// Rows in DRAM.
     pub(crate) fn rows(&self) -> usize {
         self.parts.values().map(|part| part.pool.len()).sum()
+    }
+}
+
+/// Leaves the mark of a removal in the log: a tombstone for a row that had a record, else a trace,
+/// so that whoever follows the changes learns of it.
+pub(crate) fn bury(
+    tier: &Tier,
+    id: TableId,
+    key: u64,
+    has_record: bool,
+    sequence: Sequence,
+) -> Result<()> {
+    if has_record {
+        tier.log.try_append_tombstone(Stream::Rows, id, key, sequence).map(drop)
+    } else {
+        tier.log.try_append_trace(id, key, sequence).map(drop)
     }
 }
 

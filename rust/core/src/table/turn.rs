@@ -144,6 +144,11 @@ impl Drop for Tickets<'_> {
 }
 
 impl Guard<'_> {
+    /// A call that has locked the stripe takes its turn at once: nobody has a ticket before it.
+    pub(crate) fn take_turn(guard: &mut Self, sequence: Sequence) {
+        guard.turn = Some(sequence);
+    }
+
     /// Gives the lock up for `work`; a turn is kept.
     pub(crate) fn unlocked<T>(guard: &mut Self, work: impl FnOnce() -> T) -> T {
         #[cfg(test)]

@@ -41,6 +41,7 @@ pub fn spec(name: &str, dim: u32, optimizer: Optimizer) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
+        expiry: None,
     }
 }
 
@@ -166,8 +167,8 @@ pub fn copy(from: &Path, to: &Path) {
 
 fn files(of: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = ["MANIFEST", "superblock", "rows.log"].map(PathBuf::from).to_vec();
-    let image = PathBuf::from("index.image");
-    files.extend(of.join(&image).exists().then_some(image));
+    let optional = ["index.image", "EXPIRY"].map(PathBuf::from);
+    files.extend(optional.into_iter().filter(|file| of.join(file).exists()));
     for file in std::fs::read_dir(of.join("journal"))? {
         files.push(Path::new("journal").join(file?.file_name()));
     }

@@ -80,6 +80,7 @@ pub(crate) fn spec(name: &str, dim: usize) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
+        expiry: None,
     }
 }
 

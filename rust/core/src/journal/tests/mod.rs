@@ -34,6 +34,7 @@ enum What {
     Gradients(Push, Vec<Part>),
     Assign(Push, Part),
     Scatter(Push, Operation, Part),
+    Import(Push, Part),
     Remove(Push, TableId, Vec<u64>),
     Sessions(Vec<SessionRecord>),
     Attach(u64, String),
@@ -81,6 +82,10 @@ impl Owned {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
                 What::Assign(push, Part::new(&part))
             }
+            &Entry::Import { push, table, keys, rows } => {
+                let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
+                What::Import(push, Part::new(&part))
+            }
             &Entry::Scatter { push, table, operation, keys, rows } => {
                 let part = GradientPart { table, learning_rate: 0.0, keys, gradients: rows };
                 What::Scatter(push, operation, Part::new(&part))
@@ -105,6 +110,10 @@ impl Owned {
             What::Assign(push, part) => {
                 let GradientPart { table, keys, gradients: rows, .. } = part.borrow();
                 Entry::Assign { push: *push, table, keys, rows }
+            }
+            What::Import(push, part) => {
+                let GradientPart { table, keys, gradients: rows, .. } = part.borrow();
+                Entry::Import { push: *push, table, keys, rows }
             }
             What::Scatter(push, operation, part) => {
                 let GradientPart { table, keys, gradients: rows, .. } = part.borrow();

@@ -58,6 +58,9 @@ fn what() -> impl Strategy<Value = What> {
         2 => (push(), part()).prop_map(|(push, part)| {
             What::Assign(push, Part { rate: 0, ..part })
         }),
+        1 => (push(), part()).prop_map(|(push, part)| {
+            What::Import(push, Part { rate: 0, ..part })
+        }),
         2 => (push(), 0..6_u16, part()).prop_map(|(push, operation, part)| {
             What::Scatter(push, Operation::of(operation).unwrap(), Part { rate: 0, ..part })
         }),

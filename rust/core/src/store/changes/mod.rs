@@ -63,7 +63,7 @@ pub struct ChangesPiece<'a> {
     pub keys: &'a [u64],
     /// Sequence of each row.
     pub sequences: &'a [Sequence],
-    /// Unix seconds of each row's last training read; empty for `Detail::Keys`.
+    /// Unix seconds when each row was last seen in training; empty for `Detail::Keys`.
     pub last_seen: &'a [u32],
     /// Training reads of each row; empty for `Detail::Keys`.
     pub frequency: &'a [u32],

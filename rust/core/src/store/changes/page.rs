@@ -46,6 +46,10 @@ pub struct ChangesPage {
     pub keys: Vec<u64>,
     /// float32[n, dim], or with slots, or empty.
     pub rows: Vec<f32>,
+    /// Training reads of each row, and Unix seconds of the last; empty for `Detail::Keys`.
+    pub frequency: Vec<u32>,
+    /// See `frequency`.
+    pub last_seen: Vec<u32>,
     /// The page covers the cells below this one; that of the query's end: it was the last.
     pub next: u64,
 }
@@ -241,6 +245,8 @@ impl ChangesPage {
         self.removed.extend_from_slice(piece.removed);
         self.keys.extend_from_slice(piece.keys);
         self.rows.extend_from_slice(piece.rows);
+        self.frequency.extend_from_slice(piece.frequency);
+        self.last_seen.extend_from_slice(piece.last_seen);
         Ok(())
     }
 
@@ -258,7 +264,14 @@ impl ChangesPage {
         for (to, &from) in kept.iter().enumerate() {
             self.keys[to] = self.keys[from];
             self.rows.copy_within(from * width..(from + 1) * width, to * width);
+            for of_rows in [&mut self.frequency, &mut self.last_seen] {
+                if let Some(&number) = of_rows.get(from) {
+                    of_rows[to] = number;
+                }
+            }
         }
+        self.frequency.truncate(kept.len());
+        self.last_seen.truncate(kept.len());
         self.keys.truncate(kept.len());
         self.rows.truncate(kept.len() * width);
     }

@@ -57,6 +57,7 @@ pub(super) fn spec(name: &str, dim: u32) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
+        expiry: None,
     }
 }
 

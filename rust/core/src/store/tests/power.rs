@@ -115,6 +115,7 @@ fn spec(name: &str) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
+        expiry: None,
     }
 }
 
@@ -231,7 +232,8 @@ impl Script {
     fn alter(&mut self, name: &str) {
         let rate = [0.5, 1.0, 2.0][self.random.next(3) as usize];
         let nvme = [None, Some(1 << 40)][self.random.next(2) as usize];
-        let change = TableChange { learning_rate: Some(rate), nvme: Some(nvme), dram: None };
+        let change =
+            TableChange { learning_rate: Some(rate), nvme: Some(nvme), ..TableChange::default() };
         self.store.alter(self.ids[name], &change).unwrap();
         let table = self.table(name);
         (table.rate, table.nvme) = (rate, nvme);

@@ -14,7 +14,9 @@ use crate::scatter::Operation;
 use crate::scratch::Scratch;
 use crate::spec::{Initializer, Optimizer, TableSpec};
 use crate::store::tests::copy;
-use crate::store::{Assign, GradientBatch, InsertBatch, LookupBatch, Scatter, Store, StoreConfig};
+use crate::store::{
+    Assign, GradientBatch, Import, InsertBatch, LookupBatch, Scatter, Store, StoreConfig,
+};
 use crate::table::Due;
 use crate::types::{Durability, Push, TableId};
 
@@ -42,6 +44,8 @@ enum Call {
     Apply(Vec<u64>),
     Assign(Vec<u64>),
     Remove(Vec<u64>),
+    /// Whole rows, and whether slots come along.
+    Import(Vec<u64>, bool),
     /// Keys that repeat, and the operation.
     Scatter(Vec<u64>, u16),
     /// A training read and its push: rows that a read alone made may be lost.
@@ -57,6 +61,7 @@ fn call() -> impl Strategy<Value = Call> {
         6 => keys().prop_map(Call::Apply),
         2 => keys().prop_map(Call::Assign),
         2 => keys().prop_map(Call::Remove),
+        2 => (keys(), any::<bool>()).prop_map(|(keys, slots)| Call::Import(keys, slots)),
         3 => (prop::collection::vec(0..KEYS, 1..40), 0..6_u16)
             .prop_map(|(keys, operation)| Call::Scatter(keys, operation)),
         1 => keys().prop_map(Call::Insert),
@@ -105,6 +110,13 @@ fn run(store: &Store, table: TableId, number: u64, call: &Call) -> Option<u64> {
             let rows = numbers(number, keys.len() * DIM);
             store.assign(push, &Assign { table, keys, rows: &rows }).map(drop).unwrap();
         }
+        Call::Import(keys, with_slots) => {
+            let width = if *with_slots { spec().row_floats() + 2 } else { DIM + 2 };
+            // Statistics are the bits of numbers, slots of moments are not negative.
+            let rows: Vec<f32> =
+                numbers(number, keys.len() * width).iter().map(|x| x * x).collect();
+            store.import_rows(push, &Import { table, keys, rows: &rows }).map(drop).unwrap();
+        }
         Call::Scatter(keys, operation) => {
             let operation = Operation::of(*operation).unwrap();
             // Far from zero, and in some calls so large that repeats overflow.
@@ -148,6 +160,14 @@ fn bits(store: &Store, table: TableId) -> (Vec<u32>, Vec<u8>) {
     (all, found)
 }
 
+/// Of all keys, where no read counts: those are not journaled.
+fn statistics(store: &Store, table: TableId, calls: &[Call]) -> Option<(Vec<u32>, Vec<u32>)> {
+    let counts = calls.iter().any(|call| matches!(call, Call::Insert(_)));
+    let keys: Vec<u64> = (0..KEYS).collect();
+    let told = (!counts).then(|| store.statistics(table, &keys).unwrap());
+    told.map(|told| (told.frequencies, told.last_seen))
+}
+
 /// What the removals among `calls` are told when they come again.
 fn removals(store: &Store, table: TableId, calls: &[Call]) -> Vec<u64> {
     let removals = (1..).zip(calls).filter(|(_, call)| matches!(call, Call::Remove(_)));
@@ -177,11 +197,13 @@ proptest! {
             numbered.filter_map(|(number, call)| run(&store, table, number, call)).collect();
         store.engine.tier.log.sync().unwrap();
         let images: Vec<Scratch> = (0..6).map(|_| copy(scratch.path())).collect();
+        let known = statistics(&store, table, &calls);
         let expected = bits(&store, table);
         for (image, bytes) in images.iter().zip([1, 300, 1000, 5000, 1 << 20]) {
             let store = open_within(image.path(), bytes, u64::MAX).unwrap();
             // What a repeated removal is told: also where the log is ahead of the journal.
             let told = removals(&store, table, &calls);
+            prop_assert_eq!(&statistics(&store, table, &calls), &known, "of {} bytes", bytes);
             prop_assert_eq!(&told, &removed, "windows of {} bytes", bytes);
             prop_assert_eq!(&bits(&store, table), &expected, "windows of {} bytes", bytes);
         }

@@ -53,6 +53,7 @@ fn spec(name: &str) -> TableSpec {
         dtype: "float32".into(),
         dram: None,
         nvme: None,
+        expiry: None,
     }
 }
 
