@@ -106,7 +106,9 @@ class ApplyGradientsOfTable(TableFace):
         timeout: float | None = None,
     ) -> Run[None]:
         """Runs the optimizer once for each unique key; repeated keys are summed in float32 in order
-        of occurrence, absent keys are created first. Applied exactly once.
+        of occurrence, absent keys are created first. Applied exactly once. A row of which a number,
+        slots included, would leave float32 (3.4e38, NaN) stays as it was and counts in
+        rows_poisoned; all else is applied.
 
         Args:    gradients: float32, float16 or bfloat16, keys.shape + (dim,), finite.
                  step: grows from push to push; lets a restarted trainer replay its steps.

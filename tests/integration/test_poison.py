@@ -50,7 +50,7 @@ def numbers(table: Any, folder: Path) -> dict[int, np.ndarray]:
     """Value and slots of each key."""
     path = folder / "numbers.npz"
     table.export_to(path, slots=True)
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         parts = [file["value"], *([file["slots"]] if "slots" in file else [])]
         return dict(zip(file["key"].tolist(), np.concatenate(parts, axis=1), strict=True))
 
@@ -105,7 +105,7 @@ def test_slots_that_are_not_finite_are_not_imported(ps: Any, tmp_path: Path) -> 
     path, forged = tmp_path / "table.npz", tmp_path / "forged.npz"
     table.export_to(path, slots=True)
     before = numbers(table, tmp_path)
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         columns = {name: file[name] for name in file.files}
     columns["slots"][3, 2] = np.inf
     np.savez(forged, **columns)
