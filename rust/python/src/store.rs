@@ -175,7 +175,8 @@ verbs! { impl PyStore, store:
         local::keys(store, table, bucket).map(|(keys, next)| (Keys(keys), next));
     export_rows(table: u32, cells: (u64, u64), with_slots: bool, most_bytes: u64)
         -> (Keys, Numbers, u64) =
-        local::export_rows(store, table, cells, with_slots, most_bytes).map(whole);
+        local::export_rows(store, table, cells, with_slots, most_bytes)
+            .map(|(keys, rows, next)| (Keys(keys), Numbers(rows), next));
     expire(table: u32, bucket: u32, now: Option<u64>) -> (u64, u32) =
         store.expire(table, bucket, now);
     cursor() -> CursorOut = store.cursor().map(moment);
@@ -185,7 +186,8 @@ verbs! { impl PyStore, store:
     stats() -> Counters = Ok(store.stats());
     snapshot() -> SnapshotOut = Ok(told(store.snapshot()));
     inspect(; batches) -> Vec<Row> = local::inspect(store, &batches).map(texts::rows);
-    statistics(; batches) -> (Counts, Counts, Vec<u8>) = statistics(store, &batches);
+    statistics(; batches) -> (Counts, Counts, Vec<u8>) = local::statistics(store, &batches)
+        .map(|of| (Counts(of.frequencies), Counts(of.last_seen), texts::tiers(&of.tiers)));
     scrub(start: u64, step_bytes: u64) -> Step = store.scrub(start, step_bytes).map(texts::step);
     take_damaged() -> (Vec<Finding>, u64) = Ok(texts::told(store.take_damaged()));
     health() -> (&'static str, String) = Ok(texts::health_text(store.health()));
@@ -197,18 +199,6 @@ verbs! { impl PyStore, store:
 fn told(Snapshot { store, tables }: Snapshot) -> SnapshotOut {
     let (names, tables) = texts::counters(tables);
     (store.into(), names, tables)
-}
-
-fn statistics(
-    store: &Store,
-    batches: &[Lent<'_>],
-) -> hybridps_core::Result<(Counts, Counts, Vec<u8>)> {
-    let told = local::statistics(store, batches)?;
-    Ok((told.frequencies.into(), told.last_seen.into(), texts::tiers(&told.tiers)))
-}
-
-fn whole((keys, rows, next): (Vec<u64>, Vec<f32>, u64)) -> (Keys, Numbers, u64) {
-    (keys.into(), rows.into(), next)
 }
 
 fn moment(Cursor { store, sequence, tables }: Cursor) -> CursorOut {
