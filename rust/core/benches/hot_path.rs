@@ -20,6 +20,7 @@ fn spec(dim: u32) -> TableSpec {
         gradients: Default::default(),
         initializer: Initializer::Normal { mean: 0.0, std: 0.01 },
         seed: 1,
+        admission: None,
         dtype: "float32".into(),
         dram: None,
         nvme: None,

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Index,
     /// Statistics of the cache, parts and tables themselves.
     Statistics,
+    /// Counts of keys that have no row yet.
+    Candidates,
     /// Free blocks of pages that others of the same size share, and free pages that keep memory.
     Slack,
     /// Segments that are filled or on their way to the device.
@@ -45,6 +47,7 @@ const NAMES: [&str; KINDS] = [
     "dram_rows",
     "dram_index",
     "dram_statistics",
+    "dram_candidates",
     "dram_slack",
     "dram_segments",
     "dram_buffers",
@@ -54,6 +57,8 @@ const NAMES: [&str; KINDS] = [
     "dram_journal",
 ];
 
+/// What stripes hold of their shares.
+const SHARED: [Kind; 4] = [Kind::Rows, Kind::Index, Kind::Statistics, Kind::Candidates];
 /// Share of the bound that running calls may hold: 1 / this.
 const CALLS_SHARE: u64 = 10;
 /// But never less: one call of the smallest store needs about this.
@@ -112,26 +117,25 @@ impl Ledger {
         (self.limit / CALLS_SHARE).max(CALLS_MIN)
     }
 
-    /// What is left for rows, index and statistics: the bound less all that others hold and the
-    /// whole share of calls.
+    /// What is left for rows, index, statistics and candidates: the bound less all that others hold
+    /// and the whole share of calls.
     pub(crate) fn rows_max(&self) -> u64 {
         let others = self.total().saturating_sub(self.rows() + self.held(Kind::Calls));
         self.limit.saturating_sub(others + self.calls_max())
     }
 
-    /// Bytes by which rows, index and statistics may still grow.
+    /// Bytes by which rows, index, statistics and candidates may still grow.
     pub(crate) fn rows_left(&self) -> u64 {
         self.rows_max().saturating_sub(self.rows())
     }
 
-    /// Rows, index and statistics hold more than is left for them: others have grown.
+    /// Rows, index, statistics and candidates hold more than is left for them: others have grown.
     pub(crate) fn is_over(&self) -> bool {
         self.rows() > self.rows_max()
     }
 
     fn rows(&self) -> u64 {
-        let rows = [Kind::Rows, Kind::Index, Kind::Statistics];
-        rows.iter().map(|&kind| self.held(kind)).sum()
+        SHARED.iter().map(|&kind| self.held(kind)).sum()
     }
 
     /// Books memory that must be had: it is small, or its owner keeps to a share of its own.

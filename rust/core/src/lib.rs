@@ -6,6 +6,7 @@
 //! `failure`, `history`, `ledger`, `arena`, `spec`, `expiry`, `layout`, `init`, `optimizer`,
 //! `batch`, `clock`, `effort` are leaves that any room may use.
 
+mod admission;
 mod arena;
 mod batch;
 mod checkpoint;
@@ -45,6 +46,7 @@ mod table;
 mod types;
 mod vfs;
 
+pub use admission::Admission;
 pub use batch::{gather, sum_counts, sum_rows, Unique};
 pub use checkpoint::{
     checkpoints, prune, publish, verify, Checkpoint, Draft, Progress, ShardSummary, TakenKind,

@@ -19,6 +19,7 @@ fn spec(name: &str) -> TableSpec {
         gradients: Default::default(),
         initializer: Initializer::Normal { mean: 0.0, std: 0.01 },
         seed: u64::MAX,
+        admission: None,
         dtype: "float32".into(),
         dram: Some(1 << 30),
         nvme: None,

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
 use crate::error::{Error, Result};
 use crate::expiry::Expiry;
 use crate::layout::Layout;
@@ -89,6 +90,9 @@ pub struct TableSpec {
     pub initializer: Initializer,
     /// Enters the initial row together with the key.
     pub seed: u64,
+    /// Live: which keys get a row; all, if it is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<Admission>,
     /// "float32".
     pub dtype: String,
     /// Live byte cap in DRAM: rows, index and statistics.
@@ -105,6 +109,8 @@ pub struct TableSpec {
 pub struct TableChange {
     /// New learning rate.
     pub learning_rate: Option<f32>,
+    /// New admission; `Some(None)` lets all keys in.
+    pub admission: Option<Option<Admission>>,
     /// New DRAM cap; `Some(None)` lifts it.
     pub dram: Option<Option<u64>>,
     /// New NVMe cap; `Some(None)` lifts it.
@@ -205,6 +211,7 @@ impl TableSpec {
         }
         Layout::of(&self.dtype)?;
         self.optimizer.check_learning_rate(self.learning_rate)?;
+        self.admission.as_ref().map_or(Ok(()), Admission::check)?;
         check_dram(self.dram)?;
         check_expiry(self.expiry)?;
         self.optimizer.check()?;
@@ -260,6 +267,7 @@ impl TableSpec {
             differs("learning_rate", &self.learning_rate, &asked.learning_rate),
             differs("optimizer", &self.optimizer, &asked.optimizer),
             differs("gradients", &self.gradients, &asked.gradients),
+            differs("admission", &self.admission, &asked.admission),
             differs("dram", &self.dram, &asked.dram),
             differs("nvme", &self.nvme, &asked.nvme),
             differs("expiry", &self.expiry, &asked.expiry),
@@ -275,11 +283,15 @@ impl TableSpec {
         if let Some(rate) = change.learning_rate {
             self.optimizer.check_learning_rate(rate)?;
         }
+        if let Some(Some(admission)) = change.admission {
+            admission.check()?;
+        }
         if let Some(dram) = change.dram {
             check_dram(dram)?;
         }
         check_expiry(change.expiry.flatten())?;
         self.learning_rate = change.learning_rate.unwrap_or(self.learning_rate);
+        self.admission = change.admission.unwrap_or(self.admission);
         self.dram = change.dram.unwrap_or(self.dram);
         self.nvme = change.nvme.unwrap_or(self.nvme);
         self.expiry = change.expiry.unwrap_or(self.expiry);

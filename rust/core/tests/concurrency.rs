@@ -47,6 +47,7 @@ fn spec() -> TableSpec {
         gradients: Default::default(),
         initializer: Initializer::Zeros,
         seed: 0,
+        admission: None,
         dtype: "float32".into(),
         dram: Some(1 << 20),
         nvme: None,

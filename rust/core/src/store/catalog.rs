@@ -136,6 +136,10 @@ impl Engine {
             table
         };
         self.expiring.ask();
+        if table.admission().is_none() {
+            self.stripes.iter().for_each(|stripe| stripe.lock().forget_candidates(id));
+            self.candidates.note();
+        }
         self.enforce_cap(&table).map_err(|error| {
             Error::new(error.kind, format!("{}; the new settings are stored", error.message))
         })

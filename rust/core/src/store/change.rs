@@ -276,6 +276,7 @@ impl<'a> Work<'a> {
         if matches!(self.target.change, Change::Remove) {
             // A read may make it while the lock is given up: a row that is newer than the removal.
             state.note_removed(item.hash);
+            state.forget_candidate(self.target.table.id, item.hash);
             return Ok(());
         }
         let at = self.create(state, item)?;
@@ -357,8 +358,11 @@ impl<'a> Work<'a> {
         // As of just before this call, so that recovery applies the call to it too.
         let before = before_call(self.turn.sequence);
         let at = state.insert(&self.engine.tier, table, item, before)?;
+        let occurrences = state.forget_candidate(table.id, item.hash);
         let part = state.part(&self.engine.tier, table);
-        table.initial_row(item.key, part.pool.row_mut(at).1);
+        let (header, numbers) = part.pool.row_mut(at);
+        header.frequency = occurrences;
+        table.initial_row(item.key, numbers);
         self.effect.created += 1;
         Ok(at)
     }
@@ -370,6 +374,7 @@ impl<'a> Work<'a> {
         if was_there {
             self.effect.removed += 1;
             state.note_removed(item.hash);
+            state.forget_candidate(table.id, item.hash);
             engine.release_records(table, 1);
         }
         Ok(was_there)

@@ -53,7 +53,7 @@ impl Engine {
         self.running.wait_before(last + 1);
         self.journal().drop_through(generation)?;
         *unfinished = None;
-        Ok(())
+        self.write_candidates()
     }
 
     /// Begins a journal file; returns the generation of the one before. Whatever is ordered later
@@ -173,6 +173,7 @@ impl Engine {
         let whole = self.write_back(due)?;
         drop(unfinished);
         self.save_expiry()?;
+        self.write_candidates()?;
         self.write_superblock(false, Some(whole))
     }
 }

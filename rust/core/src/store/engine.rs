@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::ahead::Ahead;
+use super::candidates::CandidatesFile;
 use super::config::StoreConfig;
 use super::damaged::Untold;
 use super::expiry::Expiring;
@@ -76,6 +77,7 @@ pub(super) struct Engine {
     pub(super) loading: Loading,
     /// The image of the index, if there is one.
     pub(super) image: Mutex<Option<ImageFile>>,
+    pub(super) candidates: CandidatesFile,
     /// Held by every verb while it runs, so that `close` waits for those that are on their way.
     pub(super) is_open: RwLock<bool>,
     /// Calls that wait for the file system are given up.

@@ -69,7 +69,7 @@ impl Engine {
     /// Bytes of all large files.
     pub(super) fn files_bytes(&self) -> u64 {
         let files = self.tier.log.allocated_bytes() + self.journal().bytes();
-        files + self.image.lock().map_or(0, |image| image.bytes)
+        files + self.image.lock().map_or(0, |image| image.bytes) + self.candidates.bytes()
     }
 
     /// Closing: writes an image, if there is room for one. Without it the next opening takes
@@ -117,11 +117,15 @@ impl Engine {
         newest.is_ok_and(|newest| newest.is_none_or(|(segment, _)| segment.incarnation <= end))
     }
 
-    /// Files that must be kept come first: the image goes when they need its room.
+    /// Files that must be kept come first: the image goes when they need its room, then the file of
+    /// candidates.
     pub(super) fn fit_image(&self) -> Result<()> {
         let spare = IMAGE_SPARE_SEGMENTS * self.tier.log.segment_bytes();
-        if self.image.lock().is_none() || self.files_bytes() + spare <= self.config.nvme_bytes {
+        if self.files_bytes() + spare <= self.config.nvme_bytes {
             return Ok(());
+        }
+        if self.image.lock().is_none() {
+            return self.remove_candidates();
         }
         // What was not read of it yet would have to come from the footers.
         self.load_rest()?;

@@ -5,6 +5,7 @@
 //! thread that keeps journal and log within their caps; `save` and `restore` are checkpoints.
 
 mod ahead;
+mod candidates;
 mod catalog;
 mod change;
 mod changes;
@@ -50,6 +51,7 @@ mod stats;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod unadmitted;
 mod walk;
 mod whole;
 mod window;
@@ -238,6 +240,14 @@ impl Store {
         Ok(self.engine.table(table)?.spec())
     }
 
+    /// Whether the table gives every key that is read for training a row.
+    ///
+    /// # Errors
+    /// `TableNotFound`.
+    pub fn admits_all(&self, table: TableId) -> Result<bool> {
+        Ok(self.engine.table(table)?.admission().is_none())
+    }
+
     /// Changes live settings. Rows above a lower DRAM cap have left when it returns.
     ///
     /// # Errors
@@ -268,7 +278,8 @@ impl Store {
         self.again(|| self.engine.try_lookup(batches))
     }
 
-    /// Reads rows for training: inserts absent keys at their initial row, counts, marks last use.
+    /// Reads rows for training: inserts absent keys at their initial row, counts, marks last use. A
+    /// key that its table does not admit yet gets no row: its initial row is the answer.
     ///
     /// # Errors
     /// As `lookup`, and `StoreFull`.
@@ -297,7 +308,8 @@ impl Store {
         self.again(|| self.engine.lookup_or_insert_merged(batches))
     }
 
-    /// Runs the optimizer once per unique key. All or nothing.
+    /// Runs the optimizer once per unique key. All or nothing. Keys without a row are created
+    /// first; in a table with an admission they are left out, and counted.
     ///
     /// # Errors
     /// `TableNotFound`, `BadInput` (lengths, non-finite gradients, steps that do not grow),

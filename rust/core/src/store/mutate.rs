@@ -20,8 +20,9 @@ use super::engine::Engine;
 use super::order::{Decision, Ordered, Ready};
 use super::scatter::Operands;
 use super::stage::{Call, Memory};
+use super::unadmitted::Present;
 use super::walk::check_length;
-use super::PushOutcome;
+use super::{GradientBatch, PushOutcome};
 use crate::batch::{sum_rows, Unique};
 use crate::error::{Error, Result};
 use crate::ledger::{Hold, Kind};
@@ -74,15 +75,19 @@ pub(super) struct Target<'a> {
     pub(super) table: Arc<Table>,
     pub(super) keys: Cow<'a, [u64]>,
     pub(super) change: Change<'a>,
+    /// Keys that were left out, for they are not admitted.
+    pub(super) left_out: usize,
 }
 
 /// A push that was not made before, and for which there is memory.
-pub(super) struct Admitted {
+pub(super) struct Accepted {
     applies: Vec<bool>,
     memory: Memory,
+    /// Of each batch of gradients.
+    present: Vec<Option<Present>>,
 }
 
-impl Admitted {
+impl Accepted {
     /// Keys for which there is memory at a time.
     pub(super) fn window(&self) -> usize {
         self.memory.window
@@ -93,6 +98,8 @@ impl Admitted {
 pub(super) struct Merged {
     keys: Vec<u64>,
     rows: Vec<f32>,
+    /// Where in the batch each key first occurs; empty for keys that were copied.
+    pub(super) firsts: Vec<u32>,
     _hold: Hold,
 }
 
@@ -111,7 +118,7 @@ impl Engine {
     pub(super) fn apply_gradients(
         &self,
         push: Push,
-        batches: &[super::GradientBatch<'_>],
+        batches: &[GradientBatch<'_>],
     ) -> Result<PushOutcome> {
         let mut tables = Vec::with_capacity(batches.len());
         for (n, batch) in batches.iter().enumerate() {
@@ -126,35 +133,37 @@ impl Engine {
             tables.push(table);
         }
         let keys = batches.iter().map(|batch| batch.keys.len()).sum();
-        let admitted = match self.admit(push, &tables, keys)? {
-            Decision::Apply(admitted) => admitted,
+        let accepted = match self.accept(push, &tables, keys, batches)? {
+            Decision::Apply(accepted) => accepted,
             Decision::Duplicate(before) => {
                 return self.acknowledge(push, &tables, before).map(|(outcome, _)| outcome)
             }
         };
         let mut merged = Vec::with_capacity(batches.len());
-        for (batch, table) in batches.iter().zip(&tables) {
+        for ((batch, table), present) in batches.iter().zip(&tables).zip(&accepted.present) {
             let mut are_finite = true;
             let sum = |rows: &[f32], dim, inverse: &[u32], out: &mut [f32]| {
                 are_finite = sum_rows(rows, dim, inverse, out);
             };
-            let window = admitted.memory.window;
+            let window = accepted.memory.window;
             let recent = self.recent.take(batch.table, batch.keys);
             let unique = recent.or_else(|| repeated(batch.keys, window));
-            let summed = unique.map(|unique| self.merged(unique, batch.gradients, sum));
+            let mut summed = unique.map(|unique| self.merged(unique, batch.gradients, sum));
             if summed.is_none() || !are_finite {
                 // Finite gradients whose sum is not are no error: their rows stay as they are.
                 check_finite(table, "gradients", batch.keys, batch.gradients)?;
             }
-            merged.push(summed);
+            let strain = |present: &Present| present.strain(self, batch, &mut summed);
+            let left_out = present.as_ref().map_or(0, strain);
+            merged.push((summed, left_out));
         }
         let mut targets = Vec::with_capacity(batches.len());
-        for ((batch, merged), table) in batches.iter().zip(&merged).zip(tables) {
+        for ((batch, (merged, left_out)), table) in batches.iter().zip(&merged).zip(tables) {
             let (keys, gradients) = either(merged, batch.keys, batch.gradients);
             let change = Change::Gradients(table.learning_rate(), gradients);
-            targets.push(Target { table, keys: keys.into(), change });
+            targets.push(Target { table, keys: keys.into(), change, left_out: *left_out });
         }
-        self.apply(push, admitted, targets).map(|(outcome, _)| outcome)
+        self.apply(push, accepted, targets).map(|(outcome, _)| outcome)
     }
 
     pub(super) fn assign(&self, push: Push, assign: &super::Assign<'_>) -> Result<PushOutcome> {
@@ -162,52 +171,57 @@ impl Engine {
         check_length(&table, assign.keys, assign.rows.len())?;
         check_finite(&table, "rows", assign.keys, assign.rows)?;
         let tables = [table.clone()];
-        let admitted = match self.admit(push, &tables, assign.keys.len())? {
-            Decision::Apply(admitted) => admitted,
+        let accepted = match self.accept(push, &tables, assign.keys.len(), &[])? {
+            Decision::Apply(accepted) => accepted,
             Decision::Duplicate(before) => {
                 return self.acknowledge(push, &tables, before).map(|(outcome, _)| outcome)
             }
         };
-        let unique = repeated(assign.keys, admitted.memory.window);
+        let unique = repeated(assign.keys, accepted.memory.window);
         let merged = unique.map(|unique| self.merged_last(unique, assign.rows));
         let (keys, rows) = either(&merged, assign.keys, assign.rows);
-        let target = Target { table, keys: keys.into(), change: Change::Rows(rows) };
-        self.apply(push, admitted, vec![target]).map(|(outcome, _)| outcome)
+        let target = Target { table, keys: keys.into(), change: Change::Rows(rows), left_out: 0 };
+        self.apply(push, accepted, vec![target]).map(|(outcome, _)| outcome)
     }
 
     pub(super) fn remove(&self, push: Push, id: crate::TableId, keys: &[u64]) -> Result<u64> {
         let table = self.table(id)?;
         let tables = [table.clone()];
-        let admitted = match self.admit(push, &tables, keys.len())? {
-            Decision::Apply(admitted) => admitted,
+        let accepted = match self.accept(push, &tables, keys.len(), &[])? {
+            Decision::Apply(accepted) => accepted,
             Decision::Duplicate(before) => {
                 return self.acknowledge(push, &tables, before).map(|(_, removed)| removed)
             }
         };
-        let unique = repeated(keys, admitted.memory.window);
+        let unique = repeated(keys, accepted.memory.window);
         let merged = unique.map(|unique| self.merged(unique, &[], |_, _, _, _| ()));
         let (keys, _) = either(&merged, keys, &[]);
-        let target = Target { table, keys: keys.into(), change: Change::Remove };
-        self.apply(push, admitted, vec![target]).map(|(_, removed)| removed)
+        let target = Target { table, keys: keys.into(), change: Change::Remove, left_out: 0 };
+        self.apply(push, accepted, vec![target]).map(|(_, removed)| removed)
     }
 
     /// Whether a push goes on, and memory and room for it. A duplicate needs neither: what its
     /// original met may be gone by now.
-    pub(super) fn admit(
+    pub(super) fn accept(
         &self,
         push: Push,
         tables: &[Arc<Table>],
         keys: usize,
-    ) -> Result<Decision<Admitted>> {
+        batches: &[GradientBatch<'_>],
+    ) -> Result<Decision<Accepted>> {
         let applies = match self.decide(push, tables)? {
             Decision::Apply(applies) => applies,
             Decision::Duplicate(before) => return Ok(Decision::Duplicate(before)),
         };
         self.wait_for_space()?;
+        // Before memory is booked: it asks for memory of its own.
+        let asked = tables.iter().zip(batches);
+        let present =
+            asked.map(|(table, batch)| self.present(table, batch)).collect::<Result<_>>()?;
         let floats = tables.iter().map(|table| table.floats).max().unwrap_or(0);
         let memory = Memory::book(self, keys, floats)?;
         self.tier.arena.prepare();
-        Ok(Decision::Apply(Admitted { applies, memory }))
+        Ok(Decision::Apply(Accepted { applies, memory, present }))
     }
 
     /// Unique keys and one row for each by `merge`.
@@ -223,7 +237,8 @@ impl Engine {
         let hold = self.ledger.hold(Kind::Calls, bytes as u64);
         let mut merged = vec![0.0; unique.keys.len() * dim];
         merge(rows, dim, &unique.inverse, &mut merged);
-        Merged { keys: unique.keys, rows: merged, _hold: hold }
+        let Unique { keys, firsts, .. } = unique;
+        Merged { keys, rows: merged, firsts, _hold: hold }
     }
 
     /// The last row of each key, of any width.
@@ -235,11 +250,11 @@ impl Engine {
     pub(super) fn apply<'a>(
         &'a self,
         push: Push,
-        admitted: Admitted,
+        accepted: Accepted,
         targets: Vec<Target<'a>>,
     ) -> Result<(PushOutcome, u64)> {
         let _watch = self.failure.watch();
-        let Admitted { applies, memory } = admitted;
+        let Accepted { applies, memory, .. } = accepted;
         let call = Call::probe(self, targets, (memory.window, memory.records))?;
         call.check_operands()?;
         let repair = self.repair(&call)?;
@@ -262,6 +277,12 @@ impl Engine {
         mut ordered: Ordered<'_>,
     ) -> Result<(PushOutcome, u64)> {
         let effects = self.change(&call, &mut ordered);
+        for (target, _) in call.targets.iter().zip(&ordered.applies).filter(|of| *of.1) {
+            Counters::add(&target.table.counters.gradients_unadmitted, target.left_out);
+            if target.table.admission().is_some() {
+                self.candidates.note();
+            }
+        }
         let is_removal = call.targets.iter().any(|t| matches!(t.change, Change::Remove));
         drop(call);
         let effect = Effect::sum(&effects);
@@ -288,7 +309,7 @@ impl Engine {
             let keys = call.damaged_keys(n);
             if target.change.sets_values() && !keys.is_empty() {
                 let (table, keys, change) = (target.table.clone(), keys.into(), Change::Remove);
-                targets.push(Target { table, keys, change });
+                targets.push(Target { table, keys, change, left_out: 0 });
             }
         }
         // Of the keys of a window: they were booked with the call.
@@ -368,6 +389,27 @@ impl Engine {
 impl Merged {
     pub(super) fn arrays(&self) -> (&[u64], &[f32]) {
         (&self.keys, &self.rows)
+    }
+
+    /// A batch as it is.
+    pub(super) fn copy(engine: &Engine, keys: &[u64], rows: &[f32]) -> Self {
+        let bytes = size_of_val(keys) + size_of_val(rows);
+        let hold = engine.ledger.hold(Kind::Calls, bytes as u64);
+        Self { keys: keys.to_vec(), rows: rows.to_vec(), firsts: Vec::new(), _hold: hold }
+    }
+
+    /// Keeps some keys, by their numbers, with their rows. Returns how many go.
+    pub(super) fn retain(&mut self, is_kept: impl Fn(usize) -> bool) -> usize {
+        let (before, mut kept) = (self.keys.len(), 0);
+        let dim = self.rows.len() / before.max(1);
+        for n in (0..before).filter(|&n| is_kept(n)) {
+            self.keys[kept] = self.keys[n];
+            self.rows.copy_within(n * dim..(n + 1) * dim, kept * dim);
+            kept += 1;
+        }
+        self.keys.truncate(kept);
+        self.rows.truncate(kept * dim);
+        before - kept
     }
 }
 

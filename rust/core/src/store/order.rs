@@ -304,7 +304,7 @@ fn journal_entry<'a>(push: Push, targets: &'a [Target<'_>], applies: &[bool]) ->
     if let [Target { table, keys, change: Change::Remove, .. }] = targets {
         return Entry::Remove { push, table: table.id, keys };
     }
-    if let [Target { table, keys, change: Change::Whole(rows, _) }] = targets {
+    if let [Target { table, keys, change: Change::Whole(rows, _), .. }] = targets {
         return Entry::Import { push, table: table.id, keys, rows };
     }
     if let [Target { table, change: Change::Scatter(operands), .. }] = targets {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::fetch::Wanted;
+use super::unadmitted::Counted;
 use super::walk::{check_length, Hits, Verb, Walk};
 use super::{InsertBatch, LookupBatch};
 use crate::batch::copy_row;
 use crate::effort;
 use crate::error::{Error, Result};
 use crate::log::RecordView;
-use crate::table::{Found, Item, RowMut, State, Table};
+use crate::table::{Counters, Found, Item, RowMut, State, Table};
 use crate::types::TableId;
 
 impl Engine {
@@ -78,8 +79,9 @@ impl Engine {
         let _whole = self.saving.training_read();
         let dims = dims(walks);
         let tables = walks.iter().map(|walk| walk.table.clone()).collect();
+        let counted = walks.iter().map(|_| Counted::default()).collect();
         let now = self.saving.date(self.clock.stamp().into()) as u32;
-        self.read(walks, &mut Insert { batches, tables, dims, now })
+        self.read(walks, &mut Insert { batches, tables, dims, now, counted })
     }
 
     pub(super) fn prefetch(&self, table: TableId, keys: &[u64]) -> Result<()> {
@@ -199,6 +201,8 @@ struct Insert<'a, 'b> {
     tables: Vec<Arc<Table>>,
     dims: Vec<usize>,
     now: u32,
+    /// Of each batch.
+    counted: Vec<Counted>,
 }
 
 /// One table's training reads.
@@ -239,6 +243,10 @@ impl Verb for Insert<'_, '_> {
         Training { rows, counts, dim: self.dims[batch], now: self.now }
     }
 
+    fn begin(&mut self) {
+        self.counted.iter_mut().for_each(Counted::clear);
+    }
+
     fn absent(
         &mut self,
         engine: &Engine,
@@ -248,6 +256,11 @@ impl Verb for Insert<'_, '_> {
     ) -> Result<()> {
         // Not what may have replaced it meanwhile: that was not looked at.
         let table = engine.table_itself(self.tables[batch].id)?;
+        let admission = table.admission();
+        if let Some(rule) = &admission {
+            let (counted, batch) = (&mut self.counted[batch], &mut self.batches[batch]);
+            counted.count(engine, state, (&table, rule), batch, items)?;
+        }
         let hashes: Vec<u64> = items.iter().map(|item| item.hash).collect();
         state.check_room(&engine.tier, &table, &hashes)?;
         engine.reserve_records(&table, items.len())?;
@@ -262,7 +275,9 @@ impl Verb for Insert<'_, '_> {
                     let sequence = state.create(item.hash);
                     let at = state.insert(&engine.tier, &table, item, sequence)?;
                     let part = state.part(&engine.tier, &table);
-                    table.initial_row(item.key, part.pool.row_mut(at).1);
+                    let (header, numbers) = part.pool.row_mut(at);
+                    header.frequency = self.counted[batch].before(item.hash);
+                    table.initial_row(item.key, numbers);
                     created += 1;
                     at
                 }
@@ -273,6 +288,9 @@ impl Verb for Insert<'_, '_> {
             Ok(())
         });
         engine.release_records(&table, items.len() - created);
+        if admission.is_some() {
+            Counters::add(&table.counters.keys_admitted, created);
+        }
         items.drain(..done);
         outcome
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::ahead::Ahead;
+use super::candidates::CandidatesFile;
 use super::config::{COLD_BUFFERS, SEGMENT_BUFFERS};
 use super::engine::{Catalog, Engine, Wake};
 use super::expiry::Expiring;
@@ -70,6 +71,7 @@ impl Engine {
         let newest = engine.open_index(&known)?;
         engine.sequencer.lock().last = newest.max(engine.catalog.read().as_of);
         engine.load_expiry()?;
+        engine.load_candidates(known.uuid);
         engine.replay(&mut pending)?;
         engine.begin()?;
         if engine.journal.set(pending).is_err() {
@@ -150,6 +152,7 @@ impl Engine {
             holds: Mutex::new(holds),
             loading: Loading::default(),
             image: Mutex::default(),
+            candidates: CandidatesFile::default(),
         })
     }
 

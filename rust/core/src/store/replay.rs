@@ -375,6 +375,9 @@ impl Engine {
             self.tier.log.append(Stream::Rows, table.id, &record)
         };
         let stripe = &self.stripes[stripe_of(item.hash, self.stripes.len())];
+        if table.admission().is_some() {
+            stripe.lock().forget_candidate(table.id, item.hash);
+        }
         match (row.life, row.place) {
             (Life::Present, Some(old)) => {
                 let new = append()?;

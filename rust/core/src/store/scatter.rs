@@ -76,21 +76,21 @@ impl Engine {
         check_finite(&table, "rows", keys, rows)?;
         check_divisors(&table, operation, keys, rows)?;
         let tables = [table.clone()];
-        let admitted = match self.admit(push, &tables, keys.len())? {
-            Decision::Apply(admitted) => admitted,
+        let accepted = match self.accept(push, &tables, keys.len(), &[])? {
+            Decision::Apply(accepted) => accepted,
             Decision::Duplicate(before) => {
                 return self.acknowledge(push, &tables, before).map(|(outcome, _)| outcome)
             }
         };
-        let unique = repeated(keys, admitted.window());
+        let unique = repeated(keys, accepted.window());
         let grouped = unique.as_ref().map(|unique| self.grouped(unique, rows, table.dim));
         let operands = match &grouped {
             None => Operands { operation, keys, rows, starts: &[] },
             Some(Grouped { keys, rows, starts, .. }) => Operands { operation, keys, rows, starts },
         };
         let keys = unique.as_ref().map_or(keys, |unique| &unique.keys).into();
-        let target = Target { table, keys, change: Change::Scatter(operands) };
-        self.apply(push, admitted, vec![target]).map(|(outcome, _)| outcome)
+        let target = Target { table, keys, change: Change::Scatter(operands), left_out: 0 };
+        self.apply(push, accepted, vec![target]).map(|(outcome, _)| outcome)
     }
 
     /// The operands of `unique` keys side by side, in the order of the call.

@@ -1,6 +1,7 @@
 //! What a table will take, before it exists: asked of the layouts themselves.
 
 use super::config::{StoreConfig, DRAM_MIN, NVME_MIN};
+use crate::admission::Admission;
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::log::footprint;
@@ -24,6 +25,8 @@ pub struct Needs {
     pub row_nvme_bytes: u64,
     /// Index of all rows, in DRAM whatever tier they are in.
     pub index_bytes: u64,
+    /// Most that counts of keys which are not admitted take in DRAM, beside the index.
+    pub candidates_bytes: u64,
     /// Least `dram` with which all rows can be kept, nearly all of them on NVMe.
     pub dram_smallest: u64,
     /// `dram` that holds every row.
@@ -44,6 +47,7 @@ pub fn needs(spec: &TableSpec, rows: u64) -> Result<Needs> {
     let records = rows.checked_mul(record).filter(|&n| n < BYTES_MAX / 4).ok_or_else(too_many)?;
     // Tables of which the number of stripes matters are those of small stores.
     let index = Index::bytes_of(rows, config(DRAM_MIN, NVME_MIN).stripes());
+    let candidates = spec.admission.as_ref().map_or(0, Admission::bytes_max);
     let nvme = smallest(NVME_MIN, |nvme| {
         let config = config(BYTES_MAX, nvme);
         config.record_bytes_max(config.segment_bytes()) >= records
@@ -52,7 +56,7 @@ pub fn needs(spec: &TableSpec, rows: u64) -> Result<Needs> {
         let config = config(dram, nvme);
         let segment = config.segment_bytes();
         // A page of rows in every stripe, at least.
-        let least = index + config.stripes() as u64 * row.max(64 << 10);
+        let least = index + candidates + config.stripes() as u64 * row.max(64 << 10);
         let left = dram - dram / 10;
         left >= 4 * segment + FIXED_BYTES + least.max(wanted)
             && config.record_bytes_max(segment) >= records
@@ -61,8 +65,9 @@ pub fn needs(spec: &TableSpec, rows: u64) -> Result<Needs> {
         row_dram_bytes: row,
         row_nvme_bytes: record,
         index_bytes: index,
+        candidates_bytes: candidates,
         dram_smallest: smallest(DRAM_MIN, |dram| fits(dram, 0)),
-        dram_whole: smallest(DRAM_MIN, |dram| fits(dram, index + rows * row)),
+        dram_whole: smallest(DRAM_MIN, |dram| fits(dram, index + candidates + rows * row)),
         nvme,
     })
 }

@@ -21,6 +21,8 @@ pub(super) struct Rows {
     cold: u64,
     dram_bytes: u64,
     index_bytes: u64,
+    candidates: u64,
+    candidates_bytes: u64,
 }
 
 impl Rows {
@@ -30,6 +32,9 @@ impl Rows {
         self.cold += part.index.cold() as u64;
         self.dram_bytes += part.bytes();
         self.index_bytes += part.index.bytes();
+        let (keys, bytes) = part.candidates();
+        self.candidates += keys;
+        self.candidates_bytes += bytes;
     }
 }
 
@@ -140,6 +145,8 @@ impl Engine {
             ("index_bytes", rows.index_bytes),
             ("nvme_bytes", nvme * record_bytes),
             ("cold_bytes", rows.cold * record_bytes),
+            ("candidates", rows.candidates),
+            ("candidates_bytes", rows.candidates_bytes),
         ];
         list.extend(counters.list());
         list

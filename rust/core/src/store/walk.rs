@@ -94,6 +94,9 @@ pub(super) trait Verb {
 
     fn hits(&mut self, batch: usize) -> Self::Hits<'_>;
 
+    /// The next windows begin: those before are not read again.
+    fn begin(&mut self) {}
+
     /// These keys have no row. Takes out those that it is done with, also before an error.
     fn absent(
         &mut self,
@@ -122,6 +125,8 @@ pub(super) trait Hits {
     const IS_AHEAD: bool = false;
     /// As in `Visitor`.
     const CHANGES: bool;
+    /// As in `Visitor`.
+    const WARMS: bool = true;
 
     /// Asks for the caller's memory that a hit will need.
     fn ask(&self, item: &Item);
@@ -154,6 +159,7 @@ struct Sort<'a, H, const N: usize> {
 impl<H: Hits, const N: usize> Visitor for Sort<'_, H, N> {
     const IS_AHEAD: bool = H::IS_AHEAD;
     const CHANGES: bool = H::CHANGES;
+    const WARMS: bool = H::WARMS;
 
     #[inline(always)]
     fn hit(&mut self, row: RowMut<'_>, item: &Item) {
@@ -249,6 +255,7 @@ impl Engine {
             let _memory = self.hold_for_window(walks, left)?;
             self.tier.arena.prepare();
             let mut next = position;
+            verb.begin();
             // If the log was full: keys of these windows that were read by then are counted again.
             self.again_with_log_room(|| {
                 next = position;

@@ -85,17 +85,18 @@ impl Engine {
         let width = check_width(&table, keys.len(), rows.len())?;
         check_numbers(&table, keys, rows, width)?;
         let tables = [table.clone()];
-        let admitted = match self.admit(push, &tables, keys.len())? {
-            Decision::Apply(admitted) => admitted,
+        let accepted = match self.accept(push, &tables, keys.len(), &[])? {
+            Decision::Apply(accepted) => accepted,
             Decision::Duplicate(before) => {
                 return self.acknowledge(push, &tables, before).map(|(outcome, _)| outcome)
             }
         };
-        let unique = repeated(keys, admitted.window());
+        let unique = repeated(keys, accepted.window());
         let merged = unique.map(|unique| self.merged_last(unique, rows));
         let (keys, rows) = merged.as_ref().map_or((keys, rows), Merged::arrays);
-        let target = Target { table, keys: keys.into(), change: Change::Whole(rows, width) };
-        self.apply(push, admitted, vec![target]).map(|(outcome, _)| outcome)
+        let target =
+            Target { table, keys: keys.into(), change: Change::Whole(rows, width), left_out: 0 };
+        self.apply(push, accepted, vec![target]).map(|(outcome, _)| outcome)
     }
 }
 

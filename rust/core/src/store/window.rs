@@ -26,7 +26,7 @@ const NONE: u32 = u32::MAX;
 
 /// Passes a hash through: keys are looked up by theirs, which needs no other.
 #[derive(Default)]
-struct Hashed(u64);
+pub(super) struct Hashed(u64);
 
 impl Hasher for Hashed {
     fn write(&mut self, bytes: &[u8]) {

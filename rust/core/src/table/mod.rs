@@ -4,6 +4,7 @@
 //! Lock order: a stripe's lock, then the log's. Nothing here reads the device; a row that leaves
 //! waits for it only when all segment buffers are on their way there, or the log is full.
 
+mod admit;
 mod heat;
 mod image;
 mod kept;

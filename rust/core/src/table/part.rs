@@ -13,6 +13,7 @@ use super::policy::{Policy, Pulse};
 use super::pool::Pool;
 use super::row::RowMut;
 use super::shape::Table;
+use crate::admission::Candidates;
 use crate::arena::Arena;
 use crate::effort;
 use crate::index::{Index, Location, LocationRing, Slot};
@@ -37,6 +38,7 @@ pub(crate) struct Held {
     pub(super) rows: u64,
     pub(super) index: u64,
     pub(super) statistics: u64,
+    pub(super) candidates: u64,
 }
 
 pub(crate) struct Part {
@@ -44,6 +46,8 @@ pub(crate) struct Part {
     pub(crate) index: Index,
     pub(crate) pool: Pool,
     pub(crate) policy: Policy,
+    /// Keys that were read and are not admitted, once there are any.
+    pub(super) candidates: Option<Box<Candidates>>,
     /// Grows when rows may have left their addresses for others: kept addresses are void.
     pub(crate) era: u64,
     /// Write-back that has looked at some of it, and where it goes on.
@@ -67,19 +71,26 @@ impl Part {
         let pool = Pool::new(arena.clone(), table.floats);
         let index = Index::new(arena.clone(), buckets);
         let (policy, written_back) = (Policy::new(pulse), <(u32, (usize, usize))>::default());
-        Self { table, index, pool, policy, era: 0, written_back, keeper: None }
+        let candidates = None;
+        Self { table, index, pool, policy, candidates, era: 0, written_back, keeper: None }
     }
 
     /// Bytes that it holds.
     pub(crate) fn bytes(&self) -> u64 {
-        let Held { rows, index, statistics } = self.held();
-        rows + index + statistics
+        let Held { rows, index, statistics, candidates } = self.held();
+        rows + index + statistics + candidates
     }
 
     /// The same, by what they are held for.
     pub(super) fn held(&self) -> Held {
         let statistics = size_of::<Self>() as u64 + self.pool.account_bytes() + self.policy.bytes();
-        Held { rows: self.pool.bytes(), index: self.index.bytes(), statistics }
+        let candidates = self.candidates.as_ref().map_or(0, |candidates| candidates.bytes());
+        Held { rows: self.pool.bytes(), index: self.index.bytes(), statistics, candidates }
+    }
+
+    /// Keys that are counted and not admitted, and the bytes that they take.
+    pub(crate) fn candidates(&self) -> (u64, u64) {
+        self.candidates.as_ref().map_or((0, 0), |all| (all.len() as u64, all.bytes()))
     }
 
     /// Releases all records and gives all memory back, of a part that was taken out of its stripe:
@@ -271,6 +282,8 @@ pub(crate) trait Visitor {
     const IS_AHEAD: bool = false;
     /// False if rows stay as they are: only looked at.
     const CHANGES: bool = true;
+    /// False if a visit is a question alone: rows do not get warmer by it.
+    const WARMS: bool = true;
 
     /// Asks for the caller's memory that a revisit of the item will need: items come in the order
     /// of the stripes, at random places of the caller's arrays.
@@ -322,7 +335,8 @@ vectorized! {
         first: usize,
         visitor: &mut V,
     ) {
-        let beat = if V::IS_AHEAD { None } else { part.policy.visited(items.len()) };
+        let is_visit = V::WARMS && !V::IS_AHEAD;
+        let beat = if is_visit { part.policy.visited(items.len()) } else { None };
         for (n, item) in items.iter().enumerate() {
             part.visit_one(n, item, found.get(first + n).into(), beat, visitor);
         }

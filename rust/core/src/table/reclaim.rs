@@ -229,7 +229,7 @@ impl State {
     }
 
     /// Takes an extent from the coldest of a few tables. False if no table holds rows.
-    fn give_coldest(&mut self, tier: &Tier) -> Result<bool> {
+    pub(super) fn give_coldest(&mut self, tier: &Tier) -> Result<bool> {
         match self.coldest(None) {
             Some((id, _)) => self.give_extent(tier, id),
             None => Ok(false),

@@ -1,10 +1,11 @@
 //! What all stripes share of one table: its shape, its live settings, its counters.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::steps::Steps;
+use crate::admission::Rule;
 use crate::expiry::Expiry;
 use crate::optimizer::Prepared;
 use crate::spec::{Initializer, Optimizer, TableSpec};
@@ -23,6 +24,8 @@ pub(crate) struct Table {
     seed: u64,
     /// Live settings change under the lock; shape never does.
     spec: RwLock<TableSpec>,
+    /// No key has to wait for its row.
+    admits_all: AtomicBool,
     /// Bytes of DRAM that one stripe may use for this table.
     stripe_cap: AtomicU64,
     stripes: u64,
@@ -62,6 +65,8 @@ counters!(
     bytes_updated,
     evictions,
     duplicate_pushes,
+    keys_admitted,
+    reads_unadmitted,
     gradients_unadmitted,
     rows_poisoned,
     corrupt_records,
@@ -87,6 +92,7 @@ impl Table {
             initializer: spec.initializer,
             seed: spec.seed,
             stripe_cap: AtomicU64::new(0),
+            admits_all: AtomicBool::new(true),
             stripes: stripes as u64,
             record_bytes: AtomicU64::new(0),
             steps: Mutex::default(),
@@ -116,18 +122,27 @@ impl Table {
 
     /// Follows the live settings.
     fn refresh(&self) {
-        let (dram, expiry) = {
+        let (dram, expiry, admits_all) = {
             let spec = self.spec.read();
-            (spec.dram, spec.expiry)
+            (spec.dram, spec.expiry, spec.admission.is_none())
         };
         let cap = dram.map_or(u64::MAX, |bytes| bytes / self.stripes);
         self.stripe_cap.store(cap, Relaxed);
+        self.admits_all.store(admits_all, Relaxed);
         let mut steps = self.steps.lock();
         match (expiry, &mut *steps) {
             (Some(Expiry::AfterSteps { steps: span }), Some(known)) => known.set_span(span),
             (Some(Expiry::AfterSteps { steps: span }), none) => *none = Some(Steps::new(span)),
             _ => *steps = None,
         }
+    }
+
+    /// By which keys get a row; `None`: all do.
+    pub(crate) fn admission(&self) -> Option<Rule> {
+        if self.admits_all.load(Relaxed) {
+            return None;
+        }
+        self.spec.read().admission.map(|admission| Rule::new(&admission, self.seed))
     }
 
     pub(crate) fn expiry(&self) -> Option<Expiry> {
@@ -148,7 +163,12 @@ impl Table {
     /// Writes the row that `key` starts with.
     pub(crate) fn initial_row(&self, key: u64, row: &mut [f32]) {
         let (value, slots) = row.split_at_mut(self.dim);
-        crate::init::initial_row(&self.initializer, self.seed, key, value);
+        self.initial_value(key, value);
         self.optimizer.initial_slots(slots);
+    }
+
+    /// Writes the value of that row.
+    pub(crate) fn initial_value(&self, key: u64, value: &mut [f32]) {
+        crate::init::initial_row(&self.initializer, self.seed, key, value);
     }
 }

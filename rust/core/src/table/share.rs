@@ -1,4 +1,5 @@
-//! A stripe's share of the store's DRAM: what its rows, indexes and statistics hold of it.
+//! A stripe's share of the store's DRAM: what its rows, indexes, statistics and candidates hold of
+//! it.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ pub(crate) struct Share {
     rows: Hold,
     index: Hold,
     statistics: Hold,
+    candidates: Hold,
     /// Bytes that the index will take when all of it is loaded.
     awaited: Hold,
 }
@@ -25,6 +27,7 @@ impl Share {
             rows: ledger.hold(Kind::Rows, 0),
             index: ledger.hold(Kind::Index, 0),
             statistics: ledger.hold(Kind::Statistics, 0),
+            candidates: ledger.hold(Kind::Candidates, 0),
             awaited: ledger.hold(Kind::Index, 0),
         }
     }
@@ -36,13 +39,13 @@ impl Share {
 
     /// Bytes that it holds.
     pub(super) fn used(&self) -> u64 {
-        let own = self.rows.bytes() + self.index.bytes() + self.statistics.bytes();
+        let own = self.rows.bytes() + self.statistics.bytes() + self.fixed_bytes();
         own + self.awaited.bytes()
     }
 
-    /// Bytes of all indexes.
-    pub(super) fn index_bytes(&self) -> u64 {
-        self.index.bytes()
+    /// Bytes of all indexes and candidates, which do not make room for others.
+    pub(super) fn fixed_bytes(&self) -> u64 {
+        self.index.bytes() + self.candidates.bytes()
     }
 
     /// Sets memory aside for what is still to be loaded of the index.
@@ -70,5 +73,6 @@ impl Share {
         change(&mut self.rows, before.rows, after.rows);
         change(&mut self.index, before.index, after.index);
         change(&mut self.statistics, before.statistics, after.statistics);
+        change(&mut self.candidates, before.candidates, after.candidates);
     }
 }

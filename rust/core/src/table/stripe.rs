@@ -127,7 +127,7 @@ impl State {
                 &fresh
             }
         };
-        let others = self.memory.index_bytes().saturating_sub(part.index.bytes());
+        let others = self.memory.fixed_bytes().saturating_sub(part.index.bytes());
         let bound = self.memory.budget().saturating_sub(others).min(table.stripe_cap());
         // Beside the index there must be room for a row, to be changed in.
         let bound = bound.saturating_sub((size_of::<Part>() + part.pool.row_bytes()) as u64);

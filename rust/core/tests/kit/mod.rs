@@ -38,6 +38,7 @@ pub fn spec(name: &str, dim: u32, optimizer: Optimizer) -> TableSpec {
         gradients: Default::default(),
         initializer: Initializer::Normal { mean: 0.0, std: 0.1 },
         seed: 3,
+        admission: None,
         dtype: "float32".into(),
         dram: None,
         nvme: None,
@@ -167,7 +168,7 @@ pub fn copy(from: &Path, to: &Path) {
 
 fn files(of: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = ["MANIFEST", "superblock", "rows.log"].map(PathBuf::from).to_vec();
-    let optional = ["index.image", "EXPIRY"].map(PathBuf::from);
+    let optional = ["index.image", "EXPIRY", "candidates"].map(PathBuf::from);
     files.extend(optional.into_iter().filter(|file| of.join(file).exists()));
     for file in std::fs::read_dir(of.join("journal"))? {
         files.push(Path::new("journal").join(file?.file_name()));

@@ -16,6 +16,7 @@ mod repeats;
 mod rows;
 mod saved;
 mod tables;
+mod unadmitted;
 mod waits;
 
 use std::path::Path;
@@ -54,6 +55,7 @@ pub(super) fn spec(name: &str, dim: u32) -> TableSpec {
         gradients: Default::default(),
         initializer: Initializer::Zeros,
         seed: 0,
+        admission: None,
         dtype: "float32".into(),
         dram: None,
         nvme: None,

@@ -32,12 +32,13 @@ fn a_panic_passes_the_turns_and_fails_the_store() {
     apply(1, &keys).unwrap();
     let short = vec![1.0; 2000];
     let table = store.engine.table(id).unwrap();
-    let admitted = store.engine.admit(push(2), std::slice::from_ref(&table), keys.len()).unwrap();
-    let Decision::Apply(admitted) = admitted else { panic!("it is new") };
+    let tables = std::slice::from_ref(&table);
+    let accepted = store.engine.accept(push(2), tables, keys.len(), &[]).unwrap();
+    let Decision::Apply(accepted) = accepted else { panic!("it is new") };
     let change = Change::Gradients(1.0, &short);
-    let target = Target { table, keys: keys.clone().into(), change };
+    let target = Target { table, keys: keys.clone().into(), change, left_out: 0 };
     let panicked =
-        catch_unwind(AssertUnwindSafe(|| store.engine.apply(push(2), admitted, vec![target])));
+        catch_unwind(AssertUnwindSafe(|| store.engine.apply(push(2), accepted, vec![target])));
     assert!(panicked.is_err(), "the target is not as wrong as it should be");
     let (sender, answer) = mpsc::channel();
     std::thread::spawn(move || sender.send(apply(3, &keys)).unwrap());

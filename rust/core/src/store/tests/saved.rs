@@ -50,6 +50,7 @@ fn spec(name: &str) -> TableSpec {
         gradients: Default::default(),
         initializer: Initializer::Zeros,
         seed: 0,
+        admission: None,
         dtype: "float32".into(),
         dram: None,
         nvme: None,
