@@ -110,7 +110,8 @@ impl Call {
         let mut work = self.work();
         if self.is_streamed() && self.stream.get().is_none() {
             if let Some((frame, Ok(plan))) = work.take() {
-                let stream = Stream::new(self.question, frame, &plan.sizes, plan.pieces);
+                let Plan { sizes, pieces, is_in_order, .. } = plan;
+                let stream = Stream::new(self.question, frame, &sizes, (pieces, is_in_order));
                 return Ok(self.stream.get_or_init(|| stream.into()));
             }
         }

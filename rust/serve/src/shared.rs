@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hybridps_core::{Store, POOL_BYTES};
 use hybridps_wire::{
-    self as wire, Batch, Dtype, Parts, StreamedReply, APPLY_GRADIENTS, LOOKUP, LOOKUP_POOLED,
-    PREFETCH,
+    self as wire, Batch, Dtype, Parts, StreamedReply, APPLY_GRADIENTS, LOOKUP, LOOKUP_OR_INSERT,
+    LOOKUP_POOLED, PREFETCH,
 };
 
 use crate::failure::{bad_input, Failure};
@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) sizes: Sizes,
     /// Of a large one, where it is cut.
     pub(crate) pieces: Vec<Vec<Span>>,
+    /// The order of its keys matters, also where it is answered in pieces.
+    pub(crate) is_in_order: bool,
     /// Bytes that it takes besides: for rows that are summed, or widened.
     beside: usize,
     /// Bytes that a push in parts announces.
@@ -116,6 +118,8 @@ impl Shared {
         for (n, (table, count)) in reading.rows().into_iter().enumerate() {
             let (dim, bytes) = (self.dim(table)?, reading.dtype().bytes());
             let rows = count * dim * bytes;
+            // Which keys are counted last is decided by the order in which they came.
+            plan.is_in_order |= verb == LOOKUP_OR_INSERT && !self.store.admits_all(table)?;
             let found = if want_found { count } else { 0 };
             total += rows + found + TABLE_BYTES;
             if rows > wire::DATA_MAX || total > self.frame_limit {

@@ -50,6 +50,8 @@ struct Progress {
     /// Pieces that wait for their turn.
     waiting: Vec<(usize, Words)>,
     is_sending: bool,
+    /// Pieces are gathered one after the other.
+    is_in_order: bool,
     /// The socket took no more: all threads go.
     is_full: bool,
     /// It has been so before.
@@ -73,7 +75,9 @@ impl Progress {
             return Some(Step::Send(n, piece));
         }
         let last = self.end - 1;
-        let can_begin = self.next < last && self.waiting.len() < WAITING_MAX;
+        let gathering = self.next - self.sent - self.waiting.len() - usize::from(self.is_sending);
+        let is_free = gathering == 0 || !self.is_in_order;
+        let can_begin = self.next < last && self.waiting.len() < WAITING_MAX && is_free;
         if can_begin || self.next == last && self.sent == last {
             self.next += 1;
             return Some(Step::Gather(self.next - 1));
@@ -87,7 +91,13 @@ impl Progress {
 }
 
 impl Stream {
-    pub(crate) fn new(question: u32, frame: Words, sizes: &Sizes, pieces: Vec<Vec<Span>>) -> Self {
+    /// `is_in_order`: the keys of a piece must be read after those of the piece before.
+    pub(crate) fn new(
+        question: u32,
+        frame: Words,
+        sizes: &Sizes,
+        (pieces, is_in_order): (Vec<Vec<Span>>, bool),
+    ) -> Self {
         let reply = StreamedReply::new(question, sizes);
         let found = pieces.iter().map(|_| OnceLock::new()).collect();
         let arrays: usize = reply.blobs.iter().map(|blob| blob.bytes.div_ceil(8)).sum();
@@ -99,6 +109,7 @@ impl Stream {
             unsent_bytes: 8 * (reply.head.len() + arrays + reply.tail.len()),
             waiting: Vec::new(),
             is_sending: false,
+            is_in_order,
             is_full: false,
             is_slow: false,
             threads: 0,

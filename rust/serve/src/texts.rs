@@ -62,6 +62,10 @@ pub fn parse_change(json: &str) -> Result<TableChange> {
                 let rate = value.as_f64().ok_or_else(|| unreadable(&name))?;
                 change.learning_rate = Some(rate as f32);
             }
+            "admission" => {
+                let admission = serde_json::from_value(value);
+                change.admission = Some(admission.map_err(|e| unreadable(&e.to_string()))?);
+            }
             "dram" => change.dram = Some(cap()?),
             "nvme" => change.nvme = Some(cap()?),
             "expiry" => {
@@ -164,6 +168,7 @@ pub fn needs(spec: &str, rows: u64) -> Result<Vec<(&'static str, u64)>> {
         ("row_dram_bytes", needs.row_dram_bytes),
         ("row_nvme_bytes", needs.row_nvme_bytes),
         ("index_bytes", needs.index_bytes),
+        ("candidates_bytes", needs.candidates_bytes),
         ("dram_smallest", needs.dram_smallest),
         ("dram_whole", needs.dram_whole),
         ("nvme", needs.nvme),

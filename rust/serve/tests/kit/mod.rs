@@ -77,6 +77,7 @@ pub(crate) fn spec(name: &str, dim: usize) -> TableSpec {
         gradients: Default::default(),
         initializer: Initializer::Zeros,
         seed: 0,
+        admission: None,
         dtype: "float32".into(),
         dram: None,
         nvme: None,
