@@ -17,6 +17,7 @@ except ImportError as error:
 
     explain(error)
 from hybridps import aio
+from hybridps.admission import MinCount, Probability
 from hybridps.checkpoints import (
     Checkpoint,
     checkpoints,
@@ -98,11 +99,13 @@ __all__ = [
     "HybridPSError",
     "Inspected",
     "Lamb",
+    "MinCount",
     "Momentum",
     "Normal",
     "OverloadedError",
     "ParameterServer",
     "Plan",
+    "Probability",
     "RAdam",
     "RMSprop",
     "ReadOnlyError",

@@ -45,6 +45,7 @@ from hybridps import (
     plan,
 )
 from hybridps._core import Store
+from hybridps.admission import parse_admission
 from hybridps.expiry import Expiry
 from hybridps.optimizers import OPTIMIZERS
 from hybridps.sizes import format_size
@@ -268,6 +269,12 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", type=float, help="normal, truncated_normal")
     parser.add_argument("--std", type=float, help="normal, truncated_normal")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--admission",
+        metavar="RULE",
+        help="which keys get a row: min_count:N or probability:P, with :CAPACITY for other than"
+        " 10,000,000 keys that are counted before; all keys when left out",
+    )
 
 
 def _list(ps: ParameterServer, _flags: argparse.Namespace) -> list[str]:
@@ -311,6 +318,7 @@ def _spec_of(flags: argparse.Namespace, dram: str | None) -> TableSpec:
             ("value", "low", "high", "mean", "std"),
         ),
         seed=flags.seed,
+        admission=None if flags.admission is None else parse_admission(flags.admission),
         dram=dram,
         nvme=flags.nvme,
         expiry=_expiry_of(flags),

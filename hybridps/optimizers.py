@@ -38,6 +38,16 @@ def at_least_zero(value: object, name: str) -> float:
     return number
 
 
+def whole(value: object, name: str, low: int, high: int) -> int:
+    """`value` as an int of `low` to `high`. Raises BadInputError."""
+    if isinstance(value, (bool, str)) or not hasattr(value, "__index__"):
+        raise BadInputError(f"{name} is {value!r}; give an int of {low} to {high}")
+    whole: int = value.__index__()
+    if not low <= whole <= high:
+        raise BadInputError(f"{name} is {whole}; give {low} to {high}")
+    return whole
+
+
 def _number(value: object, name: str) -> float:
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise BadInputError(f"{name} is {value!r}; give a number")

@@ -13,7 +13,8 @@ class Plan:
     """Bytes that a table takes of a store that holds nothing else, all in.
 
     `row_dram_bytes`, `row_nvme_bytes`: of one row in each tier, with its header; the index comes
-    on top. `index_bytes`: of all rows, in DRAM whatever tier they are in. `dram_smallest`: the
+    on top. `index_bytes`: of all rows, in DRAM whatever tier they are in. `candidates_bytes`: the
+    most that counts of keys which are not admitted take in DRAM. `dram_smallest`: the
     least `dram` with which all rows can be kept, nearly all on NVMe; `dram_whole`: with which none
     need be there. `nvme`: what to ask for. `rows_dram`: rows that fit the given `dram`, or None.
     """
@@ -22,6 +23,7 @@ class Plan:
     row_dram_bytes: int
     row_nvme_bytes: int
     index_bytes: int
+    candidates_bytes: int
     dram_smallest: int
     dram_whole: int
     nvme: int

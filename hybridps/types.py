@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridps import _core
+from hybridps.admission import Admission, admission_from, check_admission
 from hybridps.errors import BadInputError
 from hybridps.expiry import Expiry, check_expiry, expiry_from
 from hybridps.keys import KeysLike, as_keys
@@ -22,21 +23,13 @@ from hybridps.optimizers import (
     at_least_zero,
     optimizer_from,
     to_float32,
+    whole,
 )
 from hybridps.sizes import parse_size
 
 DIM_MAX: Final = 4096
 TABLE_DRAM_MIN: Final = 1 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-def _whole(value: object, name: str, low: int, high: int) -> int:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__index__"):
-        raise BadInputError(f"{name} is {value!r}; give an int of {low} to {high}")
-    whole: int = value.__index__()
-    if not low <= whole <= high:
-        raise BadInputError(f"{name} is {whole}; give {low} to {high}")
-    return whole
 
 
 @dataclass(frozen=True)
@@ -110,12 +103,14 @@ _INITIALIZERS: Final = {
 @dataclass(frozen=True)
 class TableSpec:
     """What a table is. Shape: dim, dtype, optimizer class and its initial accumulator, initializer,
-    seed. Of all else the stored value wins when a table is opened; the learning rate and the byte
-    caps are live: `Table.alter` changes them. Value and slots of a row are at most 16368 numbers.
+    seed. Of all else the stored value wins when a table is opened; the learning rate, the admission
+    and the byte caps are live: `Table.alter` changes them. Value and slots of a row are at most
+    16368 numbers.
 
     `dram` and `nvme` are byte caps of this table ("8GiB"); None draws on the store's budget.
+    `admission` says which keys get a row: `MinCount`, `Probability`, or None for all; live.
     `expiry` says when rows go by themselves: `After("30d")`, `AfterSteps(100_000)` or
-    `BelowNorm(1e-6)`; live. `admission` accepts None alone in this version.
+    `BelowNorm(1e-6)`; live.
     """
 
     name: str
@@ -123,7 +118,7 @@ class TableSpec:
     optimizer: Optimizer
     initializer: Initializer = dataclasses.field(default_factory=Normal)
     seed: int = 0
-    admission: None = None
+    admission: Admission | None = None
     expiry: Expiry | None = None
     dtype: str = "float32"
     dram: int | str | None = None
@@ -139,8 +134,8 @@ class TableSpec:
             raise BadInputError(f"table {self.name!r}: {error}") from None
 
     def _check(self) -> None:
-        self._set("dim", _whole(self.dim, "dim", 1, DIM_MAX))
-        self._set("seed", _whole(self.seed, "seed", 0, 2**64 - 1))
+        self._set("dim", whole(self.dim, "dim", 1, DIM_MAX))
+        self._set("seed", whole(self.seed, "seed", 0, 2**64 - 1))
         if type(self.optimizer) not in OPTIMIZERS.values():
             raise BadInputError(
                 f"optimizer is {self.optimizer!r}; give hps.SGD(), hps.Adagrad() or another of"
@@ -153,7 +148,7 @@ class TableSpec:
             )
         if self.dtype != "float32":
             raise BadInputError(f'dtype is {self.dtype!r}; give "float32"')
-        check_none(self.admission, "admission")
+        check_admission(self.admission)
         check_expiry(self.expiry)
         self._set("dram", check_dram(self.dram))
         self._set("nvme", None if self.nvme is None else parse_size(self.nvme, "nvme"))
@@ -178,6 +173,7 @@ class TableSpec:
                 **({"gradients": gradients} if any(gradients.values()) else {}),
                 "initializer": self.initializer.options(),
                 "seed": self.seed,
+                **({"admission": self.admission.options()} if self.admission else {}),
                 "dtype": self.dtype,
                 "dram": self.dram,
                 "nvme": self.nvme,
@@ -194,8 +190,11 @@ class TableSpec:
             gradients = fields.pop("gradients", None)
             optimizer = optimizer_from(fields.pop("optimizer"), rate, gradients)
             initializer = initializer_from(fields.pop("initializer"))
-            expiry = expiry_from(fields.pop("expiry", None))
-            return cls(optimizer=optimizer, initializer=initializer, expiry=expiry, **fields)
+            settings = {
+                "admission": admission_from(fields.pop("admission", None)),
+                "expiry": expiry_from(fields.pop("expiry", None)),
+            }
+            return cls(optimizer=optimizer, initializer=initializer, **settings, **fields)
         except (KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
             raise BadInputError(f"table spec is not readable: {error!r}; use to_json") from None
 
@@ -204,12 +203,6 @@ def initializer_from(options: dict[str, Any]) -> Initializer:
     """The initializer of stored options, as `Initializer.options` gives them."""
     options = dict(options)
     return _INITIALIZERS[options.pop("kind")](**options)
-
-
-def check_none(value: object, name: str) -> None:
-    """Refuses a setting that a later version will take."""
-    if value is not None:
-        raise BadInputError(f"{name} is {value!r}; this version takes None alone")
 
 
 def check_dram(dram: int | str | None) -> int | None:

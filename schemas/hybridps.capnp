@@ -67,6 +67,19 @@ struct Initializer {
 struct UniformOptions { low @0 :Float32; high @1 :Float32; }
 struct NormalOptions { mean @0 :Float32; std @1 :Float32; }
 
+# Which keys get a row. Other than all only to a server whose features hold "admission".
+struct Admission {
+  union {
+    all @0 :Void;
+    minCount @1 :MinCountOptions;
+    probability @2 :ProbabilityOptions;
+  }
+}
+
+# capacity: keys that are not admitted and are remembered.
+struct MinCountOptions { n @0 :UInt32; capacity @1 :UInt64; }
+struct ProbabilityOptions { p @0 :Float64; capacity @1 :UInt64; }
+
 struct TableSpec {
   name @0 :Text;
   dim @1 :UInt32;
@@ -77,6 +90,7 @@ struct TableSpec {
   dram @6 :UInt64;               # bytes; 0: draws on the store's common budget
   nvme @7 :UInt64;               # bytes; 0: draws on the store's common budget
   expiry @8 :Expiry;             # where the server's features hold "expiry"
+  admission @9 :Admission;       # where the server's features hold "admission"
 }
 
 # When rows go by themselves.
@@ -266,4 +280,5 @@ struct TableChange {
   dram :union { keep @2 :Void; value @3 :UInt64; }     # bytes; 0: no cap of its own
   nvme :union { keep @4 :Void; value @5 :UInt64; }
   expiry :union { keep @6 :Void; value @7 :Expiry; }
+  admission :union { keep @8 :Void; value @9 :Admission; }
 }

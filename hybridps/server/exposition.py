@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 TIERS = ("dram", "nvme", "cold")
 # What the DRAM of a store is held for; the sum is `dram_bytes`.
 DRAM_KINDS = (
-    *("rows", "index", "statistics", "slack", "segments"),
+    *("rows", "index", "statistics", "candidates", "slack", "segments"),
     *("buffers", "calls", "accounts", "sessions", "journal"),
 )
 # Counters that may fall as well as rise; every other one only grows.
@@ -20,7 +20,7 @@ GAUGES = frozenset(
     | {f"rows_{tier}" for tier in TIERS}
     | {f"{tier}_bytes" for tier in TIERS}
     | {f"dram_{kind}" for kind in DRAM_KINDS}
-    | {"index_bytes", "role", "staleness_ms"}
+    | {"index_bytes", "candidates", "candidates_bytes", "role", "staleness_ms"}
 )
 # Told by tier.
 _BY_TIER = {

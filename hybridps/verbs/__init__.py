@@ -24,7 +24,7 @@ from hybridps.verbs.create_table import CreateTable, CreateTableOfStore
 from hybridps.verbs.expire import Expire, ExpireOfTable
 from hybridps.verbs.export_to import FilesOfTable
 from hybridps.verbs.flush import Flush, FlushOfStore
-from hybridps.verbs.hello import EXPIRY, SYNC_WORKERS, WIRE_DTYPE, Hello
+from hybridps.verbs.hello import ADMISSION, EXPIRY, SYNC_WORKERS, WIRE_DTYPE, Hello
 from hybridps.verbs.inspect import Inspect, InspectOfTable
 from hybridps.verbs.jobs import CheckpointJob, RestoreJob
 from hybridps.verbs.listing import KeysOf, ListingOfTable, Size
@@ -58,7 +58,9 @@ _CALLS: Final[tuple[type[Call[Any]], ...]] = (
 # By their names in the schema.
 VERBS: Final[Mapping[str, type[Call[Any]]]] = {call.method(): call for call in _CALLS}
 # What a server of this version tells in hello.
-FEATURES: Final = frozenset((WIRE_DTYPE, SYNC_WORKERS, EXPIRY, *(call.VERB for call in _CALLS)))
+FEATURES: Final = frozenset(
+    (WIRE_DTYPE, SYNC_WORKERS, ADMISSION, EXPIRY, *(call.VERB for call in _CALLS))
+)
 
 
 class TableVerbs(

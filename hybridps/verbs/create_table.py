@@ -11,7 +11,7 @@ from hybridps.types import TableSpec
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.catalog import Catalog, Handle, StoreFace, TableT, ref_of
 from hybridps.verbs.face import Run, Steps, verb
-from hybridps.verbs.hello import EXPIRY
+from hybridps.verbs.hello import ADMISSION, EXPIRY
 from hybridps.verbs.kinds import Lane, Order
 from hybridps.verbs.open_table import Opened
 from hybridps.verbs.specs import fill_spec, spec_json
@@ -39,8 +39,9 @@ class CreateTable(Cold[Opened]):
         return cls(spec_json(params.spec))
 
     def needs(self) -> tuple[str, ...]:
-        """A server that does not know an expiry would make a table without."""
-        return (self.VERB, EXPIRY) if "expiry" in json.loads(self.spec) else (self.VERB,)
+        """A server that does not know a setting would make a table without."""
+        spec = json.loads(self.spec)
+        return (self.VERB, *(name for name in (ADMISSION, EXPIRY) if spec.get(name) is not None))
 
     def touches(self) -> Sequence[str]:
         """The table that is to be."""
@@ -71,7 +72,7 @@ def create_table(catalog: Catalog, spec: TableSpec) -> Steps[Handle]:
     for text in dict.fromkeys(text for table in opened for text in table.warnings):
         warn(
             f"table {spec.name!r}: {text}; the stored value stays (Table.alter changes"
-            " learning_rate, dram, nvme and expiry)"
+            " learning_rate, admission, dram, nvme and expiry)"
         )
     return handle
 

@@ -23,7 +23,8 @@ FIRST_FEATURES: Final = frozenset(
 WIRE_DTYPE: Final = "wire_dtype"
 # The fields `workers` and `rank` of hello.
 SYNC_WORKERS: Final = "sync_workers"
-# That of specs and of `alter`.
+# Those of specs and of `alter`.
+ADMISSION: Final = "admission"
 EXPIRY: Final = "expiry"
 
 

@@ -3,19 +3,26 @@
 from dataclasses import dataclass
 from typing import Any
 
+from hybridps.admission import Admission, check_admission
 from hybridps.errors import BadInputError, TableNotFoundError
 from hybridps.expiry import Expiry, check_expiry
 from hybridps.optimizers import at_least_zero
 from hybridps.security.rights import Right
 from hybridps.sizes import parse_size
-from hybridps.types import TableSpec, check_dram, check_none
+from hybridps.types import TableSpec, check_dram
 from hybridps.verbs.calls import Cold, Site
 from hybridps.verbs.catalog import Catalog, Handle, TableFace, on_each, ref_of, resolve
 from hybridps.verbs.face import Run, Steps, attribute, verb
-from hybridps.verbs.hello import EXPIRY
+from hybridps.verbs.hello import ADMISSION, EXPIRY
 from hybridps.verbs.kinds import Lane, Order
 from hybridps.verbs.open_table import Opened, OpenTable
-from hybridps.verbs.specs import fill_expiry, read_expiry, strict_json
+from hybridps.verbs.specs import (
+    fill_admission,
+    fill_expiry,
+    read_admission,
+    read_expiry,
+    strict_json,
+)
 
 
 class Keep:
@@ -49,7 +56,9 @@ class SetLearningRate(Cold[None]):
 
 @dataclass(frozen=True, slots=True)
 class Alter(Cold[None]):
-    """`change` holds any of learning_rate, dram, nvme, expiry; None lifts a cap, or ends it."""
+    """`change` holds any of learning_rate, admission, dram, nvme, expiry; None lifts a cap, ends an
+    expiry, and lets all keys in.
+    """
 
     VERB = "alter"
     ORDER = Order.PUSH
@@ -65,6 +74,8 @@ class Alter(Cold[None]):
         change = params.init("change")
         if "learning_rate" in self.change:
             change.learningRate.value = self.change["learning_rate"]
+        if "admission" in self.change:
+            fill_admission(change.admission.init("value"), self.change["admission"])
         for name in ("dram", "nvme"):
             if name in self.change:
                 getattr(change, name).value = self.change[name] or 0
@@ -72,8 +83,8 @@ class Alter(Cold[None]):
             fill_expiry(change.expiry.init("value"), self.change["expiry"])
 
     def needs(self) -> tuple[str, ...]:
-        """A server that does not know an expiry would keep the one before."""
-        return (self.VERB, EXPIRY) if "expiry" in self.change else (self.VERB,)
+        """A server that does not know a setting would keep the one before."""
+        return (self.VERB, *(name for name in (ADMISSION, EXPIRY) if name in self.change))
 
     @classmethod
     def read(cls, params: Any) -> "Alter":
@@ -81,6 +92,8 @@ class Alter(Cold[None]):
         change: Change = {}
         if params.change.learningRate.which() == "value":
             change["learning_rate"] = params.change.learningRate.value
+        if params.change.admission.which() == "value":
+            change["admission"] = read_admission(params.change.admission.value)
         for name in ("dram", "nvme"):
             cap = getattr(params.change, name)
             if cap.which() == "value":
@@ -111,10 +124,10 @@ def alter(catalog: Catalog, handle: Handle, asked: dict[str, object]) -> Steps[N
     """Changes live settings; KEEP keeps one, None lifts a cap."""
     change: Change = {}
     named = {name: value for name, value in asked.items() if value is not KEEP}
-    _checked(handle, check_none, named.get("admission"), "admission")
-    if "expiry" in named:
-        expiry: Expiry | None = _checked(handle, check_expiry, named["expiry"])
-        change["expiry"] = None if expiry is None else expiry.options()
+    for name, check in (("admission", check_admission), ("expiry", check_expiry)):
+        if name in named:
+            setting: Admission | Expiry | None = _checked(handle, check, named[name])
+            change[name] = None if setting is None else setting.options()
     if "learning_rate" in named:
         rate = _checked(handle, at_least_zero, named["learning_rate"], "learning_rate")
         change["learning_rate"] = rate
@@ -166,12 +179,13 @@ class SettingsOfTable(TableFace):
         dram: int | str | Keep | None = KEEP,
         nvme: int | str | Keep | None = KEEP,
         expiry: Expiry | Keep | None = KEEP,
-        admission: Keep | None = KEEP,
+        admission: Admission | Keep | None = KEEP,
         timeout: float | None = None,
     ) -> Run[None]:
         """Changes live settings; what is not named stays, None lifts a byte cap and ends an expiry.
 
-        `admission` takes None alone in this version.
+        `admission` holds for reads from now on: rows that are there stay, and so do counts, except
+        that None lets all keys in and forgets them.
         """
         asked: dict[str, object] = {"expiry": expiry, "admission": admission}
         asked |= {"learning_rate": learning_rate, "dram": dram, "nvme": nvme}

@@ -11,6 +11,8 @@ from hybridps.errors import BadInputError
 from hybridps.verbs.names import camel_case, snake_case
 
 _GRADIENT_OPTIONS = ("weight_decay", "clip_value", "clip_norm")
+# The schema's word for no admission.
+_ALL = "all"
 
 
 def spec_json(reader: Any, side: str = "server") -> str:
@@ -28,6 +30,7 @@ def spec_json(reader: Any, side: str = "server") -> str:
         "gradients": gradients,
         "initializer": _union(reader.initializer, "initializer", side),
         "seed": reader.seed,
+        "admission": read_admission(reader.admission, side),
         "dtype": reader.dtype,
         "dram": reader.dram or None,
         "nvme": reader.nvme or None,
@@ -48,8 +51,21 @@ def fill_spec(builder: Any, stored: str) -> None:
         setattr(optimizer, camel_case(name), value)
     _fill_union(optimizer, spec["optimizer"])
     _fill_union(builder.init("initializer"), spec["initializer"])
+    if spec.get("admission") is not None:
+        fill_admission(builder.init("admission"), spec["admission"])
     if "expiry" in spec:
         fill_expiry(builder.init("expiry"), spec["expiry"])
+
+
+def read_admission(reader: Any, side: str = "server") -> dict[str, Any] | None:
+    """The engine's form of an `Admission` of the schema; None: all keys."""
+    admission = _union(reader, "admission", side)
+    return None if admission["kind"] == _ALL else admission
+
+
+def fill_admission(builder: Any, admission: dict[str, Any] | None) -> None:
+    """The inverse."""
+    _fill_union(builder, admission or {"kind": _ALL})
 
 
 def read_expiry(reader: Any, side: str = "server") -> dict[str, Any]:

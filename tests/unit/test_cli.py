@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import hybridps as hps
 from hybridps import cli, connect
 from hybridps._core import Store
 
@@ -94,6 +95,29 @@ def test_rows_of_a_table_expire(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *create, "--expire-after", "soon")
     assert code == 2
     assert "age is 'soon'" in err
+
+
+@pytest.mark.usefixtures("url")
+def test_an_admission_is_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    for n, (word, rule) in enumerate(
+        [
+            ("min_count:3", hps.MinCount(3)),
+            ("min_count:3:5000", hps.MinCount(3, 5000)),
+            ("probability:0.25", hps.Probability(0.25)),
+        ]
+    ):
+        create = ["table", "create", f"t{n}", "--dim", "4", "--admission", word]
+        code, spec, _ = run(capsys, *create)
+        assert (code, spec["admission"]) == (0, rule.options())
+    for word in ("3", "min_count", "min_count:x", "min_count:3:4:5", "often:3", "probability:0.1:"):
+        create = ["table", "create", "bad", "--dim", "4", "--admission", word]
+        code, _, err = run(capsys, *create)
+        assert (code, json.loads(err)["error"]) == (2, "BadInputError")
+        assert "give min_count:N or probability:P" in json.loads(err)["message"]
+    _, _, err = run(capsys, "table", "create", "bad", "--dim", "4", "--admission", "min_count:0")
+    assert json.loads(err)["message"] == "n is 0; give 1 to 65536"
+    planned = run(capsys, "plan", "--rows", "10", "--dim", "4", "--admission", "min_count:2")[1]
+    assert planned["candidates_bytes"] > 40_000_000
 
 
 @pytest.mark.usefixtures("url")

@@ -33,6 +33,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "frames.txt"
 TABLE = 1
 KEYS = np.array([7, 2**64 - 1], np.uint64)
 ROWS = np.array([[1, -2], [0.5, 4]], np.float32)
+ADMITTING = hps.TableSpec("some", 2, hps.SGD(0.5), admission=hps.MinCount(3, 1000))
 SPEC = hps.TableSpec("item", 2, hps.SGD(0.5), hps.Constant(0.25), seed=2**64 - 1, dram="2MiB")
 RICH = hps.TableSpec("rich", 2, hps.Adam(0.5, clip_norm=2.0), hps.Normal(std=0.5), nvme="1GiB")
 INFO = ServerInfo(
@@ -93,6 +94,9 @@ ASKED: list[tuple[Call[Any], Any]] = [
     (verbs.StatisticsOf(TABLE, KEYS), TOLD),
     (verbs.ImportRows([(TABLE, KEYS, WHOLE)]), None),
     (verbs.ExportRows(TABLE, 0, 2**36, True, 1 << 20), WholePage(KEYS, WHOLE, 2**36)),
+    (verbs.CreateTable(ADMITTING.to_json()), Opened(4, ADMITTING.to_json(), [])),
+    (verbs.Alter(TABLE, {"admission": hps.Probability(0.25).options()}), None),
+    (verbs.Alter(TABLE, {"admission": None}), None),
 ]
 
 

@@ -81,9 +81,48 @@ def test_bad_specs_are_named(change: dict[str, Any], named: str) -> None:
         spec(**change)
 
 
+def test_admissions_survive_json_and_the_engine() -> None:
+    for admission in (
+        None, hps.MinCount(3), hps.MinCount(1, 1), hps.MinCount(n=65536, capacity=1000),
+        hps.Probability(0.1), hps.Probability(p=1, capacity=5), hps.Probability(1 / 4096, 1000),
+    ):  # fmt: skip
+        made = spec(admission=admission)
+        _core.check_spec(made.to_json())
+        assert hps.TableSpec.from_json(made.to_json()) == made
+        assert hash(made) == hash(hps.TableSpec.from_json(made.to_json()))
+    assert hps.MinCount(3) == hps.MinCount(np.int32(3), capacity=10_000_000)
+    assert "admission" not in json.loads(spec().to_json()), "as stores of before have it"
+
+
+def test_both_sides_bound_the_capacity_alike() -> None:
+    """The largest is taken by both, one more by neither."""
+    for admission in (hps.MinCount(2, 1), hps.MinCount(65536, 1), hps.Probability(0.1, 1)):
+        with pytest.raises(hps.BadInputError, match=r"capacity is .*; give 1 to") as raised:
+            dataclasses.replace(admission, capacity=2**60)
+        most = int(str(raised.value).split(" to ")[1].split(",")[0])
+        largest = spec(admission=dataclasses.replace(admission, capacity=most))
+        _core.check_spec(largest.to_json())
+        beyond = largest.to_json().replace(f'"capacity": {most}', f'"capacity": {most + 1}')
+        with pytest.raises(hps.BadInputError, match=f"capacity is {most + 1}; give 1 to {most} "):
+            _core.check_spec(beyond)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
+        (lambda: hps.MinCount(0), "n is 0; give 1 to 65536"),
+        (lambda: hps.MinCount(65537), "n is 65537; give 1 to 65536"),
+        (lambda: hps.MinCount(2.5), "n is 2.5"),
+        (lambda: hps.MinCount(True), "n is True"),
+        (lambda: hps.MinCount(2, 0), "capacity is 0; give 1 to"),
+        (lambda: hps.MinCount(65536), "capacity is 10000000; give 1 to 2682880"),
+        (lambda: hps.MinCount(2, capacity="10M"), "capacity is '10M'"),
+        (lambda: hps.Probability(0), "p is 0; give a number of 1/4096 to 1"),
+        (lambda: hps.Probability(1.5), "p is 1.5"),
+        (lambda: hps.Probability(float("nan")), "p is nan"),
+        (lambda: hps.Probability("0.5"), "p is '0.5'"),
+        (lambda: hps.Probability(True), "p is True"),
+        (lambda: hps.Probability(0.0003), "capacity is 10000000; give 1 to"),
         (lambda: hps.SGD(-1), "learning_rate"),
         (lambda: hps.SGD(float("nan")), "learning_rate"),
         (lambda: hps.SGD("fast"), "learning_rate"),
