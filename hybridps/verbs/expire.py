@@ -93,7 +93,8 @@ class ExpireOfTable(TableFace):
         """Removes the rows that are due by the table's expiry, and returns how many there were.
 
         A key that is read for training, pushed or assigned before its row goes keeps it. Walks the
-        whole table: a row on NVMe costs a read, and none moves. 0 in a table without an expiry.
+        whole table: a row on NVMe costs a read, and none moves. While a checkpoint copies the table
+        its due rows on NVMe stay, for a later walk. 0 in a table without an expiry.
 
         Args:    now: Unix seconds to reckon `After` with, on all servers; None: each one's own
                       clock, on which no jump of the date makes rows old at once.

@@ -34,7 +34,7 @@ def test_inspect(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = ["--url", f"local:{store}"]
     code, told, _ = run(capsys, "inspect", "item", "3", *url)
     assert (code, told["key"], told["norm"], told["tier"]) == (0, 3, 5.0, "nvme")
-    assert (told["frequency"], told["last_seen"], told["age_s"]) == (0, 0, None)
+    assert (told["frequency"], told["age_s"] < 600) == (0, True), "an assignment stamps a row"
     assert told["place"] > 0
     assert run(capsys, "inspect", "item", "-1", *url)[1]["key"] == 2**64 - 1
     told = run(capsys, "inspect", "item", "shoe", *url)[1]
@@ -44,7 +44,8 @@ def test_inspect(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "inspect", "item", "0x3", *url)[1]["norm"] == 5.0
     assert cli.main(["inspect", "item", "3", *url]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert (shown["tier"], shown["last_seen"], shown["dirty"]) == ("nvme", "never", "no")
+    assert (shown["tier"], shown["dirty"]) == ("nvme", "no")
+    assert shown["last_seen"] != "never"
     assert cli.main(["inspect", "item", "4", *url]) == 0
     assert capsys.readouterr().out == "key 4 has no row in table item\n"
     assert run(capsys, "inspect", "absent", "4", *url)[0] == 3

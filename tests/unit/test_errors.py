@@ -42,6 +42,6 @@ def test_unknown_reasons_stay_whole(reason: str) -> None:
 
 
 def test_names_of_later_stages_are_absent() -> None:
-    for name in ("MinCount", "After", "BelowNorm", "Checkpoint"):
+    for name in ("NearCache", "Replica"):
         assert not hasattr(hps, name)
     assert set(hps.__all__) <= set(dir(hps))

@@ -23,6 +23,8 @@ impl Scratch {
     fn within(parent: &Path) -> Self {
         let name = format!("hybridps-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
         let path = parent.join(name);
+        // A run that was killed left its own, and the system gives its number again.
+        let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).expect("the directory of temporary files is writable");
         Self(path)
     }

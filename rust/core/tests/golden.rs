@@ -6,7 +6,9 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test stops at what it did not expect")]
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hybridps_core::{
     Durability, ErrorKind, GradientBatch, Initializer, Optimizer, Push, PushOutcome, Store,
@@ -111,15 +113,38 @@ fn a_golden_store_is_read_back() {
     }
 }
 
+/// Seconds since 1970.
+fn today() -> u32 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u32::try_from(since.as_secs()).unwrap()
+}
+
+/// Rows were not stamped by pushes when the golden log was written, and no two days stamp alike. A
+/// word that was 0 and is of this run may be a stamp: the record's checksum lies 8 bytes behind.
+fn forget_stamps(now: &mut [u32], then: &[u32], run: &RangeInclusive<u32>) -> usize {
+    let is_stamp = |n: &usize| then[*n] == 0 && run.contains(&now[*n]);
+    let stamps: Vec<usize> = (0..now.len() - 2).filter(is_stamp).collect();
+    for &n in &stamps {
+        (now[n], now[n + 2]) = (then[n], then[n + 2]);
+    }
+    stamps.len()
+}
+
 #[test]
 fn this_build_writes_the_golden_log() {
     let (again, image) = (Scratch::new("golden"), Scratch::new("golden"));
+    let start = today();
     write(again.path(), image.path());
-    let read = |path: &Path| std::fs::read(path.join("rows.log")).unwrap();
-    let (now, then) = (read(image.path()), read(&golden()));
+    let run = start..=today();
+    let read = |path: &Path| -> Vec<u32> {
+        let bytes = std::fs::read(path.join("rows.log")).unwrap();
+        bytes.chunks_exact(4).map(|four| u32::from_le_bytes(four.try_into().unwrap())).collect()
+    };
+    let (mut now, then) = (read(image.path()), read(&golden()));
     assert_eq!(now.len(), then.len());
+    assert_eq!(forget_stamps(&mut now, &then, &run), 63, "one a record");
     let differs = now.iter().zip(&then).position(|(now, then)| now != then);
-    assert_eq!(differs, None, "the first byte that differs; see docs/format.md");
+    assert_eq!(differs, None, "the first word that differs; see docs/format.md");
 }
 
 fn refused(path: &Path, file: &str) {

@@ -143,6 +143,11 @@ impl State {
         part.index.len() as u64
     }
 
+    /// Whether a checkpoint has rows of `table` kept before they are changed.
+    pub(crate) fn is_keeping(&self, table: TableId) -> bool {
+        self.parts.get(&table).is_some_and(|part| part.keeper.is_some())
+    }
+
     /// No rows are kept any more.
     pub(crate) fn end_keeping(&mut self) {
         self.parts.values_mut().for_each(|part| part.keeper = None);

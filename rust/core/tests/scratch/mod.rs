@@ -11,6 +11,8 @@ impl Scratch {
     pub fn new(name: &str) -> Self {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("hps-{name}-{}-{n}", std::process::id()));
+        // A run that was killed left its own, and the system gives its number again.
+        drop(std::fs::remove_dir_all(&path));
         Self(path)
     }
 

@@ -131,6 +131,8 @@ impl Engine {
                         sentenced.push((item, Location::dram(at)));
                     }
                 }
+                // What it was would have to be read for the checkpoint: the next walk finds it.
+                Found::Nvme(_) if state.is_keeping(table.id) => {}
                 Found::Nvme(place) => sentenced.push((item, Location::nvme(place))),
                 Found::Absent => moved += 1,
             }
