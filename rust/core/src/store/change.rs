@@ -362,6 +362,8 @@ impl<'a> Work<'a> {
         let part = state.part(&self.engine.tier, table);
         let (header, numbers) = part.pool.row_mut(at);
         header.frequency = occurrences;
+        // Also where it refuses the change: the entry has made it, and may be all that knows of it.
+        header.state.make_dirty(Some(self.turn.generation));
         table.initial_row(item.key, numbers);
         self.effect.created += 1;
         Ok(at)

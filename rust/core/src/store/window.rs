@@ -215,7 +215,7 @@ impl Window {
             let start = piece.first_float + (at as usize - piece.first_change) * width;
             let floats = || &self.floats[start..start + width];
             let (table, sequence) = (&*self.table, piece.sequence);
-            let mut last = change;
+            let (mut last, before) = (change, row.sequence);
             match piece.action {
                 Action::Gradients(rate) => {
                     row.step(table, sequence, rate, floats(), numbers, scratch);
@@ -238,7 +238,9 @@ impl Window {
                 }
                 Action::Remove(_) => {}
             }
-            if row.is_changed && !matches!(piece.action, Action::Whole(_)) {
+            // A row that was made for a change which it refused has not been seen.
+            let is_changed = row.sequence == sequence && before < sequence;
+            if is_changed && !matches!(piece.action, Action::Whole(_)) {
                 row.last_seen = self.seen;
             }
             at = last.next;

@@ -161,11 +161,24 @@ fn bits(store: &Store, table: TableId) -> (Vec<u32>, Vec<u8>) {
 }
 
 /// Of all keys, where no read counts: those are not journaled.
-fn statistics(store: &Store, table: TableId, calls: &[Call]) -> Option<(Vec<u32>, Vec<u32>)> {
+fn statistics(store: &Store, table: TableId, calls: &[Call]) -> Told {
     let counts = calls.iter().any(|call| matches!(call, Call::Insert(_)));
     let keys: Vec<u64> = (0..KEYS).collect();
     let told = (!counts).then(|| store.statistics(table, &keys).unwrap());
     told.map(|told| (told.frequencies, told.last_seen))
+}
+
+type Told = Option<(Vec<u32>, Vec<u32>)>;
+
+/// Equal, but that a replay stamps rows with its own moment.
+fn are_alike(one: &Told, other: &Told) -> bool {
+    match (one, other) {
+        (Some((frequencies, seen)), Some((others, later))) => {
+            let near = |(a, b): (&u32, &u32)| a.abs_diff(*b) < 600;
+            frequencies == others && seen.iter().zip(later).all(near)
+        }
+        (one, other) => one == other,
+    }
 }
 
 /// What the removals among `calls` are told when they come again.
@@ -203,7 +216,8 @@ proptest! {
             let store = open_within(image.path(), bytes, u64::MAX).unwrap();
             // What a repeated removal is told: also where the log is ahead of the journal.
             let told = removals(&store, table, &calls);
-            prop_assert_eq!(&statistics(&store, table, &calls), &known, "of {} bytes", bytes);
+            let counted = statistics(&store, table, &calls);
+            prop_assert!(are_alike(&counted, &known), "of {} bytes", bytes);
             prop_assert_eq!(&told, &removed, "windows of {} bytes", bytes);
             prop_assert_eq!(&bits(&store, table), &expected, "windows of {} bytes", bytes);
         }
