@@ -247,8 +247,8 @@ class HotCall:
         the interpreter lock.
         """
 
-def apply_together(calls: Sequence[HotCall], round: int) -> list[Buffer]:
-    """Sums the gradients of the held pushes of a round in the order given and applies them once;
+def apply_together(calls: Sequence[HotCall], number: int) -> list[Buffer]:
+    """Sums the gradients of the held pushes of round `number` in the order given and applies them once;
     their Return frames. A failure is that of all, and has changed nothing.
     """
 

@@ -215,11 +215,8 @@ class Rounds(Generic[T]):
         return bool(tables) and all(step <= self._steps.get(t, step - 1) for t in tables)
 
     def _withdrawn(self, rank: int) -> list[T]:
-        gone = []
-        for round_ in list(self._open.values()):
-            if rank in round_.brought:
-                gone.append(self._take_back(round_, rank))
-        return gone
+        open_ = [round_ for round_ in self._open.values() if rank in round_.brought]
+        return [self._take_back(round_, rank) for round_ in open_]
 
     def _take_back(self, round_: _Round[T], rank: int) -> T:
         brought = round_.brought.pop(rank)

@@ -53,7 +53,7 @@ def test_settings_that_make_no_worker(settings: Any, match: str) -> None:
 
 
 def test_a_store_in_this_process_has_no_workers(tmp_path: Any) -> None:
-    with pytest.raises(hps.ConfigError, match="sync.*belongs to servers"):
+    with pytest.raises(hps.ConfigError, match=r"sync.*belongs to servers"):
         hps.connect(f"local:{tmp_path}", mode="sync", workers=2, rank=0)
     assert not list(tmp_path.iterdir())
 

@@ -89,7 +89,7 @@ mod tests {
         let cases = [
             (Operation::Add, [3.0 + 5.0 + 2.0, -1.0 + 4.0 - 8.0]),
             (Operation::Sub, [3.0 - 5.0 - 2.0, -1.0 - 4.0 + 8.0]),
-            (Operation::Mul, [3.0 * 5.0 * 2.0, -1.0 * 4.0 * -8.0]),
+            (Operation::Mul, [3.0 * 5.0 * 2.0, 4.0 * 8.0]),
             (Operation::Div, [3.0 / 5.0 / 2.0, -1.0 / 4.0 / -8.0]),
             (Operation::Min, [2.0, -8.0]),
             (Operation::Max, [5.0, 4.0]),

@@ -90,11 +90,11 @@ impl Follower {
     }
 
     fn is(&self, rows: &BTreeMap<u64, Row>) -> bool {
-        let is_same = |(own, other): ((&u64, &(Vec<f32>, u32)), (&u64, &Row))| {
-            let bits = own.1 .0.iter().map(|x| x.to_bits());
-            own.0 == other.0 && bits.eq(other.1 .0.iter().copied()) && own.1 .1 == other.1 .2
-        };
-        self.rows.len() == rows.len() && self.rows.iter().zip(rows).all(is_same)
+        self.rows.len() == rows.len()
+            && self.rows.iter().zip(rows).all(|((key, (row, count)), (other, told))| {
+                let bits = row.iter().map(|x| x.to_bits());
+                key == other && bits.eq(told.0.iter().copied()) && *count == told.2
+            })
     }
 }
 

@@ -79,10 +79,10 @@ impl HotCall {
 pub(crate) fn apply_together(
     py: Python<'_>,
     calls: Vec<Py<HotCall>>,
-    round: u64,
+    number: u64,
 ) -> PyResult<Vec<Buffer>> {
     let calls: Vec<&Call> = calls.iter().map(|call| &call.get().0).collect();
-    let replies = py.detach(|| serve::apply_together(&calls, round));
+    let replies = py.detach(|| serve::apply_together(&calls, number));
     let replies = replies.map_err(|misuse| PyRuntimeError::new_err(misuse.0))?;
     Ok(replies.into_iter().map(Buffer::from).collect())
 }

@@ -15,6 +15,7 @@ use crate::receiver::Receiver;
 use crate::shared::Shared;
 
 /// Something that the owner must answer.
+#[allow(clippy::large_enum_variant, reason = "moved once, from where it is made to who answers")]
 pub enum Event {
     /// A login, which waits for `accept` or `reject`.
     Login {

@@ -49,7 +49,7 @@ impl Engine {
         self.checkpoint(true)?;
         let replaced = {
             let directory = self.define()?;
-            let manifest = successor(&*self.catalog.read(), tables)?;
+            let manifest = successor(&self.catalog.read(), tables)?;
             let mut replaced = Vec::new();
             self.publish(manifest, &directory, |catalog| {
                 replaced.extend(tables.iter().filter_map(|table| catalog.succeed(table)));

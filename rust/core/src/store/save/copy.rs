@@ -344,7 +344,7 @@ impl<'a> Copier<'a> {
 pub(super) fn slice_of(hash: u64, slices: usize) -> usize {
     // Below the bits of the bucket.
     let fingerprint = hash << 12 >> 32;
-    (fingerprint * slices as u64 >> 32) as usize
+    ((fingerprint * slices as u64) >> 32) as usize
 }
 
 /// Bytes a second.

@@ -280,13 +280,11 @@ fn who_sees_a_row_before_it_goes_keeps_it() {
     let engine = &store.engine;
     let table = engine.table(id).unwrap();
     let judgement = engine.judgement(&table, None).unwrap();
-    let mut number = 1;
-    for in_dram in [true, false] {
+    for (number, in_dram) in [(2, true), (3, false)] {
         let mut own = keys.iter().copied().filter(|&key| is_in_dram(&store, id, key) == in_dram);
         let own: Vec<u64> = own.by_ref().take(4).collect();
         let due: Vec<Due> = own.iter().map(|&key| due_now(&store, id, key)).collect();
         train(&store, id, DIM, &own[..1]);
-        number += 1;
         push(&store, Push { session: 1, number, step: None }, id, DIM, &own[1..2]);
         drop(read(&store, id, DIM, &own[2..3]));
         let removed: u64 = own
