@@ -248,8 +248,8 @@ class HotCall:
         """
 
 def apply_together(calls: Sequence[HotCall], number: int) -> list[Buffer]:
-    """Sums the gradients of the held pushes of round `number` in the order given and applies them once;
-    their Return frames. A failure is that of all, and has changed nothing.
+    """Sums the gradients of the held pushes of round `number`, in the order given, and applies them
+    once; their Return frames. A failure is that of all, and has changed nothing.
     """
 
 class Outlet:

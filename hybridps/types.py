@@ -190,11 +190,13 @@ class TableSpec:
             gradients = fields.pop("gradients", None)
             optimizer = optimizer_from(fields.pop("optimizer"), rate, gradients)
             initializer = initializer_from(fields.pop("initializer"))
-            settings = {
-                "admission": admission_from(fields.pop("admission", None)),
-                "expiry": expiry_from(fields.pop("expiry", None)),
-            }
-            return cls(optimizer=optimizer, initializer=initializer, **settings, **fields)
+            return cls(
+                optimizer=optimizer,
+                initializer=initializer,
+                admission=admission_from(fields.pop("admission", None)),
+                expiry=expiry_from(fields.pop("expiry", None)),
+                **fields,
+            )
         except (KeyError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
             raise BadInputError(f"table spec is not readable: {error!r}; use to_json") from None
 

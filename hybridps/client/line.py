@@ -154,7 +154,7 @@ class Line:
         """A socket is connected: says hello."""
         who = self._identity
         self.wire = _core.ClientConnection(dtype=who.wire_dtype)
-        place = who.worker and who.worker.place
+        place = None if who.worker is None else who.worker.place
         self._hello, data = self.wire.start(who.session, who.client_id, who.token, place)
         self._put(data, None)
         self._silent_since_s, self._probed_s = now_s, None

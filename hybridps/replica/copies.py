@@ -73,7 +73,7 @@ class Copies:
         for start in range(0, len(unique), _ASKED_KEYS):
             part = unique[start : start + _ASKED_KEYS]
             ((_, found),) = self._store.lookup([(table, part)], True)
-            lacking.append(part[~found])
+            lacking.append(part if found is None else part[~found])
         return np.concatenate(lacking)
 
     def _remove(self, table: int, keys: Keys) -> int:

@@ -1,7 +1,7 @@
 """A replica as a server takes it: settings to a follower, and a follower's life beside a store."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ class Replica:
         """Its name, if that one is."""
         return self._follower.arriving(table)
 
-    async def bring(self, asked: list[tuple[int, Keys]]) -> None:
+    async def bring(self, asked: Sequence[tuple[int, Keys]]) -> None:
         """Brings the rows of these keys, by table. Raises: UnavailableError if it cannot."""
         await self._follower.bring(asked)
 

@@ -262,7 +262,7 @@ def _open(config: ServerConfig) -> _core.Store:
         shard=config.shard[0],
         shards=config.shard[1],
         scrub_rate=config.scrub_rate_bytes,
-        cold=config.cold and (str(config.cold), config.cold_cap_bytes or 0),
+        cold=None if config.cold is None else (str(config.cold), config.cold_cap_bytes or 0),
     )
 
 

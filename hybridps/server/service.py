@@ -122,7 +122,7 @@ class Service:
             begin()
             return call.run(self._site)
 
-        value = None if self._replica is None else await self._replica.answer(call, self._site)
+        value: Any = None if self._replica is None else await self._replica.answer(call, self._site)
         if value is None:
             value = await self._workers.run(kind.LANE, work)
         if isinstance(call, Hello):

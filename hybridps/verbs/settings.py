@@ -34,7 +34,7 @@ class Keep:
 
 KEEP = Keep()
 
-Change = dict[str, float | int | dict[str, Any] | None]
+Change = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
