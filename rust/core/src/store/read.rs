@@ -238,6 +238,8 @@ impl Verb for Insert<'_, '_> {
     where
         Self: 'h;
 
+    const MAKES_ROWS: bool = true;
+
     fn hits(&mut self, batch: usize) -> Training<'_> {
         let InsertBatch { rows, counts, .. } = &mut self.batches[batch];
         Training { rows, counts, dim: self.dims[batch], now: self.now }

@@ -115,6 +115,8 @@ pub(super) trait Verb {
         record: &RecordView<'_>,
     ) -> Result<bool>;
 
+    /// True if keys without a row get one.
+    const MAKES_ROWS: bool = false;
     /// True for reads that no caller waits for.
     const IS_BACKGROUND: bool = false;
 }
@@ -253,7 +255,9 @@ impl Engine {
                 return self.check_not_replaced(walks, replacements);
             }
             let _memory = self.hold_for_window(walks, left)?;
-            self.tier.arena.prepare();
+            if V::MAKES_ROWS {
+                self.tier.arena.prepare();
+            }
             let mut next = position;
             verb.begin();
             // If the log was full: keys of these windows that were read by then are counted again.
@@ -317,6 +321,10 @@ impl Engine {
             if let Some(tally) = self.read_window(n, pass, verb, &mut misses)? {
                 tally.note(&walks[n].table, plan.items.len());
             }
+        }
+        if !misses.is_empty() {
+            // Rows that are read may be installed. Who finds all of them in DRAM touches nothing.
+            self.tier.arena.prepare();
         }
         self.fetch(&pin, &sources, &mut misses, &mut Fetching { engine: self, verb })
     }

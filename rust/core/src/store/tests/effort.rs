@@ -7,7 +7,7 @@ use super::{config, push, spec};
 use crate::effort;
 use crate::scratch::Scratch;
 use crate::spec::TableChange;
-use crate::store::{GradientBatch, InsertBatch, Store, StoreConfig};
+use crate::store::{GradientBatch, InsertBatch, LookupBatch, Store, StoreConfig};
 use crate::types::{Durability, TableId};
 
 /// Rows and entries that may be touched under one lock.
@@ -102,4 +102,28 @@ fn memory_is_touched_before_a_stripe_is_locked() {
     let arena = &store.engine.tier.arena;
     assert!(arena.pages_taken() > 20_000, "{} pages", arena.pages_taken());
     assert_eq!(arena.unprepared(), 0);
+}
+
+/// What others will take is not touched by who takes nothing: it would wait for the system.
+#[test]
+fn a_lookup_of_rows_in_dram_touches_no_memory_for_others() {
+    let scratch = Scratch::new();
+    let config = config(&scratch, Durability::None);
+    let (dram_bytes, nvme_bytes) = (256 << 20, 1 << 30);
+    let store = Store::open(StoreConfig { dram_bytes, nvme_bytes, ..config }).unwrap();
+    let table = store.create_table(&spec("read", 64)).unwrap().id;
+    let mut rows = vec![0.0; 64 * 8192];
+    let is_short = || store.engine.tier.arena.is_short();
+    let mut first = 0;
+    while !is_short() {
+        assert!(first < 196_608, "it never runs short");
+        let keys: Vec<u64> = (first..first + 8192).collect();
+        let batch = InsertBatch { table, keys: &keys, counts: &[], rows: &mut rows };
+        store.lookup_or_insert(&mut [batch]).unwrap();
+        first += 8192;
+    }
+    let rows = &mut rows[..64 * 100];
+    let keys: Vec<u64> = (0..100).collect();
+    store.lookup(&mut [LookupBatch { table, keys: &keys, rows, found: &mut [] }]).unwrap();
+    assert!(is_short(), "a lookup has paid for others");
 }
