@@ -123,6 +123,15 @@ impl Volume {
         self.work.notify_one();
     }
 
+    /// Ends the open segment of a stream if it began before the filling `incarnation`: compaction
+    /// has one of its own, begun at another time.
+    pub(super) fn seal_older(&self, stream: Stream, incarnation: u64) {
+        let mut current = self.streams[stream as usize].lock();
+        if current.as_ref().is_some_and(|segment| segment.incarnation < incarnation) {
+            self.seal(&mut current);
+        }
+    }
+
     fn has_freed(&self) -> bool {
         self.state.lock().roster.freed() > 0
     }

@@ -164,6 +164,21 @@ impl Log {
         self.nvme.append(stream, table, record, false, false)
     }
 
+    /// As `try_append` of a row, whose record at `twin` has the same sequence: the new one comes
+    /// into a segment that began no earlier, or a recovery from footers would take the older.
+    ///
+    /// # Errors
+    /// As `try_append`.
+    pub(crate) fn try_append_behind(
+        &self,
+        twin: Place,
+        table: TableId,
+        record: &Record<'_>,
+    ) -> Result<Place> {
+        self.nvme.seal_older(Stream::Rows, self.incarnation(twin));
+        self.try_append(Stream::Rows, table, record)
+    }
+
     /// Adds the mark of a removed key, while nothing can append the key (under the lock of the
     /// row). Its horizon is the newest segment: no older record of the key is in a later one.
     ///

@@ -136,7 +136,13 @@ pub(super) fn write_row(
         frequency: header.frequency,
         row: numbers,
     };
-    let place = tier.log.try_append(stream, table.id, &record)?;
+    let place = match (stream, header.state.place()) {
+        // Reads alone have made it newer than its record.
+        (Stream::Rows, Some(twin)) if !header.state.is_journaled() => {
+            tier.log.try_append_behind(twin, table.id, &record)?
+        }
+        _ => tier.log.try_append(stream, table.id, &record)?,
+    };
     if let Some(old) = header.state.place() {
         tier.log.release(old, table.floats);
     }

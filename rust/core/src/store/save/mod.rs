@@ -44,7 +44,7 @@ pub(super) struct Saving {
     waiting: Mutex<()>,
     has_room: Condvar,
     /// Held by training reads while they run, and alone while the moment passes the stripes.
-    training_reads: RwLock<()>,
+    pub(super) training_reads: RwLock<()>,
     /// The earliest date that a training read notes from now on: that of the opening, raised at
     /// each moment, so that whatever is counted behind it has a later date.
     date_min: AtomicU64,

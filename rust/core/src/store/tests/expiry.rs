@@ -181,8 +181,10 @@ impl Model {
         set_day(&self.store, self.day, 0);
     }
 
+    /// From the records alone: without its image the index is what they say.
     fn reopen(&mut self, config: impl Fn(&Scratch) -> StoreConfig) {
         self.store.close().unwrap();
+        std::fs::remove_file(self.scratch.path().join("index.image")).unwrap();
         self.store = Store::open(config(&self.scratch)).unwrap();
         set_day(&self.store, self.day, 0);
         self.check();
@@ -256,6 +258,11 @@ fn what_a_replay_changes_is_seen_at_the_opening() {
     let store = open(&scratch, Durability::Process);
     let table = store.create_table(&after("t", MONTH)).unwrap().id;
     push(&store, Push { session: 1, number: 1, step: None }, table, DIM, &[1, 2]);
+    // Their records are old by now, and only the journal knows that they were seen.
+    store.engine.checkpoint(true).unwrap();
+    set_day(&store, 20, 0);
+    push(&store, Push { session: 1, number: 2, step: None }, table, DIM, &[1, 2]);
+    store.engine.save_expiry().unwrap();
     let left = copy(scratch.path());
     let again = open(&left, Durability::Process);
     let now = again.engine.clock.reckoned();
@@ -433,6 +440,8 @@ fn rows_go_so_many_steps_after_their_last_push() {
                     store = open(&scratch, durability);
                 }
                 25 if durability == Durability::None => store.flush().unwrap(),
+                // The file has what the journal has, too: no step counts twice.
+                28 => store.flush().unwrap(),
                 30 if durability != Durability::None => {
                     scratch = copy(scratch.path());
                     store = open(&scratch, durability);

@@ -229,3 +229,36 @@ fn checkpoints_and_restores_outlive_any_power_cut() {
     }
     drop(run.scratch);
 }
+
+/// A training read is before a moment or behind it, as a whole. Each waits for the other here, for
+/// as long as it is held: only one that does not wait at all would fail the test.
+#[test]
+fn a_moment_and_a_training_read_wait_for_each_other() {
+    const WHILE: std::time::Duration = std::time::Duration::from_millis(200);
+    let scratch = Scratch::in_memory();
+    let mut script = Script { store: open(&scratch.path().join("store")), pushes: 0 };
+    script.train(0);
+    let script = &script;
+    let engine = script.store.engine.clone();
+    let path = scratch.path().join("saved");
+    std::thread::scope(|scope| {
+        let read = engine.saving.training_read();
+        let last = engine.sequencer.lock().last;
+        let saved = scope.spawn(|| script.save(&path));
+        std::thread::sleep(WHILE);
+        assert_eq!(engine.sequencer.lock().last, last, "a moment was taken within a read");
+        drop(read);
+        saved.join().unwrap();
+        let rest = engine.saving.training_reads.write();
+        let table = script.store.table("a").unwrap().id;
+        let read = scope.spawn(move || {
+            let mut rows = [0.0; DIM];
+            let batch = InsertBatch { table, keys: &[1], counts: &[], rows: &mut rows };
+            script.store.lookup_or_insert(&mut [batch])
+        });
+        std::thread::sleep(WHILE);
+        assert!(!read.is_finished(), "it was read within a moment");
+        drop(rest);
+        read.join().unwrap().unwrap();
+    });
+}
